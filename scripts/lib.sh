@@ -1,0 +1,160 @@
+# shellcheck shell=bash
+# The set-up that scripts/test and scripts/demo share, from a fresh Debian 12 to a built wheel and
+# an ordinary user. To be sourced. Everything it makes is in $CACHE, keyed by what went into it:
+#
+#   venv-<hash of pyproject.toml>     the dependencies, tests' ones included
+#   wheel-<hash of the sources>/      this project, built as anyone would
+#   stock-<hash of wireguard-go/>/    upstream's wireguard-go, unpatched: the tests' far end
+
+# shellcheck disable=SC2034 # USER_OF_TESTS is for those who source this
+readonly USER_OF_TESTS=wg4netnsd-test
+readonly CACHE=/var/cache/wg4netnsd-test
+readonly PYTHON=/usr/bin/python3 # Debian's: systemd-python and python3-venv belong to it
+
+# What a wheel is built from and runs on …
+readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-config python3
+    python3-dev python3-venv)
+readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
+# … and the independent programs the suite meets it with.
+readonly TEST_PACKAGES=(busybox-static conmon crun iperf3 iputils-ping libglib2.0-bin podman
+    uidmap wireguard-tools)
+
+say() { echo "${0##*/}: $*" >&2; }
+
+become_root() { # COMMAND…: replaces this process, unless it is root's already
+    ((EUID != 0)) || return 0
+    if [[ -n $(type -P sudo) ]]; then
+        say "the stage needs root (namespaces, packages, an ordinary user); asking sudo"
+        exec sudo -- "$@"
+    fi
+    say "the stage needs root, and there is no sudo here. As root, run:"
+    printf ' %q' "$@" >&2
+    echo >&2
+    exit 1
+}
+
+install_packages() { # PACKAGE…: those that are missing, after saying so
+    local missing=() package
+    for package; do
+        dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null |
+            grep -qx installed || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    say "installing from the distribution: ${missing[*]}"
+    apt-get update -qq </dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
+        "${missing[@]}" </dev/null >/dev/null
+}
+
+make_user() { # NAME: an ordinary one, with subordinate ids for rootless containers
+    if ! id "$1" >/dev/null 2>&1; then
+        say "adding the user $1, whose suite and daemon these will be"
+        useradd --home-dir "$CACHE/home" --no-create-home --shell /bin/bash "$1"
+    fi
+    grep -q "^$1:" /etc/subuid || usermod --add-subuids 300000-365535 "$1"
+    grep -q "^$1:" /etc/subgid || usermod --add-subgids 300000-365535 "$1"
+    mkdir -p "$CACHE"
+    chown "$1:" "$CACHE"
+}
+
+as_user() { # COMMAND…: in this environment (proxies, certificates, mirrors), with a home of its own
+    setpriv --reuid "$USER_OF_TESTS" --regid "$USER_OF_TESTS" --init-groups \
+        env --unset=XDG_RUNTIME_DIR --unset=XDG_CACHE_HOME --unset=XDG_CONFIG_HOME \
+        HOME="$CACHE" USER="$USER_OF_TESTS" LOGNAME="$USER_OF_TESTS" "$@" </dev/null
+}
+
+copy_checkout() { # FROM TO: what git tracks or would
+    mkdir -p "$2"
+    git -c safe.directory='*' -C "$1" ls-files -z --cached --others --exclude-standard |
+        tar --create --directory="$1" --null --files-from=- --ignore-failed-read 2>/dev/null |
+        tar --extract --directory="$2" --no-same-owner
+}
+
+hash_of() { # DIRECTORY PATH…: of names and contents
+    (
+        cd "$1" && shift
+        find "$@" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+    ) | sha256sum | cut -c-16
+}
+
+once() { # DIRECTORY COMMAND…: has the command make it, unless that was done; forgets old ones
+    local directory=$1
+    shift
+    if [[ ! -e $directory/.done ]]; then
+        rm -rf "$directory"
+        "$@" "$directory"
+        find "$CACHE" -mindepth 1 -maxdepth 1 -name "$(basename "${directory%-*}")-*" \
+            -mmin +1440 -exec rm -rf {} +
+    fi
+    touch "$directory" "$directory/.done"
+}
+
+requirements() { # PYPROJECT: its dependencies, and those of its tests
+    "$PYTHON" - "$1" <<'PY'
+import sys, tomllib
+
+with open(sys.argv[1], "rb") as file:
+    pyproject = tomllib.load(file)
+project = pyproject["project"]
+groups = pyproject.get("dependency-groups", {}) | project.get("optional-dependencies", {})
+print(*project.get("dependencies", []), *groups.get("test", []), sep="\n")
+PY
+}
+
+make_venv() { # SOURCE DIRECTORY
+    say "installing from PyPI: $(requirements "$1/pyproject.toml" | paste -sd, | sed 's/,/, /g')"
+    as_user "$PYTHON" -m venv "$2"
+    requirements "$1/pyproject.toml" >"$2/requirements.txt"
+    as_user "$2/bin/pip" install --quiet --use-pep517 --requirement "$2/requirements.txt"
+}
+
+make_wheel() { # SOURCE VENV DIRECTORY
+    say "building the wheel"
+    as_user "$2/bin/pip" wheel --quiet --no-deps --wheel-dir "$3" "$1"
+}
+
+make_stock() { # SOURCE VENV DIRECTORY
+    say "building upstream's wireguard-go, the far end"
+    as_user mkdir "$3"
+    (cd "$1" && as_user "$2/bin/python" build.py --stock --output "$3/wireguard-go")
+    download_go_modules "$1" "$2"
+}
+
+download_go_modules() { # SOURCE VENV: also those that only upstream's own tests need
+    local tree=$CACHE/go-modules
+    rm -rf "$tree"
+    (cd "$1" && as_user "$2/bin/python" build.py --stock --source "$tree")
+    (cd "$tree" && as_user env PATH="$PATH:$CACHE/build/go/bin" go mod download)
+    rm -rf "$tree"
+}
+
+make_all() { # CHECKOUT: sets $venv, $wheel and $stock
+    local source=$CACHE/source directory
+    exec {lock}>"$CACHE/.lock"
+    flock "$lock"
+    rm -rf "$source"
+    copy_checkout "$1" "$source"
+    ln -s "$CACHE/build" "$source/build" # where build.py keeps a Go, if it has to fetch one
+    mkdir -p "$CACHE/build"
+    chown -R "$USER_OF_TESTS:" "$source" "$CACHE/build"
+
+    venv=$CACHE/venv-$(hash_of "$source" pyproject.toml)
+    once "$venv" make_venv "$source"
+    stock=$CACHE/stock-$(hash_of "$source" build.py wireguard-go)
+    once "$stock" make_stock "$source" "$venv"
+    stock+=/wireguard-go
+    rm -rf "$source"/{tests,scripts,.ci} # no part of a wheel
+    directory=$CACHE/wheel-$(hash_of "$source" .)
+    once "$directory" make_wheel "$source" "$venv"
+    wheel=$(echo "$directory"/*.whl)
+    exec {lock}>&-
+}
+
+install_wheel() { # WHEEL VENV DIRECTORY: a fresh environment, with the venv's packages beneath
+    local site
+    "$PYTHON" -m venv --without-pip "$3"
+    site=$(echo "$2"/lib/python3*/site-packages)
+    echo "$site" >"${site/"$2"/"$3"}/dependencies.pth"
+    "$2/bin/python" -m pip --python "$3/bin/python" install --quiet --no-deps --no-index \
+        --root-user-action=ignore "$1"
+}

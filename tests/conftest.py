@@ -1,0 +1,95 @@
+"""The fixtures. `scripts/test` builds the stage they stand on: tests/stage/world draws it."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from support import stage as stages
+from support.bus import Bus, Client
+from support.daemon import Daemon
+from support.namespaces import Namespace
+from support.processes import of_program, wait_for
+from support.stage import Stage
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.geteuid() == 0:
+        pytest.exit(
+            "the suite tests what an ordinary user can do and does not run as root: "
+            "scripts/test makes such a user and runs it as that",
+            returncode=3,
+        )
+
+
+@pytest.fixture(scope="session")
+def stage() -> Stage:
+    """The far end, identities to reach it with, and the other buses."""
+    found = stages.read()
+    if found is None:
+        pytest.skip("needs the stage: run it by scripts/test")
+    return found
+
+
+@pytest.fixture
+def namespace() -> Iterator[Callable[..., Namespace]]:
+    """Makes network namespaces: namespace(), namespace(nested=True)."""
+    with ExitStack() as made:
+        yield lambda nested=False: made.enter_context(Namespace(nested))
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """A short path, as a socket's may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="wg-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def bus(directory: Path) -> Iterator[Bus]:
+    """A session bus without systemd."""
+    started = Bus(directory)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def client(bus: Bus) -> Iterator[Client]:
+    """A connection to the bus, new for each test."""
+    with Client(bus.address) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def running_daemon(bus: Bus, directory: Path) -> Iterator[Daemon]:
+    """One daemon for a module's tests; tests ask for `daemon`."""
+    started = Daemon(bus, directory)
+    yield started
+    started.stop()
+    wait_for(lambda: not of_program("wireguard-go"), "no engine outlives its daemon")
+
+
+@pytest.fixture
+def daemon(running_daemon: Daemon) -> Iterator[Daemon]:
+    """The daemon. Whatever the test does with it, it must be back to idle afterwards."""
+    yield running_daemon
+    running_daemon.assert_idle()
+
+
+@pytest.fixture
+def start_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons of the test's own, each on its own bus: start_daemon(*arguments, **env)."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **environment: str) -> Daemon:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-")))
+            own_bus = Bus(path)
+            stack.callback(own_bus.close)
+            started = Daemon(own_bus, path, *arguments, **environment)
+            stack.callback(started.stop_if_running)
+            return started
+
+        yield start

@@ -1,0 +1,84 @@
+"""Imports point only one way: a module imports those above it in this table, and no others."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "wg4netnsd"
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "names": set(),
+    "errors": {"names"},
+    "agent": set(),  # what runs inside a caller's namespace has nothing of ours
+    "systemd": set(),
+    "backoff": set(),
+    "blocking": {"errors"},
+    "contract": set(),
+    "config": {"errors"},
+    "lifetime": {"blocking", "errors"},
+    "uapi": {"config", "errors"},
+    "engine": {"errors", "uapi"},
+    "netns": {"agent", "blocking", "errors"},
+    "resolve": {"blocking", "config", "errors"},
+    "configfile": {"blocking", "config", "errors", "netns"},
+    "tunnel": {
+        "agent", "backoff", "blocking", "config", "engine", "errors", "lifetime", "netns",
+        "resolve", "uapi",
+    },
+    "manager": {"agent", "errors", "netns", "tunnel"},
+    "bus": {"blocking", "errors"},
+    "objects": {"bus", "contract", "errors"},
+    "options": {"bus", "config", "errors", "lifetime", "names"},
+    "service": {
+        "agent", "bus", "config", "configfile", "engine", "errors", "lifetime", "manager",
+        "names", "netns", "objects", "options", "tunnel", "uapi",
+    },
+    "setup": {"contract", "errors", "names"},
+    "ctl": {"errors", "names", "setup"},
+    "daemon": {"agent", "bus", "engine", "service", "systemd"},
+    "__main__": {"daemon"},
+    "__init__": set(),
+}  # fmt: skip
+
+ONLY_IN = {"dbus_next": {"bus"}, "pyroute2": {"agent"}, "systemd": {"systemd"}}
+"""Third parties' packages that have one door."""
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """The names of our modules and of other top-level packages that a file imports."""
+    ours: set[str] = set()
+    others: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "wg4netnsd":
+            ours |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("wg4netnsd."):
+            ours.add(str(node.module).removeprefix("wg4netnsd."))
+        elif isinstance(node, ast.ImportFrom):
+            others.add(str(node.module).partition(".")[0])
+    return ours, others
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == MAY_IMPORT.keys()
+
+
+def test_the_table_has_no_cycle() -> None:
+    placed: set[str] = set()
+    while len(placed) < len(MAY_IMPORT):
+        free = {m for m, needed in MAY_IMPORT.items() if m not in placed and needed <= placed}
+        assert free, f"a cycle among {MAY_IMPORT.keys() - placed}"
+        placed |= free
+
+
+def test_modules_import_what_they_may() -> None:
+    for path in PACKAGE.glob("*.py"):
+        ours, others = imports(path)
+        assert ours <= MAY_IMPORT[path.stem], path.stem
+        for package, doors in ONLY_IN.items():
+            assert package not in others or path.stem in doors, f"{path.stem} imports {package}"
+
+
+def test_no_file_holds_two_ideas() -> None:
+    for path in PACKAGE.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path.name

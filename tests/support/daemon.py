@@ -1,0 +1,141 @@
+"""wg4netnsd as a process of the test's: started, watched for leaks, stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.bus import Bus, Client, DBusError
+from support.processes import children, open_fds, wait_for
+
+PROGRAM = Path(sys.executable).parent / "wg4netnsd"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the daemon holds. Idle, it is always the same."""
+
+    fds: int
+    children: int
+    files: frozenset[str]
+
+
+class Daemon:
+    """The installed wg4netnsd on a bus, with a runtime directory of its own."""
+
+    def __init__(self, bus: Bus, directory: Path, *arguments: str, **environment: str) -> None:
+        self.address = bus.address
+        self.runtime = directory / "runtime"
+        self.runtime.mkdir(mode=0o700)
+        self.log_path = directory / "wg4netnsd.log"
+        mine = {
+            "DBUS_SESSION_BUS_ADDRESS": bus.address,
+            "XDG_RUNTIME_DIR": str(self.runtime),
+        }
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [PROGRAM, *arguments],
+                env=os.environ | mine | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.client = Client(bus.address)
+        try:
+            wait_for(self._is_ready, "wg4netnsd owns its name")
+            self.client.tunnels()
+            self.idle = self.footprint()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, f"wg4netnsd ended:\n{self.log}"
+        return self.client.has_owner()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to its standard error so far."""
+        return self.log_path.read_text(errors="replace")
+
+    @property
+    def directory(self) -> Path:
+        """Where it keeps its sockets while it runs."""
+        return self.runtime / "wg4netnsd"
+
+    def engines(self) -> set[int]:
+        """Its wireguard-go processes."""
+        return {pid for pid in children(self.pid) if _program(pid) == "wireguard-go"}
+
+    def footprint(self) -> Footprint:
+        return Footprint(
+            fds=len(open_fds(self.pid)),
+            children=len(children(self.pid)),
+            files=frozenset(
+                str(each.relative_to(self.runtime)) for each in self.runtime.rglob("*")
+            ),
+        )
+
+    def close_tunnels(self) -> None:
+        for _, path, _ in self.client.tunnels():
+            try:
+                self.client.close_tunnel(path)
+            except DBusError as error:  # it may end by itself meanwhile
+                if error.short_name not in ("NoSuchTunnel", "UnknownObject"):
+                    raise
+
+    def assert_idle(self) -> None:
+        """Close what a test has left open; then nothing of it may remain."""
+        self.close_tunnels()
+        try:
+            wait_for(lambda: self.footprint() == self.idle, "the daemon is as it was", 10)
+        except AssertionError:
+            now = self.footprint()
+            raise AssertionError(
+                f"the daemon leaks:\n idle: {self.idle}\n  now: {now}\n{open_fds(self.pid)}"
+            ) from None
+
+    def stop(self) -> None:
+        """SIGTERM; it must end well and leave nothing behind."""
+        family = children(self.pid) if self.process.poll() is None else set()
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"SIGTERM does not end wg4netnsd:\n{self.log}") from None
+        assert status == 0, f"wg4netnsd ended with {status}:\n{self.log}"
+        wait_for(lambda: not any(_exists(pid) for pid in family), "its children have ended")
+        left = sorted(self.runtime.rglob("*"))
+        assert not left, f"wg4netnsd left {left}"
+
+    def stop_if_running(self) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, for a test that wants that, or to clean up."""
+        self.client.close()
+        self.process.kill()
+        self.process.wait(10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _program(pid: int) -> str:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/exe")).name
+    except OSError:  # it has ended, or is a zombie
+        return ""
+
+
+def _exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

@@ -1,0 +1,76 @@
+"""A real `systemd --user`, and what it knows about wg4netnsd."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from support.processes import descendants, wait_for
+
+CGROUP = Path("/sys/fs/cgroup/user/manager")
+"""The stage has given it to this user, next to the suite's own."""
+
+_SYSTEMD = "/lib/systemd/systemd --user --log-target=console"
+
+
+class UserManager:
+    """`systemd --user` of this session, with the session bus that it starts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.runtime = Path(os.environ["XDG_RUNTIME_DIR"])
+        self.address = f"unix:path={self.runtime}/bus"
+        self.log_path = directory / "systemd.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                # $$ moves itself into the delegated cgroup, then becomes the manager.
+                ["sh", "-c", f"echo $$ >{CGROUP}/cgroup.procs && exec {_SYSTEMD}"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(self._is_running, "systemd --user runs", 30)
+
+    def _is_running(self) -> bool:
+        assert self.process.poll() is None, self.log_path.read_text()
+        state = self.systemctl("is-system-running", check=False).strip()
+        return state in ("running", "degraded") and (self.runtime / "bus").is_socket()
+
+    def systemctl(self, *arguments: str, check: bool = True) -> str:
+        """What `systemctl --user` prints; it must succeed unless check is false."""
+        done = subprocess.run(
+            ["systemctl", "--user", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0 or not check, f"systemctl {arguments}: {done.stderr}"
+        return done.stdout
+
+    def property(self, unit: str, name: str) -> str:
+        return self.systemctl("show", "--value", f"--property={name}", unit).strip()
+
+    def processes(self, unit: str) -> set[int]:
+        """Those in the unit's cgroup."""
+        group = self.property(unit, "ControlGroup")
+        if not group:
+            return set()
+        procs = Path(f"/sys/fs/cgroup{group}/cgroup.procs")
+        return {int(pid) for pid in procs.read_text().split()} if procs.exists() else set()
+
+    def stop(self) -> None:
+        """End it and everything it started."""
+        family = descendants(self.process.pid)
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            (CGROUP / "cgroup.kill").write_text("1")
+            self.process.wait(10)
+            raise AssertionError(f"systemd --user does not end: {family}") from None
+        wait_for(lambda: not _populated(CGROUP), "the manager's cgroup is empty")
+        shutil.rmtree(self.runtime / "systemd", ignore_errors=True)
+
+
+def _populated(cgroup: Path) -> bool:
+    return "populated 1" in (cgroup / "cgroup.events").read_text()

@@ -1,0 +1,77 @@
+"""Processes as /proc shows them, and waiting for a condition."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], what: str, timeout: float = 10) -> T:
+    """The condition's first true value; fails, naming what was awaited, if none comes in time."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout} s (last seen: {value!r})")
+        time.sleep(0.01)
+    return value
+
+
+def children(pid: int) -> set[int]:
+    """The processes whose parent is pid, zombies included."""
+    return {
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    }
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    new = {pid}
+    while new:
+        new = set().union(*(_children_or_none(each) for each in new)) - found
+        found |= new
+    return found
+
+
+def _children_or_none(pid: int) -> set[int]:
+    try:
+        return children(pid)
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return set()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def open_fds(pid: int) -> dict[int, str]:
+    """What each descriptor of the process leads to, as readlink tells."""
+    links = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links[int(link.name)] = os.readlink(link)
+        except FileNotFoundError:  # closed since it was listed
+            continue
+    return links
+
+
+def of_program(name: str) -> set[int]:
+    """This user's processes whose program file is so named."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            program = os.readlink(entry / "exe")
+        except OSError:  # another user's, or it has ended
+            continue
+        if Path(program.removesuffix(" (deleted)")).name == name:
+            found.add(int(entry.name))
+    return found

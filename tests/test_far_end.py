@@ -1,0 +1,198 @@
+"""Tunnels to an independent far end: stock wireguard-go that the real `wg` has set up."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from support.bus import Client
+from support.daemon import Daemon
+from support.namespaces import Namespace
+from support.processes import wait_for
+from support.stage import Stage
+
+# Sends random bytes to an echo server and compares the hashes of both directions.
+TRANSFER = """
+import hashlib, os, socket, sys, threading
+address, port, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sent, received = os.urandom(size), bytearray()
+with socket.create_connection((address, port), timeout=30) as connection:
+    def send():
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+    sender = threading.Thread(target=send)
+    sender.start()
+    while data := connection.recv(65536):
+        received += data
+    sender.join()
+print(hashlib.sha256(sent).hexdigest(), hashlib.sha256(received).hexdigest())
+"""
+
+
+@contextmanager
+def tunnel(client: Client, inside: Namespace, conf: str, **options: Any) -> Iterator[str]:
+    path = client.create(inside, conf, **options)
+    yield path
+    client.close_tunnel(path)
+
+
+def ping(inside: Namespace, address: str) -> None:
+    """One echo; the first one to a peer waits for the handshake."""
+    inside.check("ping", "-n", "-c1", "-W10", address)
+
+
+def host_link(name: str) -> Any:
+    command = ["ip", "-json", "address", "show", "dev", name]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("endpoint", ["endpoint_v4", "endpoint_v6"])
+def test_both_families_pass_over_either(
+    daemon: Daemon,
+    client: Client,
+    namespace: Callable[..., Namespace],
+    stage: Stage,
+    endpoint: str,
+) -> None:
+    inside = namespace()
+    me = stage.clients[0]
+    with tunnel(client, inside, stage.conf(0, getattr(stage.far, endpoint))) as path:
+        assert client.get(path, "State") == "up"
+        assert client.get(path, "PublicKey") == me.public_key
+        assert inside.addresses("wg0") == {f"{me.ipv4}/24", f"{me.ipv6}/64"}
+        ping(inside, stage.far.ipv4)
+        ping(inside, stage.far.ipv6)
+        assert client.peers(path)[stage.far.public_key]["endpoint"] == getattr(stage.far, endpoint)
+    assert set(inside.links()) == {"lo"}
+
+
+@pytest.mark.parametrize("host", ["far-v4.test", "far-v6.test", "far.test"])
+def test_an_endpoint_may_be_a_hostname(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage, host: str
+) -> None:
+    inside = namespace()
+    port = stage.far.endpoint_v4.rpartition(":")[2]
+    with tunnel(client, inside, stage.conf(0, f"{host}:{port}")) as path:
+        ping(inside, stage.far.ipv4)
+        assert client.peers(path)[stage.far.public_key]["endpoint_host"] == f"{host}:{port}"
+
+
+@pytest.mark.parametrize("address", ["ipv4", "ipv6"])
+def test_what_returns_is_what_was_sent(
+    daemon: Daemon,
+    client: Client,
+    namespace: Callable[..., Namespace],
+    stage: Stage,
+    address: str,
+) -> None:
+    inside = namespace()
+    with tunnel(client, inside, stage.conf(0)):
+        far, port = getattr(stage.far, address), str(stage.far.echo_port)
+        hashes = inside.check(sys.executable, "-c", TRANSFER, far, port, str(16 << 20)).split()
+        assert len(hashes) == 2
+        assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("direction", [[], ["--reverse"]])
+def test_a_stream_at_full_speed_arrives(
+    daemon: Daemon,
+    client: Client,
+    namespace: Callable[..., Namespace],
+    stage: Stage,
+    direction: list[str],
+) -> None:
+    inside = namespace()
+    with tunnel(client, inside, stage.conf(0)):
+        iperf3 = ["iperf3", "--json", "--time=1", *direction, f"--client={stage.far.ipv4}"]
+        report = json.loads(inside.check(*iperf3))
+        assert report["end"]["sum_received"]["bytes"] > 1 << 20
+
+
+def test_handshake_and_counters_show_in_the_peer(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    inside = namespace()
+    with tunnel(client, inside, stage.conf(0, MTU="1380")) as path:
+        before = client.peers(path)
+        assert set(before) == {stage.far.public_key}
+        assert set(before[stage.far.public_key]["allowed_ips"]) == {"0.0.0.0/0", "::/0"}
+
+        began = time.time_ns() // 1000
+        inside.check("ping", "-n", "-c1", "-W10", "-s1000", stage.far.ipv4)
+        peer = client.peers(path)[stage.far.public_key]
+        assert began <= peer["last_handshake_usec"] <= time.time_ns() // 1000
+        assert peer["rx_bytes"] > 1000
+        assert peer["tx_bytes"] > 1000
+        assert peer["persistent_keepalive"] == 0
+        assert inside.links()["wg0"]["mtu"] == client.get(path, "Mtu") == 1380
+
+
+def test_namespaces_that_each_have_a_wg0_while_the_host_has_one(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    first, second = namespace(), namespace()
+    before = host_link("wg0")
+    with tunnel(client, first, stage.conf(0)) as one, tunnel(client, second, stage.conf(1)) as two:
+        assert client.get(one, "Interface") == client.get(two, "Interface") == "wg0"
+        for inside in (first, second):
+            ping(inside, stage.far.ipv4)
+        assert first.addresses("wg0") != second.addresses("wg0")
+        assert host_link("wg0") == before
+    assert host_link("wg0") == before
+
+
+def test_a_nested_user_namespace(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    inside = namespace(nested=True)
+    with tunnel(client, inside, stage.conf(0), interface="tunnel0"):
+        assert set(inside.links()) == {"lo", "tunnel0"}
+        ping(inside, stage.far.ipv6)
+
+
+def test_one_ends_while_the_other_goes_on(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    first, second = namespace(), namespace()
+    with tunnel(client, first, stage.conf(0)):
+        with tunnel(client, second, stage.conf(1)):
+            ping(second, stage.far.ipv4)
+        assert set(second.links()) == {"lo"}
+        ping(first, stage.far.ipv4)
+
+
+def test_the_same_identity_again_after_close(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    inside = namespace()
+    for _ in range(3):
+        with tunnel(client, inside, stage.conf(0)):
+            ping(inside, stage.far.ipv4)
+
+
+def test_twenty_tunnels_at_once(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    spaces = [namespace() for _ in range(20)]
+    paths = [client.create(inside, stage.conf(number)) for number, inside in enumerate(spaces)]
+    assert len(set(paths)) == 20
+    assert len(daemon.engines()) == 20
+    assert {state for _, _, state in client.tunnels()} == {"up"}
+
+    pings = [
+        inside.popen(
+            "ping", "-n", "-c3", "-i0.2", "-W10", stage.far.ipv4, stdout=subprocess.DEVNULL
+        )
+        for inside in spaces
+    ]
+    assert [each.wait(60) for each in pings] == [0] * 20
+
+    for path in paths:
+        client.close_tunnel(path)
+    wait_for(lambda: not daemon.engines(), "the engines have ended")
+    assert all(set(inside.links()) == {"lo"} for inside in spaces)

@@ -1,0 +1,162 @@
+"""As users have it: installed by `wg4netnsctl setup`, run by a real `systemd --user`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
+from support.manager import UserManager
+from support.namespaces import Namespace
+from support.processes import of_program, wait_for
+from support.stage import Stage
+
+UNIT = "wg4netnsd.service"
+HOME = Path(os.environ["HOME"])
+INSTALLED = [HOME / ".config/systemd/user", HOME / ".local/share/dbus-1/services"]
+
+
+@pytest.fixture(scope="module")
+def user_manager(stage: Stage) -> Iterator[UserManager]:
+    with tempfile.TemporaryDirectory() as directory:
+        started = UserManager(Path(directory))
+        yield started
+        started.stop()
+
+
+@pytest.fixture
+def installed(user_manager: UserManager) -> Iterator[UserManager]:
+    """The user manager, after `wg4netnsctl setup`. What a test starts does not outlive it."""
+    ctl("setup")
+    yield user_manager
+    user_manager.systemctl("stop", UNIT)
+    assert_nothing_left(user_manager)
+    ctl("setup", "--remove")
+    assert files() == {}
+
+
+def ctl(*arguments: str) -> str:
+    done = subprocess.run(["wg4netnsctl", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"wg4netnsctl {arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def files() -> dict[str, str]:
+    """What is installed, by name."""
+    return {
+        each.name: each.read_text()
+        for directory in INSTALLED
+        if directory.is_dir()
+        for each in directory.rglob("*")
+        if each.is_file()
+    }
+
+
+def assert_nothing_left(manager: UserManager) -> None:
+    assert manager.property(UNIT, "ActiveState") == "inactive"
+    assert manager.processes(UNIT) == set()
+    assert of_program("wireguard-go") == set()
+    assert not (manager.runtime / "wg4netnsd").exists()
+
+
+def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManager) -> None:
+    assert files() == {}
+    ctl("setup")
+    first = files()
+    assert {UNIT, f"{NAME}.service"} <= set(first)
+    assert user_manager.property(UNIT, "LoadState") == "loaded"
+    ctl("setup")
+    assert files() == first
+    ctl("setup", "--remove")
+    assert files() == {}
+    assert user_manager.property(UNIT, "LoadState") == "not-found"
+    ctl("setup", "--remove")
+
+
+def test_the_unit_is_what_systemd_accepts(installed: UserManager) -> None:
+    unit = INSTALLED[0] / UNIT
+    command = ["systemd-analyze", "--user", "verify", "--man=no", str(unit)]
+    verified = subprocess.run(command, capture_output=True, text=True)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_first_call_starts_it(installed: UserManager) -> None:
+    assert installed.property(UNIT, "ActiveState") == "inactive"
+    called = busctl(installed.address, "call", NAME, ROOT, MANAGER, "ListTunnels")
+    assert called == {"type": "a(sos)", "data": [[]]}
+    assert installed.property(UNIT, "ActiveState") == "active"
+    described = busctl(installed.address, "call", NAME, ROOT, MANAGER, "Describe")
+    json.loads(described["data"][0])
+
+
+def test_a_bus_without_systemd_activates_it_too(installed: UserManager, bus: Bus) -> None:
+    shutil.copy(INSTALLED[1] / f"{NAME}.service", bus.directory / "dbus-1/services")
+    with Client(bus.address) as client:
+        client.bus("ReloadConfig")
+        assert client.tunnels() == []
+        pid = client.bus("GetConnectionUnixProcessID", "s", NAME)
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), "wg4netnsd ends")
+
+
+def test_start_and_stop_by_systemctl(installed: UserManager) -> None:
+    installed.systemctl("start", UNIT)
+    with Client(installed.address) as client:
+        # Type=notify: when `start` returns, the name is owned.
+        assert client.has_owner()
+        installed.systemctl("stop", UNIT)
+        wait_for(lambda: not client.has_owner(), "the name is free")
+    assert installed.property(UNIT, "Result") == "success"
+
+
+def test_stop_leaves_no_process_interface_or_file(
+    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    spaces = [namespace(), namespace(nested=True)]
+    with Client(installed.address) as client:
+        for number, inside in enumerate(spaces):
+            client.create(inside, stage.conf(number))
+            inside.check("ping", "-n", "-c1", "-W10", stage.far.ipv4)
+        assert len(of_program("wireguard-go")) == 2
+        assert (installed.runtime / "wg4netnsd").is_dir()
+        installed.systemctl("stop", UNIT)
+    assert_nothing_left(installed)
+    for inside in spaces:
+        assert set(inside.links()) == {"lo"}
+    assert installed.property(UNIT, "Result") == "success"
+
+
+def test_scripts_make_a_tunnel_by_paths(
+    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path
+) -> None:
+    inside = namespace()
+    conf = tmp_path / "wg.conf"
+    conf.touch(mode=0o600)
+    conf.write_text(stage.conf(0))
+    create = ["call", NAME, ROOT, MANAGER, "CreateTunnelFromPaths", "ssa{sv}"]
+    (path,) = busctl(installed.address, *create, inside.path, str(conf), "0")["data"]
+    assert path.endswith(f"/ns{inside.id[1]}")
+    inside.check("ping", "-n", "-c1", "-W10", stage.far.ipv6)
+    busctl(installed.address, "call", NAME, path, "org.wg4netns1.Tunnel", "Close")
+    assert set(inside.links()) == {"lo"}
+
+
+def test_a_crash_is_mended_by_systemd(installed: UserManager) -> None:
+    installed.systemctl("start", UNIT)
+    first = installed.property(UNIT, "MainPID")
+    installed.systemctl("kill", "--signal=SIGKILL", UNIT)
+    wait_for(
+        lambda: (
+            installed.property(UNIT, "MainPID") not in ("0", first)
+            and installed.property(UNIT, "ActiveState") == "active"
+        ),
+        "systemd starts it again",
+        20,
+    )
+    assert busctl(installed.address, "call", NAME, ROOT, MANAGER, "ListTunnels")["data"] == [[]]

@@ -1,0 +1,310 @@
+"""dbus-next, made safe: the only module that imports it.
+
+What it does not do by itself, and this does: fds of every incoming message get an owner, callers
+are known by name, no traceback and no exception's text leaves the process, a connection that ends
+is noticed in every phase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import typing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from wg4netnsd import blocking, errors
+
+# dbus-next imports a decorator whose removal is announced for Python 3.15.
+if not hasattr(typing, "no_type_check_decorator"):
+    vars(typing)["no_type_check_decorator"] = lambda function: function
+
+from dbus_next import Message, MessageFlag, MessageType, NameFlag, RequestNameReply, Variant
+from dbus_next.aio import MessageBus
+
+__all__ = ["Bus", "BusGone", "Call", "Reply", "Variant"]
+
+log = logging.getLogger(__name__)
+
+MAX_FDS: Final = 3
+"""Fds that a call may bring: no method needs more. dbus-next drops what exceeds 16 unseen."""
+
+DBUS: Final = "org.freedesktop.DBus"
+DBUS_PATH: Final = "/org/freedesktop/DBus"
+AUTH_LINE: Final = 4096
+
+
+class BusGone(Exception):
+    """There is no bus, it is gone, or our name on it is."""
+
+
+@dataclass
+class Call:
+    """One incoming method call. Owns the fds that came with it, until they are taken."""
+
+    sender: str
+    path: str
+    interface: str | None
+    member: str
+    signature: str
+    body: list[Any]
+    expects_reply: bool
+    fds: list[int] = field(default_factory=list)
+
+    def take_fd(self, index: int) -> int:
+        """The fd that an `h` of the body stands for; its owner is who takes it.
+
+        Raises InvalidArgs.
+        """
+        if not 0 <= index < len(self.fds) or self.fds[index] < 0:
+            raise errors.InvalidArgs(f"file descriptor {index} did not come with the message")
+        fd, self.fds[index] = self.fds[index], -1
+        return fd
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        for index, fd in enumerate(self.fds):
+            if fd >= 0:
+                self.fds[index] = -1
+                blocking.close(fd)
+
+
+@dataclass
+class Reply:
+    """What a call is answered with. `fds` are closed once sent; an `h` of the body indexes them."""
+
+    signature: str = ""
+    body: Sequence[Any] = ()
+    fds: list[int] = field(default_factory=list)
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+class Bus:
+    """A connection to the session bus that serves calls and emits signals."""
+
+    def __init__(self, connection: _Connection, handler: Handler) -> None:
+        self._connection = connection
+        self._handler = handler
+        self._name = ""
+        self._calls: set[asyncio.Task[None]] = set()
+        self._watched: dict[str, set[Callable[[], object]]] = {}
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection.add_message_handler(self._on_message)
+
+    @classmethod
+    async def connect(cls, handler: Handler) -> Bus:
+        """Connect to the caller's session bus. Raises BusGone."""
+        try:
+            connection = _Connection(negotiate_unix_fd=True)
+            async with asyncio.timeout(10):
+                await connection.connect()
+        except (OSError, EOFError, TimeoutError, ValueError) as error:
+            raise BusGone(f"no session bus: {error or type(error).__name__}") from None
+        bus = cls(connection, handler)
+        await bus._match_owner(DBUS, "NameLost", None)
+        return bus
+
+    async def own_name(self, name: str) -> None:
+        """Become `name`'s owner. Raises BusGone where somebody else is."""
+        reply = await self._connection.request_name(name, NameFlag.DO_NOT_QUEUE)
+        if reply is not RequestNameReply.PRIMARY_OWNER:
+            raise BusGone(f"{name} is owned already: is another wg4netnsd running?")
+        self._name = name
+
+    async def wait_gone(self) -> None:
+        """Wait for the end of the connection or of our name; raises BusGone then."""
+        disconnected = asyncio.ensure_future(self._connection.wait_for_disconnect())
+        await asyncio.wait([disconnected, self._gone], return_when=asyncio.FIRST_COMPLETED)
+        if self._gone.done():
+            disconnected.cancel()
+            raise BusGone("the bus has given our name to somebody else")
+        disconnected.exception()  # of the socket; it says no more than that
+        raise BusGone("the bus has closed the connection")
+
+    async def close(self) -> None:
+        """Answer the calls under way, then disconnect."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=5)
+        self._connection.disconnect()
+
+    def emit(self, path: str, interface: str, member: str, signature: str, *body: Any) -> None:
+        """Send a signal to whoever subscribed."""
+        self._send(Message.new_signal(path, interface, member, signature, list(body)))
+
+    @contextlib.contextmanager
+    def watching(self, sender: str, left: Callable[[], object]) -> Iterator[None]:
+        """Have `left` called when the bus client `sender` is gone, at once if it is already."""
+        self.watch(sender, left)
+        try:
+            yield
+        finally:
+            self.unwatch(sender, left)
+
+    def watch(self, sender: str, left: Callable[[], object]) -> None:
+        callbacks = self._watched.setdefault(sender, set())
+        callbacks.add(left)
+        if len(callbacks) == 1:
+            self._spawn(self._subscribe(sender))
+
+    def unwatch(self, sender: str, left: Callable[[], object]) -> None:
+        callbacks = self._watched.get(sender, set())
+        callbacks.discard(left)
+        if not callbacks and self._watched.pop(sender, None) is not None:
+            self._spawn(self._match_owner(DBUS, "NameOwnerChanged", sender, remove=True))
+
+    async def _subscribe(self, sender: str) -> None:
+        await self._match_owner(DBUS, "NameOwnerChanged", sender)
+        # It may have left before the bus knew of our interest.
+        if await self._ask("NameHasOwner", sender) == [False]:
+            self._on_left(sender)
+
+    def _on_left(self, sender: str) -> None:
+        for callback in list(self._watched.get(sender, ())):
+            callback()
+
+    async def _match_owner(
+        self, sender: str, member: str, name: str | None, remove: bool = False
+    ) -> None:
+        rule = f"type='signal',sender='{sender}',interface='{DBUS}',member='{member}'"
+        if name:
+            rule += f",arg0='{name}'"
+        await self._ask("RemoveMatch" if remove else "AddMatch", rule)
+
+    async def _ask(self, member: str, argument: str) -> list[Any]:
+        """Call a method of the bus itself; its reply's body."""
+        message = Message(
+            destination=DBUS,
+            path=DBUS_PATH,
+            interface=DBUS,
+            member=member,
+            signature="s",
+            body=[argument],
+        )
+        body: list[Any] = (await self._connection.call(message)).body
+        return body
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    def _send(self, message: Message) -> asyncio.Future[None]:
+        sent: asyncio.Future[None] = self._connection.send(message)
+        # A connection that ends is wait_gone()'s to report.
+        sent.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return sent
+
+    # ------------------------------------------------------------ what comes in
+
+    def _on_message(self, message: Message) -> bool:
+        """The first and only handler; True keeps the message from dbus-next's own dispatcher."""
+        fds, message.unix_fds = list(message.unix_fds), []
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if message.message_type is MessageType.METHOD_CALL:
+            call = Call(
+                sender=message.sender or "",
+                path=message.path,
+                interface=message.interface,
+                member=message.member,
+                signature=message.signature,
+                body=message.body,
+                expects_reply=not message.flags & MessageFlag.NO_REPLY_EXPECTED,
+                fds=fds,
+            )
+            self._spawn(self._serve(call, message))
+            return True
+        for fd in fds:
+            blocking.close(fd)
+        if message.message_type is MessageType.SIGNAL and message.sender == DBUS:
+            self._on_bus_signal(message)
+        return False
+
+    def _on_bus_signal(self, message: Message) -> None:
+        if message.member == "NameOwnerChanged" and not message.body[2]:
+            self._on_left(message.body[0])
+        elif message.member == "NameLost" and message.body[0] == self._name:
+            self._gone.set_result(None)
+
+    async def _serve(self, call: Call, message: Message) -> None:
+        reply = Reply()
+        try:
+            if len(call.fds) > MAX_FDS:
+                raise errors.InvalidArgs(f"more than {MAX_FDS} file descriptors")
+            reply = await self._handler(call)
+            answer = Message.new_method_return(
+                message, reply.signature, list(reply.body), reply.fds
+            )
+        except errors.Error as error:
+            log.info("%s from %s: %s", call.member, call.sender, error)
+            answer = _error(message, error)
+        except asyncio.CancelledError:
+            answer = _error(message, errors.ShuttingDown("the call was given up"))
+        except Exception as defect:
+            log.exception("%s from %s: a defect", call.member, call.sender)
+            answer = _error(message, errors.Failed(f"{type(defect).__name__}; see the log"))
+        finally:
+            call.close()
+        if call.expects_reply:
+            with contextlib.suppress(OSError, EOFError):
+                await self._send(answer)  # an fd closed before this ends the whole connection
+        for fd in reply.fds:
+            os.close(fd)
+
+
+def _error(message: Message, error: errors.Error) -> Message:
+    return Message.new_error(message, error.dbus_name, str(error))
+
+
+class _Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
+    """MessageBus with its connecting done right."""
+
+    def __init__(self, **options: Any) -> None:
+        # The address is only parsed by the base class; _setup_socket() below does the connecting.
+        super().__init__(bus_address=_address(), **options)
+
+    def _setup_socket(self) -> None:
+        """Try each address of the list in turn, as the specification has it."""
+        problems = []
+        for transport, options in self._bus_address:
+            path = options.get("path") or "\0" + options.get("abstract", "")
+            if transport != "unix" or path == "\0":
+                problems.append(f"{transport}: not supported")
+                continue
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self._sock.connect(path)
+            except OSError as error:
+                self._sock.close()
+                problems.append(f"{path}: {error.strerror}")
+                continue
+            self._sock.setblocking(False)
+            self._stream = self._sock.makefile("rwb")
+            self._fd = self._sock.fileno()
+            return
+        raise BusGone("no session bus: " + "; ".join(problems))
+
+    async def _auth_readline(self) -> str:
+        """The base class spins for ever at an end of file."""
+        line = b""
+        while not line.endswith(b"\r\n"):
+            data = await self._loop.sock_recv(self._sock, 1)
+            if not data or len(line) > AUTH_LINE:
+                raise EOFError("the bus broke off the authentication")
+            line += data
+        return line[:-2].decode()
+
+
+def _address() -> str:
+    """The session bus's address, as sd-bus finds it."""
+    if address := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+        return address
+    if runtime_dir := os.environ.get("XDG_RUNTIME_DIR"):
+        return f"unix:path={runtime_dir}/bus"
+    raise BusGone("no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set")

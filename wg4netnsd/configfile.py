@@ -1,0 +1,87 @@
+"""Read a caller's configuration: an fd or a path, bounded in size and time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import stat
+import time
+from typing import Final
+
+from wg4netnsd import blocking
+from wg4netnsd.config import MAX_SIZE
+from wg4netnsd.errors import InvalidConfig, Timeout
+from wg4netnsd.netns import refuse_relative
+
+log = logging.getLogger(__name__)
+
+READ_TIME: Final = 5.0
+"""Seconds from the call to the end of file."""
+
+
+async def read_fd(fd: int) -> bytes:
+    """All that `fd` holds or, if it is a pipe, brings. Closes it. Raises InvalidConfig, Timeout."""
+    return await _read(_read_and_close, fd)
+
+
+async def read_path(path: str) -> bytes:
+    """The file's bytes. Raises InvalidConfig, InvalidArgs, Timeout.
+
+    A file of another user is refused: who may write it would decide where our packets go.
+    """
+    refuse_relative(path, "config_path")
+    return await _read(_open_and_read, path)
+
+
+async def _read(function: object, source: int | str) -> bytes:
+    assert callable(function)
+    try:
+        data: bytes = await blocking.call(READ_TIME + 1, function, source)
+    except TimeoutError:
+        raise Timeout(f"config: no end of file within {READ_TIME:g} s") from None
+    except OSError as error:
+        raise InvalidConfig(f"config: {error.strerror}") from None
+    return data
+
+
+def _open_and_read(path: str) -> bytes:
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidConfig(f"{path}: {error.strerror}") from None
+    status = os.fstat(fd)
+    if status.st_uid not in (os.geteuid(), 0):
+        os.close(fd)
+        raise InvalidConfig(f"{path}: owned by uid {status.st_uid}: expected a file of yours")
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        log.warning("%s holds a private key and others may read it: chmod 600", path)
+    return _read_and_close(fd)
+
+
+def _read_and_close(fd: int) -> bytes:
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode):
+            return os.pread(fd, MAX_SIZE + 1, 0)  # a memfd's position is where its writer left it
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            return _read_stream(fd)
+        raise InvalidConfig("config: neither a file nor a pipe")
+    finally:
+        os.close(fd)
+
+
+def _read_stream(fd: int) -> bytes:
+    deadline = time.monotonic() + READ_TIME
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    data = b""
+    while len(data) <= MAX_SIZE:
+        if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            break
+        data += chunk
+    return data

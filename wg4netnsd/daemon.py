@@ -1,0 +1,188 @@
+"""The daemon: arguments, then startup, running, shutdown.
+
+main → Service → Manager → Tunnel → netns, engine, uapi
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import importlib.metadata
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from wg4netnsd import agent, systemd
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILURE: Final = 1
+EXIT_NO_BUS: Final = 69  # EX_UNAVAILABLE of sysexits(3)
+
+
+class StartupError(Exception):
+    """Why the daemon can't start, for people."""
+
+
+def main() -> None:
+    """Entry point of `wg4netnsd`."""
+    arguments = _parse_arguments()
+    systemd.log_to_stderr(logging.DEBUG if arguments.verbose else logging.INFO)
+    try:
+        _refuse_wrong_places()
+        _set_limits()
+        # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
+        the_agent = agent.fork()
+        with _runtime_directory(arguments.runtime_dir) as directory:
+            sys.exit(asyncio.run(_serve(the_agent, directory)))
+    except StartupError as error:
+        log.critical("%s", error)
+        sys.exit(EXIT_FAILURE)
+
+
+async def _serve(the_agent: agent.Agent, directory: Path) -> int:
+    """From the first call to the last; returns the exit status."""
+    # Only now: the agent, and with it every fork of it, stays as small as it was.
+    from wg4netnsd import engine
+    from wg4netnsd.bus import BusGone
+    from wg4netnsd.service import Service
+
+    stop = _stop_on_signals()
+    engine.version()
+    service = Service(the_agent, directory)
+    status = 0
+    try:
+        bus = await service.start()
+    except BusGone as error:
+        log.critical("%s", error)
+        return EXIT_NO_BUS
+    systemd.notify_ready()
+    log.info("ready")
+
+    gone = asyncio.create_task(bus.wait_gone())
+    lost = asyncio.create_task(_process_end(the_agent.pid))
+    await asyncio.wait([gone, lost, stop], return_when=asyncio.FIRST_COMPLETED)
+    if gone.done():
+        log.critical("%s", gone.exception())
+        status = EXIT_NO_BUS
+    elif lost.done():
+        log.critical("the agent has died")
+        status = EXIT_FAILURE
+
+    systemd.notify_stopping("closing all tunnels")
+    await service.manager.close_all("the daemon is ending")
+    for task in (gone, lost):
+        task.cancel()
+    await bus.close()
+    log.info("stopped")
+    return status
+
+
+# ---------------------------------------------------------------- startup
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="wg4netnsd",
+        description="WireGuard for rootless network namespaces, driven over the session bus. "
+        "Usually started by D-Bus activation; see wg4netnsd(1) and org.wg4netns1(5).",
+    )
+    parser.add_argument(
+        "--runtime-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the engines' sockets go (default: $RUNTIME_DIRECTORY, which systemd sets, "
+        "else $XDG_RUNTIME_DIR/wg4netnsd); removed at the end",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is for debugging")
+    version = importlib.metadata.version("wg4netnsd")
+    parser.add_argument("--version", action="version", version=f"wg4netnsd {version}")
+    return parser.parse_args()
+
+
+def _refuse_wrong_places() -> None:
+    """In a child user namespace, NS_GET_USERNS on a caller's fd gives EPERM.
+
+    That is also where a user unit with PrivateUsers= or a directive that implies it would put us.
+    """
+    if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(2**32 - 1)]:
+        raise StartupError(
+            "/proc/self/uid_map: this is a child user namespace: expected the host's"
+        )
+
+
+def _set_limits() -> None:
+    """Five fds a tunnel, and no core file of a process that holds keys."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    # 1, not 0: a piped core_pattern ignores 0 and takes 1 for "none" (fs/coredump.c).
+    core = 1 if hard else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (core, core))
+
+
+@contextlib.contextmanager
+def _runtime_directory(chosen: Path | None) -> Iterator[Path]:
+    """Our own directory, empty, and ours alone while we run."""
+    path = chosen or _default_runtime_directory()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left_behind in path.iterdir():  # by a daemon that was killed
+            shutil.rmtree(left_behind)
+    except BlockingIOError:
+        raise StartupError(f"{path}: another wg4netnsd uses it; see --runtime-dir") from None
+    except OSError as error:
+        raise StartupError(f"{path}: {error.strerror}") from None
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        os.close(lock)
+
+
+def _default_runtime_directory() -> Path:
+    if ours := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(ours)
+    if everyones := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(everyones) / "wg4netnsd"
+    raise StartupError("XDG_RUNTIME_DIR is not set; see --runtime-dir")
+
+
+# ---------------------------------------------------------------- running
+
+
+def _stop_on_signals() -> asyncio.Future[None]:
+    """A future that SIGTERM and SIGINT resolve; a second one changes nothing."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def on_signal() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _process_end(pid: int) -> None:
+    """Return when our child `pid` has ended."""
+    ended = asyncio.Event()
+    pidfd = os.pidfd_open(pid)
+    asyncio.get_running_loop().add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)

@@ -1,0 +1,106 @@
+"""The set of tunnels: one a namespace, one a name, and no more than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final, Protocol
+
+from wg4netnsd import errors, tunnel
+from wg4netnsd.agent import Agent
+from wg4netnsd.netns import Netns, NetnsId
+from wg4netnsd.tunnel import Spec, State, Tunnel
+
+MAX_TUNNELS: Final = 256
+"""Each takes a process and five fds, one of them in the engine."""
+
+
+class Observer(tunnel.Observer, Protocol):
+    """Who is told of all that changes."""
+
+    def tunnel_added(self, tunnel: Tunnel) -> None: ...
+
+    def tunnel_removed(self, tunnel: Tunnel) -> None: ...
+
+
+class Manager:
+    """Owns the tunnels. Those being closed count until nothing is left of them."""
+
+    def __init__(self, agent: Agent, directory: Path, observer: Observer) -> None:
+        self._agent = agent
+        self._directory = directory
+        self._observer = observer
+        self._tunnels: dict[str, Tunnel] = {}
+        self._keepers: dict[Tunnel, asyncio.Task[None]] = {}
+        self._closing = False
+
+    @property
+    def tunnels(self) -> list[Tunnel]:
+        return list(self._tunnels.values())
+
+    def create(self, spec: Spec, netns: Netns) -> Tunnel:
+        """Start a tunnel, which owns `netns` if this returns.
+
+        Raises AlreadyExists, LimitExceeded, ShuttingDown.
+        """
+        if self._closing:
+            raise errors.ShuttingDown("the daemon is ending")
+        if spec.name in self._tunnels:
+            raise errors.AlreadyExists(f"a tunnel named '{spec.name}'")
+        if other := self._in_netns(netns.id):
+            raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
+        if len(self._tunnels) >= MAX_TUNNELS:
+            raise errors.LimitExceeded(f"there are {MAX_TUNNELS} tunnels already")
+        created = Tunnel(spec, netns, self._agent, self._directory, self._observer)
+        self._tunnels[spec.name] = created
+        self._observer.tunnel_added(created)
+        self._keepers[created] = asyncio.create_task(self._keep(created))
+        return created
+
+    async def wait_up(self, created: Tunnel) -> None:
+        """Return when a new tunnel is up. Whatever prevents that, a cancellation too, undoes it.
+
+        Raises what went wrong.
+        """
+        try:
+            await created.wait_for_state({State.UP})
+        except errors.NoSuchTunnel as closed:
+            raise created.failure or closed from None
+        finally:
+            if created.state is not State.UP:
+                await self.close(created, "its creation was given up")
+
+    async def close(self, closed: Tunnel, reason: str) -> None:
+        """Close a tunnel and return when its name and namespace are free again."""
+        closed.close(reason)
+        if keeper := self._keepers.get(closed):
+            await asyncio.wait([keeper])
+
+    def get(self, name: str) -> Tunnel:
+        """Raises NoSuchTunnel."""
+        try:
+            return self._tunnels[name]
+        except KeyError:
+            raise errors.NoSuchTunnel(f"no tunnel named '{name[:64]}'") from None
+
+    def get_by_netns(self, netns: NetnsId) -> Tunnel:
+        """Raises NoSuchTunnel."""
+        if found := self._in_netns(netns):
+            return found
+        raise errors.NoSuchTunnel("the namespace has no tunnel")
+
+    async def close_all(self, reason: str) -> None:
+        """Close every tunnel, and take no new ones; return when nothing is left."""
+        self._closing = True
+        for one in self.tunnels:
+            one.close(reason)
+        if self._keepers:
+            await asyncio.wait(self._keepers.values())
+
+    def _in_netns(self, netns: NetnsId) -> Tunnel | None:
+        return next((t for t in self._tunnels.values() if t.netns.id == netns), None)
+
+    async def _keep(self, kept: Tunnel) -> None:
+        await kept.wait_closed()
+        del self._tunnels[kept.spec.name], self._keepers[kept]
+        self._observer.tunnel_removed(kept)

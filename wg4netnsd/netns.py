@@ -1,0 +1,218 @@
+"""Network namespaces: open them, know them apart, and have the agent put an interface into them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from wg4netnsd import blocking, errors
+from wg4netnsd.agent import CLONE_NEWNET, NS_GET_NSTYPE, Agent, Request
+
+NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
+
+OPEN_TIME: Final = 5.0  # seconds
+
+_REFUSALS: Final = {
+    error.__name__: error for error in (errors.AlreadyExists, errors.InvalidNetns, errors.TunFailed)
+}
+
+
+class NetnsId(NamedTuple):
+    """What makes a namespace the same one, whatever path or fd named it (namespaces(7))."""
+
+    device: int
+    inode: int
+
+
+@dataclass
+class Netns:
+    """A network namespace that is not ours; owns `fd`."""
+
+    fd: int
+    id: NetnsId
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def identify(fd: int) -> Netns:
+    """Make a Netns of an fd, which stays the caller's if this raises.
+
+    May block for ever on an fd of a stalled file system: not for the event loop's thread.
+    Raises InvalidNetns.
+    """
+    try:
+        if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
+            raise errors.InvalidNetns(f"a namespace of another type: {NETNS_HINT}")
+    except OSError as error:
+        if error.errno == errno.EBADF:  # fstat would work on it, setns would not
+            raise errors.InvalidNetns(
+                f"the fd is of O_PATH: {NETNS_HINT}, opened O_RDONLY"
+            ) from None
+        raise errors.InvalidNetns(f"not a namespace: {NETNS_HINT}") from None
+    status = os.fstat(fd)
+    netns = Netns(fd, NetnsId(status.st_dev, status.st_ino))
+    if netns.id == own_id():
+        raise errors.InvalidNetns("it is the daemon's own: expected an unprivileged namespace")
+    return netns
+
+
+async def adopt(fd: int) -> Netns:
+    """Make a Netns of a caller's fd; owns it in any case. Raises InvalidNetns, Timeout."""
+    try:
+        return await _call(identify, fd)
+    except BaseException:
+        blocking.close(fd)
+        raise
+
+
+async def open_path(path: str) -> Netns:
+    """Open a namespace by its absolute path. Raises InvalidNetns, InvalidArgs, Timeout."""
+    refuse_relative(path, "netns_path")
+    return await _call(_open, path)
+
+
+async def _call(function: Callable[..., Netns], argument: int | str) -> Netns:
+    try:
+        return await blocking.call(OPEN_TIME, function, argument, discard=Netns.close)
+    except TimeoutError:
+        raise errors.Timeout(f"netns: its file system gave no answer in {OPEN_TIME:g} s") from None
+
+
+def _open(path: str) -> Netns:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise errors.InvalidNetns(f"{path}: {error.strerror}") from None
+    try:
+        return identify(fd)
+    except errors.InvalidNetns:
+        os.close(fd)
+        raise
+
+
+def refuse_relative(path: str, argument: str) -> None:
+    """Refuse a path that means something else in the daemon than in the caller.
+
+    Raises InvalidArgs.
+    """
+    normal = os.path.normpath(path)
+    if not path.startswith("/") or "\0" in path:
+        raise errors.InvalidArgs(f"{argument}: {path!r}: expected an absolute path")
+    if normal.startswith(("/proc/self", "/proc/thread-self", "/dev/fd", "/dev/std")):
+        raise errors.InvalidArgs(
+            f"{argument}: {path!r} is the daemon's own file: expected /proc/PID/…, or pass an fd"
+        )
+
+
+def own_id() -> NetnsId:
+    status = os.stat("/proc/self/ns/net")
+    return NetnsId(status.st_dev, status.st_ino)
+
+
+# ---------------------------------------------------------------- the agent's client
+
+
+class Tun(NamedTuple):
+    """The interface of a namespace, by its TUN fd."""
+
+    fd: int
+    interface: str
+
+
+class Provisioning:
+    """One conversation with a child of the agent: the TUN first, then the rest."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+        self._fds: list[int] = []
+
+    async def tun(self) -> Tun:
+        """The TUN as soon as it exists; its fd is the caller's. Raises InvalidNetns, TunFailed,
+        AlreadyExists."""
+        answer = await self._answer()
+        if not self._fds:
+            raise errors.TunFailed("the agent sent no TUN")
+        return Tun(self._fds.pop(), answer["tun"])
+
+    async def configured(self) -> None:
+        """Return when the interface has its addresses and routes and is up. Raises TunFailed."""
+        await self._answer()
+
+    def close(self) -> None:
+        """Give up; what the agent makes from here on vanishes with its end of the socket."""
+        for fd in self._fds:
+            os.close(fd)
+        self._connection.close()
+
+    async def _answer(self) -> dict[str, str]:
+        while b"\n" not in self._buffer:
+            data = await self._receive()
+            if not data:
+                raise errors.TunFailed("the agent ended without an answer")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, str] = json.loads(line)
+        if "error" in answer:
+            raise _REFUSALS[answer["error"]](answer["text"])
+        return answer
+
+    async def _receive(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self._connection, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._connection)
+        data, ancillary, flags, _ = self._connection.recvmsg(
+            4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+        )
+        for _level, _type, fds in ancillary:
+            self._fds += struct.unpack(f"{len(fds) // 4}i", fds[: len(fds) // 4 * 4])
+        if flags & socket.MSG_CTRUNC:
+            raise errors.LimitExceeded("no file descriptor left for the TUN (RLIMIT_NOFILE)")
+        return data
+
+
+@asynccontextmanager
+async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterator[Provisioning]:
+    """Ask the agent for an interface; leaving the block ends the conversation.
+
+    Raises TunFailed, also when the agent is gone.
+    """
+    with ExitStack() as stack:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        provisioning = Provisioning(ours)
+        stack.callback(provisioning.close)
+        with theirs:
+            try:
+                _pass(agent.control, netns.fd, theirs.fileno())
+            except OSError as error:
+                raise errors.TunFailed(f"the agent can't be reached: {error.strerror}") from None
+        ours.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(ours, _encode(request))
+        ours.shutdown(socket.SHUT_WR)
+        yield provisioning
+
+
+def _encode(request: Request) -> bytes:
+    fields: dict[str, Any] = request._asdict()
+    return json.dumps(fields).encode()
+
+
+def _pass(control: socket.socket, *fds: int) -> None:
+    rights = struct.pack(f"{len(fds)}i", *fds)
+    control.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_DONTWAIT)

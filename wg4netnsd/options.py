@@ -1,0 +1,85 @@
+"""The options of CreateTunnel, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from wg4netnsd import names
+from wg4netnsd.bus import Variant
+from wg4netnsd.config import IGNORABLE, MAX_MTU, MIN_MTU
+from wg4netnsd.errors import InvalidArgs
+from wg4netnsd.lifetime import Lifetime
+
+_SIGNATURES: Final = {
+    "name": "s",
+    "interface": "s",
+    "lifetime": "s",
+    "lease": "h",
+    "mtu": "u",
+    "wait": "s",
+    "timeout_usec": "t",
+    "ignore": "as",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`lease` is an index into the call's fds; no `name` means one made from the namespace."""
+
+    name: str | None = None
+    interface: str = "wg0"
+    lifetime: Lifetime = Lifetime.PERSISTENT
+    lease: int | None = None
+    mtu: int | None = None
+    timeout_usec: int = 30_000_000
+    ignore: tuple[str, ...] = ()
+
+
+def parse(options: dict[str, Variant]) -> Options:
+    """Raises InvalidArgs, naming the option."""
+    values: dict[str, Any] = {}
+    for key, variant in options.items():
+        if key not in _SIGNATURES:
+            known = ", ".join(_SIGNATURES)
+            raise InvalidArgs(f"unknown option '{key[:32]}': expected one of {known}")
+        if variant.signature != _SIGNATURES[key]:
+            raise _refuse(key, f"expected type {_SIGNATURES[key]}, got {variant.signature[:32]}")
+        values[key] = variant.value
+    if values.pop("wait", "up") != "up":
+        raise _refuse("wait", "expected 'up'")
+    if "lifetime" in values:
+        values["lifetime"] = _lifetime(values["lifetime"])
+    if "ignore" in values:
+        values["ignore"] = tuple(values["ignore"])
+    parsed = Options(**values)
+    _check(parsed)
+    return parsed
+
+
+def _lifetime(value: str) -> Lifetime:
+    try:
+        return Lifetime(value)
+    except ValueError:
+        known = " or ".join(f"'{lifetime}'" for lifetime in Lifetime)
+        raise _refuse("lifetime", f"expected {known}") from None
+
+
+def _check(options: Options) -> None:
+    if options.name is not None and not names.TUNNEL_NAME.fullmatch(options.name):
+        raise _refuse("name", "expected 1 to 48 of [A-Za-z0-9_.@-], the first a letter or digit")
+    if not names.INTERFACE_NAME.fullmatch(options.interface) or options.interface in (".", ".."):
+        raise _refuse("interface", "expected 1 to 15 of [A-Za-z0-9_=+.-]")
+    if (options.lifetime is Lifetime.LEASE) != (options.lease is not None):
+        raise _refuse("lease", "expected with lifetime 'lease', and only there")
+    if options.mtu is not None and not MIN_MTU <= options.mtu <= MAX_MTU:
+        raise _refuse("mtu", f"{options.mtu}: expected {MIN_MTU} to {MAX_MTU}")
+    if not options.timeout_usec:
+        raise _refuse("timeout_usec", "expected more than 0")
+    for key in options.ignore:
+        if key.lower() not in map(str.lower, IGNORABLE):
+            raise _refuse("ignore", f"'{key[:32]}': expected some of {', '.join(IGNORABLE)}")
+
+
+def _refuse(option: str, expected: str) -> InvalidArgs:
+    return InvalidArgs(f"option '{option}': {expected}")

@@ -1,0 +1,316 @@
+"""The D-Bus interfaces: arguments in, domain calls, replies and signals out; and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Any, Final
+
+from wg4netnsd import config, configfile, engine, errors, names, netns, options
+from wg4netnsd.agent import Agent
+from wg4netnsd.bus import Bus, Call, Reply, Variant
+from wg4netnsd.lifetime import Lease, Lifetime
+from wg4netnsd.manager import MAX_TUNNELS, Manager
+from wg4netnsd.netns import Netns
+from wg4netnsd.objects import Interface, Tree
+from wg4netnsd.tunnel import Spec, State, Tunnel, peer_state
+from wg4netnsd.uapi import PeerStatus
+
+NO_LIMIT: Final = (1 << 64) - 1
+
+_PROPERTY_OF: Final = {
+    "state": "State",
+    "public_key": "PublicKey",
+    "listen_port": "ListenPort",
+    "engine_pid": "EnginePID",
+    "restart_count": "RestartCount",
+    "error": "LastError",
+}
+"""A tunnel's attributes that can change."""
+
+
+class Service:
+    """The daemon as the bus sees it: one Manager object, and an object for each tunnel."""
+
+    def __init__(self, agent: Agent, directory: Path) -> None:
+        self.manager = Manager(agent, directory, self)
+        self._tree = Tree(names.ROOT_PATH)
+
+    async def start(self) -> Bus:
+        """Connect, export, and only then own the name. Raises BusGone."""
+        bus = await Bus.connect(self._tree.serve)
+        self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, bus))
+        self._tree.attach(bus)
+        await bus.own_name(names.BUS_NAME)
+        return bus
+
+    # ------------------------------------------------------------ manager.Observer
+
+    def tunnel_added(self, tunnel: Tunnel) -> None:
+        self._tree.add(_path(tunnel), TunnelInterface(self.manager, tunnel))
+
+    def tunnel_removed(self, tunnel: Tunnel) -> None:
+        self._tree.remove(_path(tunnel))
+
+    def state_changed(self, tunnel: Tunnel, new: State, old: State, reason: str) -> None:
+        self._tree.emit(_path(tunnel), names.TUNNEL, "StateChanged", "sss", new, old, reason)
+
+    def properties_changed(self, tunnel: Tunnel, attributes: Collection[str]) -> None:
+        self._tree.changed(_path(tunnel), [_PROPERTY_OF[name] for name in attributes])
+
+
+class ManagerInterface(Interface):
+    """org.wg4netns1.Manager"""
+
+    def __init__(self, manager: Manager, bus: Bus) -> None:
+        super().__init__(names.MANAGER)
+        self._manager = manager
+        self._bus = bus
+
+    async def create_tunnel(
+        self, call: Call, netns_fd: int, config_fd: int, raw_options: dict[str, Variant]
+    ) -> str:
+        return await self._create(
+            call,
+            options.parse(raw_options),
+            lambda: netns.adopt(call.take_fd(netns_fd)),
+            lambda: configfile.read_fd(call.take_fd(config_fd)),
+        )
+
+    async def create_tunnel_from_paths(
+        self, call: Call, netns_path: str, config_path: str, raw_options: dict[str, Variant]
+    ) -> str:
+        return await self._create(
+            call,
+            options.parse(raw_options),
+            lambda: netns.open_path(netns_path),
+            lambda: configfile.read_path(config_path),
+        )
+
+    async def _create(
+        self,
+        call: Call,
+        asked: options.Options,
+        open_netns: Callable[[], Awaitable[Netns]],
+        read_config: Callable[[], Awaitable[bytes]],
+    ) -> str:
+        """A caller that leaves before it has its reply can't know of the tunnel: it is undone."""
+        task = asyncio.current_task()
+        assert task
+        seconds = asked.timeout_usec / 1e6
+        with contextlib.ExitStack() as stack:
+            if call.expects_reply:
+                stack.enter_context(self._bus.watching(call.sender, task.cancel))
+            try:
+                async with asyncio.timeout(seconds):
+                    tunnel = await self._start(call, asked, open_netns, read_config)
+                    await self._manager.wait_up(tunnel)
+            except TimeoutError:
+                raise errors.Timeout(f"the tunnel was not up within {seconds:g} s") from None
+        return _path(tunnel)
+
+    async def _start(
+        self,
+        call: Call,
+        asked: options.Options,
+        open_netns: Callable[[], Awaitable[Netns]],
+        read_config: Callable[[], Awaitable[bytes]],
+    ) -> Tunnel:
+        with contextlib.ExitStack() as stack:
+            namespace = await open_netns()
+            stack.callback(namespace.close)
+            parsed = config.parse(await read_config(), asked.ignore)
+            lease = None
+            if asked.lease is not None:
+                lease = Lease(call.take_fd(asked.lease))
+                stack.callback(lease.close)
+            spec = Spec(
+                name=asked.name or f"ns{namespace.id.inode}",
+                interface=asked.interface,
+                lifetime=asked.lifetime,
+                mtu=parsed.mtu(asked.mtu),
+                config=parsed,
+            )
+            tunnel = self._manager.create(spec, namespace)
+            stack.pop_all()
+        if lease:
+            lease.watch(lambda: tunnel.close("its lease ended"))
+            tunnel.at_end(lease.close)
+        if asked.lifetime is Lifetime.CLIENT:
+            self._close_with_client(tunnel, call.sender)
+        return tunnel
+
+    def _close_with_client(self, tunnel: Tunnel, client: str) -> None:
+        def left() -> None:
+            tunnel.close("its client left the bus")
+
+        self._bus.watch(client, left)
+        tunnel.at_end(lambda: self._bus.unwatch(client, left))
+
+    async def get_tunnel(self, _call: Call, name: str) -> str:
+        return _path(self._manager.get(name))
+
+    async def get_tunnel_by_netns(self, call: Call, netns_fd: int) -> str:
+        namespace = await netns.adopt(call.take_fd(netns_fd))
+        try:
+            return _path(self._manager.get_by_netns(namespace.id))
+        finally:
+            namespace.close()
+
+    async def list_tunnels(self, _call: Call) -> list[list[str]]:
+        return [[t.spec.name, _path(t), t.state] for t in self._manager.tunnels]
+
+    async def describe(self, _call: Call) -> str:
+        interfaces = [TunnelInterface(self._manager, tunnel) for tunnel in self._manager.tunnels]
+        await asyncio.gather(*(interface.refresh() for interface in interfaces))
+        described: dict[str, Any] = {name: _plain(v) for name, v in self.get_all().items()}
+        described["tunnels"] = [
+            {name: _plain(value) for name, value in interface.get_all().items()}
+            for interface in interfaces
+        ]
+        return json.dumps(described)
+
+    def read_version(self) -> str:
+        return importlib.metadata.version("wg4netnsd")
+
+    def read_engine_version(self) -> str:
+        return engine.version()
+
+    def read_features(self) -> list[str]:
+        return []
+
+    def read_max_tunnels(self) -> int:
+        return MAX_TUNNELS
+
+
+class TunnelInterface(Interface):
+    """org.wg4netns1.Tunnel"""
+
+    volatile = frozenset({"Peers"})
+
+    def __init__(self, manager: Manager, tunnel: Tunnel) -> None:
+        super().__init__(names.TUNNEL)
+        self._manager = manager
+        self._tunnel = tunnel
+        self._peers: dict[str, dict[str, Variant]] = {}
+
+    async def close(self, _call: Call) -> None:
+        await self._manager.close(self._tunnel, "closed by request")
+
+    async def restart(self, _call: Call) -> None:
+        await self._tunnel.restart()
+
+    async def wait_for_state(self, _call: Call, states: list[str], timeout_usec: int) -> str:
+        unknown = [state for state in states if state not in set(State)]
+        if unknown or not states:
+            known = ", ".join(State)
+            raise errors.InvalidArgs(f"states: expected some of {known}")
+        seconds = None if timeout_usec == NO_LIMIT else timeout_usec / 1e6
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._tunnel.wait_for_state({State(state) for state in states})
+        except TimeoutError:
+            name, state = self._tunnel.spec.name, self._tunnel.state
+            raise errors.Timeout(f"'{name}' is {state} after {seconds:g} s") from None
+
+    async def get_peers(self, _call: Call) -> dict[str, dict[str, Variant]]:
+        self._peers = _peers(self._tunnel.spec.config, await self._tunnel.peers())
+        return self._peers
+
+    async def open_netns(self, _call: Call) -> Reply:
+        return Reply("h", (0,), [os.dup(self._tunnel.netns.fd)])
+
+    async def refresh(self) -> None:
+        """Without an engine, the peers stay as they were last seen."""
+        with contextlib.suppress(errors.Error):
+            self._peers = _peers(self._tunnel.spec.config, await self._tunnel.peers())
+
+    def read_name(self) -> str:
+        return self._tunnel.spec.name
+
+    def read_netns_id(self) -> list[int]:
+        return list(self._tunnel.netns.id)
+
+    def read_interface(self) -> str:
+        return self._tunnel.spec.interface
+
+    def read_lifetime(self) -> str:
+        return self._tunnel.spec.lifetime
+
+    def read_created_u_sec(self) -> int:
+        return self._tunnel.created_usec
+
+    def read_resolv_conf(self) -> str:
+        return ""
+
+    def read_state(self) -> str:
+        return self._tunnel.state
+
+    def read_public_key(self) -> str:
+        return self._tunnel.public_key
+
+    def read_listen_port(self) -> int:
+        return self._tunnel.listen_port
+
+    def read_mtu(self) -> int:
+        return self._tunnel.spec.mtu
+
+    def read_addresses(self) -> list[str]:
+        return [str(address) for address in self._tunnel.spec.config.interface.addresses]
+
+    def read_dns(self) -> list[str]:
+        return [str(entry) for entry in self._tunnel.spec.config.interface.dns]
+
+    def read_engine_pid(self) -> int:
+        return self._tunnel.engine_pid
+
+    def read_restart_count(self) -> int:
+        return self._tunnel.restart_count
+
+    def read_last_error(self) -> list[str]:
+        error = self._tunnel.error
+        return [error.dbus_name, str(error)] if error else ["", ""]
+
+    def read_peers(self) -> dict[str, dict[str, Variant]]:
+        return self._peers
+
+
+def _path(tunnel: Tunnel) -> str:
+    return names.tunnel_path(tunnel.spec.name)
+
+
+def _peers(configured: config.Config, peers: list[PeerStatus]) -> dict[str, dict[str, Variant]]:
+    now_usec = time.time_ns() // 1000
+    hosts = {peer.public_key: peer.endpoint for peer in configured.peers}
+    return {
+        peer.public_key: {
+            "endpoint": Variant("s", peer.endpoint),
+            "endpoint_host": Variant("s", str(hosts.get(peer.public_key) or "")),
+            "allowed_ips": Variant("as", peer.allowed_ips),
+            "state": Variant("s", peer_state(peer.last_handshake_usec, now_usec)),
+            "last_handshake_usec": Variant("t", peer.last_handshake_usec),
+            "rx_bytes": Variant("t", peer.rx_bytes),
+            "tx_bytes": Variant("t", peer.tx_bytes),
+            "persistent_keepalive": Variant("q", peer.persistent_keepalive),
+        }
+        for peer in peers
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A D-Bus value as JSON has it: without its variants."""
+    match value:
+        case Variant():
+            return _plain(value.value)
+        case dict():
+            return {key: _plain(inner) for key, inner in value.items()}
+        case list():
+            return [_plain(inner) for inner in value]
+        case _:
+            return value

@@ -1,0 +1,163 @@
+"""WireGuard's configuration protocol: text out, text in, and one request a connection.
+
+See "Cross-platform Userspace Implementation" on wireguard.com. A `get` answers with the private key
+too, so nothing here is ever logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from wg4netnsd.config import Config, Endpoint
+from wg4netnsd.errors import EngineFailed, Timeout
+
+REPLY_TIME: Final = 5.0
+"""Seconds; a healthy engine answers in less than a millisecond."""
+
+MAX_REPLY: Final = 16 << 20
+"""Bytes; a peer with ten allowed IPs takes about 700."""
+
+
+@dataclass
+class PeerStatus:
+    """What the engine knows of one peer. `last_handshake_usec`: CLOCK_REALTIME, 0 is never."""
+
+    public_key: str
+    endpoint: str = ""
+    last_handshake_usec: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    persistent_keepalive: int = 0
+    allowed_ips: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DeviceStatus:
+    public_key: str = ""
+    listen_port: int = 0
+    peers: list[PeerStatus] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------- pure
+
+
+def encode_set(
+    config: Config, *, mtu: int, listen_port: int, endpoints: Mapping[str, Endpoint]
+) -> bytes:
+    """The one `set` that makes a new engine run `config`.
+
+    `endpoints`: public key → address; a peer that is not in it waits for the far end to speak.
+    `listen_port` 0 leaves the port to the engine.
+    """
+    lines = ["set=1", f"private_key={config.interface.private_key.get_secret_value().hex()}"]
+    lines.append(f"mtu={mtu}")  # our own key, see wireguard-go.patch
+    if listen_port:
+        lines.append(f"listen_port={listen_port}")
+    lines.append("replace_peers=true")
+    for peer in config.peers:
+        lines.append(f"public_key={base64.b64decode(peer.public_key).hex()}")
+        if peer.preshared_key:
+            lines.append(f"preshared_key={peer.preshared_key.get_secret_value().hex()}")
+        if endpoint := endpoints.get(peer.public_key):
+            lines.append(f"endpoint={endpoint}")
+        lines.append("replace_allowed_ips=true")
+        lines += [f"allowed_ip={network}" for network in peer.allowed_ips]
+        lines.append(f"persistent_keepalive_interval={peer.persistent_keepalive}")
+    return "\n".join(lines).encode() + b"\n\n"
+
+
+GET: Final = b"get=1\n\n"
+
+
+def parse_get(reply: bytes) -> DeviceStatus:
+    """The answer to a `get`; secrets are dropped, unknown keys ignored.
+
+    Raises EngineFailed where the answer is none.
+    """
+    device = DeviceStatus()
+    try:
+        for line in reply.decode("ascii").splitlines():
+            key, equals, value = line.partition("=")
+            if not equals:
+                raise ValueError
+            if key == "public_key":
+                device.peers.append(PeerStatus(_base64(value)))
+            elif device.peers:
+                _take_peer_line(device.peers[-1], key, value)
+            elif key == "listen_port":
+                device.listen_port = int(value)
+            elif key == "own_public_key":  # our own key, see wireguard-go.patch
+                device.public_key = _base64(value)
+    except ValueError:
+        raise EngineFailed("the engine's status is not of the protocol's form") from None
+    return device
+
+
+def _take_peer_line(peer: PeerStatus, key: str, value: str) -> None:
+    match key:
+        case "endpoint":
+            peer.endpoint = value
+        case "last_handshake_time_sec":
+            peer.last_handshake_usec += int(value) * 1_000_000
+        case "last_handshake_time_nsec":
+            peer.last_handshake_usec += int(value) // 1_000
+        case "rx_bytes":
+            peer.rx_bytes = int(value)
+        case "tx_bytes":
+            peer.tx_bytes = int(value)
+        case "persistent_keepalive_interval":
+            peer.persistent_keepalive = int(value)
+        case "allowed_ip":
+            peer.allowed_ips.append(value)
+
+
+def _base64(hexadecimal: str) -> str:
+    return base64.b64encode(bytes.fromhex(hexadecimal)).decode()
+
+
+# ---------------------------------------------------------------- the client
+
+
+async def request(socket_path: str, text: bytes) -> bytes:
+    """Send one `set` or `get`, return the lines of its answer without `errno=0`.
+
+    One request a connection: after a refused line the engine would take the rest for new commands.
+    Raises EngineFailed (not reachable, refused) or Timeout.
+    """
+    try:
+        async with asyncio.timeout(REPLY_TIME):
+            return _checked(await _exchange(socket_path, text))
+    except TimeoutError:
+        raise Timeout(f"the engine gave no answer within {REPLY_TIME:g} s") from None
+    except OSError as error:
+        raise EngineFailed(f"the engine can't be reached: {error.strerror}") from None
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        raise EngineFailed("the engine broke off its answer") from None
+
+
+async def _exchange(socket_path: str, text: bytes) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(socket_path, limit=MAX_REPLY)
+    try:
+        writer.write(text)
+        return await reader.readuntil(b"\n\n")
+    finally:
+        writer.close()
+
+
+def _checked(reply: bytes) -> bytes:
+    body, _, status = reply.strip(b"\n").rpartition(b"errno=")
+    try:
+        code = -int(status)
+    except ValueError:
+        raise EngineFailed("the engine's answer has no errno") from None
+    if code == errno.EADDRINUSE:
+        raise EngineFailed("ListenPort: the port is in use on the host")
+    if code:
+        raise EngineFailed(f"the engine refused its configuration: {os.strerror(abs(code))}")
+    return body
