@@ -14,7 +14,7 @@ from support.bus import Client
 from support.daemon import Daemon
 from support.namespaces import Namespace
 from support.processes import wait_for
-from support.stage import Stage
+from support.stage import Stage, keys
 
 # Sends random bytes to an echo server and compares the hashes of both directions.
 TRANSFER = """
@@ -153,6 +153,33 @@ def test_a_nested_user_namespace(
     with tunnel(client, inside, stage.conf(0), interface="tunnel0"):
         assert set(inside.links()) == {"lo", "tunnel0"}
         ping(inside, stage.far.ipv6)
+
+
+def test_peers_over_both_families_in_one_tunnel(
+    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    """An engine that alternates between IPv4 and IPv6 sends everything where it belongs."""
+    here, there = namespace(), namespace()
+    there_keys = keys()
+    there_conf = f"""
+        [Interface]
+        PrivateKey = {there_keys.private}
+        Address = 2001:db8:2::2/64
+        [Peer]
+        PublicKey = {stage.clients[0].public_key}
+        AllowedIPs = {stage.clients[0].ipv6}/128
+        """
+    with tunnel(client, there, there_conf) as path:
+        second_peer = f"""
+        [Peer]
+        PublicKey = {there_keys.public}
+        AllowedIPs = 2001:db8:2::2/128
+        Endpoint = [2001:db8::1]:{client.get(path, "ListenPort")}
+        """
+        with tunnel(client, here, stage.conf(0) + second_peer):
+            for _ in range(5):
+                ping(here, stage.far.ipv4)
+                ping(here, "2001:db8:2::2")
 
 
 def test_one_ends_while_the_other_goes_on(

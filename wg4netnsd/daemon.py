@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
-import importlib.metadata
 import logging
 import os
 import resource
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd import agent, systemd
+from wg4netnsd import __version__, agent, systemd
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ def _parse_arguments() -> argparse.Namespace:
         "else $XDG_RUNTIME_DIR/wg4netnsd); removed at the end",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is for debugging")
-    version = importlib.metadata.version("wg4netnsd")
-    parser.add_argument("--version", action="version", version=f"wg4netnsd {version}")
+    parser.add_argument("--version", action="version", version=f"wg4netnsd {__version__}")
     return parser.parse_args()
 
 

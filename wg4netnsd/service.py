@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import json
 import os
 import time
@@ -12,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
-from wg4netnsd import config, configfile, engine, errors, names, netns, options
+from wg4netnsd import __version__, config, configfile, engine, errors, names, netns, options
 from wg4netnsd.agent import Agent
 from wg4netnsd.bus import Bus, Call, Reply, Variant
 from wg4netnsd.lifetime import Lease, Lifetime
@@ -177,7 +176,7 @@ class ManagerInterface(Interface):
         return json.dumps(described)
 
     def read_version(self) -> str:
-        return importlib.metadata.version("wg4netnsd")
+        return __version__
 
     def read_engine_version(self) -> str:
         return engine.version()

@@ -51,7 +51,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
         if isinstance(node, ast.Import):
             others |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "wg4netnsd":
-            ours |= {alias.name for alias in node.names}
+            ours |= {alias.name for alias in node.names if alias.name != "__version__"}
         elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("wg4netnsd."):
             ours.add(str(node.module).removeprefix("wg4netnsd."))
         elif isinstance(node, ast.ImportFrom):
