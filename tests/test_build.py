@@ -39,7 +39,8 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def build() -> ModuleType:
     spec = importlib.util.spec_from_file_location("engine_build", ROOT / "build.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -52,6 +53,8 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "wireguard-go", root / "wireguard-go")
     for name in ("build.py", "wireguard-go.patch"):
         shutil.copy(ROOT / name, root)
+    (ROOT / "build").mkdir(exist_ok=True)
+    (root / "build").symlink_to(ROOT / "build")  # a Go in there need not be fetched again
     return root
 
 

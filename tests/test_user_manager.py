@@ -19,7 +19,7 @@ from support.stage import Stage
 
 UNIT = "wg4netnsd.service"
 HOME = Path(os.environ["HOME"])
-INSTALLED = [HOME / ".config/systemd/user", HOME / ".local/share/dbus-1/services"]
+INSTALLED = [HOME / ".local/share/systemd/user", HOME / ".local/share/dbus-1/services"]
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def _serve(control: socket.socket) -> None:
     prctl(PR_SET_NAME, b"wg4netns-agent")
     # Once in a caller's user namespace, whoever is root there could ptrace us; see ptrace(2).
     prctl(PR_SET_DUMPABLE, 0)
-    _messages(Request("warm", 1420, ["192.0.2.1/32", "2001:db8::1/128"], ["0.0.0.0/0", "::/0"]), 1)
+    _warm_up()
     while _fork_ahead(control):
         pass
 
@@ -129,11 +129,16 @@ def _reap() -> None:
             pass
 
 
+def _warm_up() -> None:
+    """Run what a request will run: pyroute2 builds its encoders at first use, and a fresh child has
+    to copy every page that it touches. Takes a millisecond that nobody waits for."""
+    _messages(Request("lo", 1420, ["192.0.2.1/32", "2001:db8::1/128"], ["0.0.0.0/0", "::/0"]), 1)
+
+
 def _child(control: socket.socket, announce: int) -> None:
+    _warm_up()
     # recv_fds() of Python 3.11 ignores its flags, hence recvmsg().
-    data, ancillary, *_ = control.recvmsg(
-        1, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC
-    )
+    data, ancillary, *_ = control.recvmsg(1, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC)
     if not data:
         return  # the daemon has closed its end
     os.write(announce, b"\0")

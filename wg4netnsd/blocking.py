@@ -60,6 +60,12 @@ async def call(
         return await future
 
 
+def has_path(fd: int) -> bool:
+    """Could a call on `fd` block because of a file system? Safe on any fd, unlike fstat()."""
+    target = os.readlink(f"/proc/self/fd/{fd}")  # else "pipe:[1]", "net:[2]", "anon_inode:[…]"
+    return target.startswith("/") and not target.startswith("/memfd:")
+
+
 def close(fd: int) -> None:
     """Close an fd of unknown kind, or one whose end takes the kernel long. Returns at once."""
     threading.Thread(target=os.close, args=(fd,), daemon=True, name="close").start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import functools
 import json
 import os
 import socket
@@ -71,6 +72,10 @@ def identify(fd: int) -> Netns:
 async def adopt(fd: int) -> Netns:
     """Make a Netns of a caller's fd; owns it in any case. Raises InvalidNetns, Timeout."""
     try:
+        # What has no path, like a namespace that was opened from /proc, belongs to no file system
+        # that could stall. A bind-mounted namespace has one.
+        if not blocking.has_path(fd):
+            return identify(fd)
         return await _call(identify, fd)
     except BaseException:
         blocking.close(fd)
@@ -116,7 +121,9 @@ def refuse_relative(path: str, argument: str) -> None:
         )
 
 
+@functools.cache
 def own_id() -> NetnsId:
+    """Ours, and so the host's: the daemon never leaves it."""
     status = os.stat("/proc/self/ns/net")
     return NetnsId(status.st_dev, status.st_ino)
 

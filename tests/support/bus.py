@@ -249,10 +249,14 @@ def busctl(address: str, *arguments: str) -> Any:
     return json.loads(output) if output.strip() else None
 
 
-def gdbus_call(address: str, path: str, method: str, *arguments: str) -> str:
-    """`gdbus call`: what it prints, a GVariant text. The method is INTERFACE.MEMBER."""
+def gdbus_call(
+    address: str, path: str, method: str, *arguments: str, fds: Sequence[int] = ()
+) -> str:
+    """`gdbus call`: what it prints, a GVariant text. The method is INTERFACE.MEMBER.
+
+    An argument for `h` is the number of a descriptor, which has to be among fds."""
     target = ["--dest", NAME, "--object-path", path, "--method", method]
-    return _run(["gdbus", "call", "--session", *target, "--", *arguments], address)
+    return _run(["gdbus", "call", "--session", *target, "--", *arguments], address, fds)
 
 
 def gdbus(address: str, *arguments: str) -> str:
@@ -260,9 +264,11 @@ def gdbus(address: str, *arguments: str) -> str:
     return _run(["gdbus", *arguments], address)
 
 
-def _run(command: list[str], address: str) -> str:
+def _run(command: list[str], address: str, fds: Sequence[int] = ()) -> str:
     environment = os.environ | {"DBUS_SESSION_BUS_ADDRESS": address}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, env=environment, pass_fds=fds, capture_output=True, text=True, timeout=60
+    )
     if done.returncode:
         raise CommandFailed(f"{shlex.join(command)}: {done.stderr.strip()}")
     return done.stdout
