@@ -8,7 +8,9 @@
 
 # shellcheck disable=SC2034 # USER_OF_TESTS is for those who source this
 readonly USER_OF_TESTS=wg4netnsd-test
-readonly CACHE=/var/cache/wg4netnsd-test
+CACHE=/var/cache/wg4netnsd-test
+((EUID == 0)) || CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/wg4netnsd # scripts/demo, by an ordinary user
+readonly CACHE
 readonly PYTHON=/usr/bin/python3 # Debian's: systemd-python and python3-venv belong to it
 
 # What a wheel is built from and runs on …
@@ -33,6 +35,8 @@ become_root() { # COMMAND…: replaces this process, unless it is root's already
     exit 1
 }
 
+by_root() { if ((EUID == 0)); then "$@"; else sudo -- "$@"; fi; } # COMMAND…
+
 install_packages() { # PACKAGE…: those that are missing, after saying so
     local missing=() package
     for package; do
@@ -40,10 +44,15 @@ install_packages() { # PACKAGE…: those that are missing, after saying so
             grep -qx installed || missing+=("$package")
     done
     ((${#missing[@]})) || return 0
+    if ((EUID != 0)) && [[ -z $(type -P sudo) ]]; then
+        say "packages are missing, and there is no sudo here. As root, run:"
+        echo "apt-get install --no-install-recommends ${missing[*]}" >&2
+        exit 1
+    fi
     say "installing from the distribution: ${missing[*]}"
-    apt-get update -qq </dev/null
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
-        "${missing[@]}" </dev/null >/dev/null
+    by_root apt-get update -qq </dev/null
+    by_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+        --no-install-recommends "${missing[@]}" </dev/null >/dev/null
 }
 
 make_user() { # NAME: an ordinary one, with subordinate ids for rootless containers
@@ -57,11 +66,14 @@ make_user() { # NAME: an ordinary one, with subordinate ids for rootless contain
     chown "$1:" "$CACHE"
 }
 
-as_user() { # COMMAND…: in this environment (proxies, certificates, mirrors), with a home of its own
-    setpriv --reuid "$USER_OF_TESTS" --regid "$USER_OF_TESTS" --init-groups \
+# Replaces this process, in its environment (proxies, certificates, mirrors) with a home of its own.
+become_user() { # COMMAND…
+    exec setpriv --reuid "$USER_OF_TESTS" --regid "$USER_OF_TESTS" --init-groups \
         env --unset=XDG_RUNTIME_DIR --unset=XDG_CACHE_HOME --unset=XDG_CONFIG_HOME \
-        HOME="$CACHE" USER="$USER_OF_TESTS" LOGNAME="$USER_OF_TESTS" "$@" </dev/null
+        HOME="$CACHE" USER="$USER_OF_TESTS" LOGNAME="$USER_OF_TESTS" "$@"
 }
+
+as_user() { (become_user "$@") </dev/null; } # COMMAND…
 
 copy_checkout() { # FROM TO: what git tracks or would
     mkdir -p "$2"

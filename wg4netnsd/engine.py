@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,8 @@ DEATH_TIME: Final = 5.0
 """Seconds that a killed process gets to be gone; more only if the kernel holds it."""
 MAX_LINE: Final = 4096
 LAST_WORDS: Final = 3
+REFILL_DELAY: Final = 0.05
+"""Seconds after which a taken spare is replaced: not before its taker has its reply."""
 
 
 @functools.cache
@@ -38,35 +41,44 @@ def version() -> str:
 
 
 class Engine:
-    """A running wireguard-go. Owns its process, its UAPI socket's path and its log pipe."""
+    """One wireguard-go. Owns its process, its UAPI socket's path and its log.
 
-    def __init__(self, process: subprocess.Popen[bytes], socket_path: Path, log: _Log) -> None:
-        self.pid = process.pid
+    It is spawned without a TUN, waits for one, and runs from the moment that it is handed over.
+    """
+
+    def __init__(self) -> None:
+        """Spawn it. Raises EngineFailed."""
+        log_end, engines_log_end = os.pipe()
+        self._handover, engines_handover = socket.socketpair()
+        try:
+            self._process = _popen(engines_handover.fileno(), engines_log_end)
+        except EngineFailed:
+            os.close(log_end)
+            self._handover.close()
+            raise
+        finally:
+            os.close(engines_log_end)
+            engines_handover.close()
+        self.pid = self._process.pid
         self.exited = asyncio.Event()
-        self._process = process
-        self._socket_path = socket_path
-        self._log = log
-        self._pidfd = os.pidfd_open(process.pid)
+        self._socket_path: Path | None = None
+        self._log = _Log(self.pid, log_end)
+        self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
-    @classmethod
-    def spawn(cls, tun_fd: int, interface: str, socket_path: Path) -> Engine:
-        """Start an engine on a TUN fd, which stays the caller's. Raises EngineFailed.
+    def run(self, tun_fd: int, socket_path: Path) -> None:
+        """Hand it a TUN fd, which stays the caller's too, and have it listen at `socket_path`.
 
-        It listens on its UAPI socket from its first moment: what connects before it is ready waits.
+        What connects there before it is ready waits. To be called once. Raises EngineFailed.
         """
-        with contextlib.ExitStack() as stack:
-            # Ours only until the engine has it: when it dies, whoever is connected learns it.
-            listener = stack.enter_context(_listen(socket_path))
-            log_end, engines_end = os.pipe()
-            stack.callback(os.close, engines_end)
+        with self._handover, _listen(socket_path) as listener:
+            # Closed here at once: when the engine dies, whoever is connected learns it.
+            self._socket_path = socket_path
+            fds = struct.pack("2i", tun_fd, listener.fileno())
             try:
-                process = _popen(tun_fd, listener.fileno(), engines_end, interface)
-            except EngineFailed:
-                os.close(log_end)
-                _unlink(socket_path)
-                raise
-        return cls(process, socket_path, _Log(process.pid, log_end))
+                self._handover.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            except OSError as error:
+                raise EngineFailed(f"wireguard-go takes no TUN: {error.strerror}") from None
 
     async def configure(self, settings: bytes) -> uapi.DeviceStatus:
         """Send the first `set`, as made by uapi.encode_set(), and return what came of it.
@@ -74,7 +86,7 @@ class Engine:
         The engine is up once this has returned. Raises EngineFailed, Timeout.
         """
         try:
-            await uapi.request(str(self._socket_path), settings)
+            await self._request(settings)
             return await self.status()
         except EngineFailed:
             with contextlib.suppress(TimeoutError):
@@ -87,7 +99,10 @@ class Engine:
 
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its peers, counters and port. Raises EngineFailed, Timeout."""
-        return uapi.parse_get(await uapi.request(str(self._socket_path), uapi.GET))
+        return uapi.parse_get(await self._request(uapi.GET))
+
+    async def _request(self, text: bytes) -> bytes:
+        return await uapi.request(str(self._socket_path), text)
 
     async def obituary(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
@@ -111,12 +126,14 @@ class Engine:
             except TimeoutError:
                 # Two engines on one TUN silently lose packets, so nobody may go on from here.
                 raise Error(f"wireguard-go {self.pid} does not die") from None
-        _unlink(self._socket_path)
+        if self._socket_path:
+            _unlink(self._socket_path)
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._process.wait()  # a zombie by now, so this returns at once
+        self._handover.close()
         self.exited.set()
 
 
@@ -146,18 +163,46 @@ class _Log:
             self.ended.set()
 
 
-def _popen(tun_fd: int, uapi_fd: int, log_fd: int, interface: str) -> subprocess.Popen[bytes]:
+class Spare:
+    """Keeps one engine waiting: starting a process takes longer than all the rest of a create."""
+
+    def __init__(self) -> None:
+        self._waiting: Engine | None = None
+        self._closed = False
+        self.refill()
+
+    def take(self) -> Engine:
+        """An engine without a TUN, now the caller's. Raises EngineFailed."""
+        engine, self._waiting = self._waiting, None
+        asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
+        return engine if engine and not engine.exited.is_set() else Engine()
+
+    def refill(self) -> None:
+        if self._closed or (self._waiting and not self._waiting.exited.is_set()):
+            return
+        try:
+            self._waiting = Engine()
+        except EngineFailed as error:
+            log.error("%s", error)
+
+    async def close(self) -> None:
+        """End the one that waits, and keep no other."""
+        self._closed = True
+        if self._waiting:
+            await self._waiting.stop()
+
+
+def _popen(handover_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
     environment = {
-        "WG_TUN_FD": str(tun_fd),
-        "WG_UAPI_FD": str(uapi_fd),
+        "WG_HANDOVER_FD": str(handover_fd),
         "WG_PROCESS_FOREGROUND": "1",
         "LOG_LEVEL": "error",
     }
     try:
         return subprocess.Popen(
-            [BINARY, "-f", interface],
+            [BINARY, "-f", "wg"],  # it learns its interface's name from the TUN
             env=environment,
-            pass_fds=(tun_fd, uapi_fd),
+            pass_fds=(handover_fd,),
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,

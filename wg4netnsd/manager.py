@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from wg4netnsd import errors, tunnel
 from wg4netnsd.agent import Agent
+from wg4netnsd.engine import Spare
 from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.tunnel import Spec, State, Tunnel
 
@@ -28,6 +29,7 @@ class Manager:
 
     def __init__(self, agent: Agent, directory: Path, observer: Observer) -> None:
         self._agent = agent
+        self._spare = Spare()
         self._directory = directory
         self._observer = observer
         self._tunnels: dict[str, Tunnel] = {}
@@ -51,7 +53,9 @@ class Manager:
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
         if len(self._tunnels) >= MAX_TUNNELS:
             raise errors.LimitExceeded(f"there are {MAX_TUNNELS} tunnels already")
-        created = Tunnel(spec, netns, self._agent, self._directory, self._observer)
+        created = Tunnel(
+            spec, netns, self._agent, self._spare, self._directory, self._observer
+        )
         self._tunnels[spec.name] = created
         self._observer.tunnel_added(created)
         self._keepers[created] = asyncio.create_task(self._keep(created))
@@ -96,6 +100,7 @@ class Manager:
             one.close(reason)
         if self._keepers:
             await asyncio.wait(self._keepers.values())
+        await self._spare.close()
 
     def _in_netns(self, netns: NetnsId) -> Tunnel | None:
         return next((t for t in self._tunnels.values() if t.netns.id == netns), None)

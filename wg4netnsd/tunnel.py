@@ -29,7 +29,7 @@ from wg4netnsd import blocking, errors, resolve, uapi
 from wg4netnsd.agent import Agent, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
-from wg4netnsd.engine import Engine
+from wg4netnsd.engine import Engine, Spare
 from wg4netnsd.lifetime import Lifetime
 from wg4netnsd.netns import Netns, provision
 
@@ -77,7 +77,13 @@ class Tunnel:
     """
 
     def __init__(
-        self, spec: Spec, netns: Netns, agent: Agent, directory: Path, observer: Observer
+        self,
+        spec: Spec,
+        netns: Netns,
+        agent: Agent,
+        spare: Spare,
+        directory: Path,
+        observer: Observer,
     ) -> None:
         self.spec = spec
         self.netns = netns
@@ -90,6 +96,7 @@ class Tunnel:
         self.engine_pid = 0
         self.restart_count = 0
         self._agent = agent
+        self._spare = spare
         self._socket_path = directory / spec.name / f"{spec.interface}.sock"
         self._observer = observer
         self._tun_fd = -1
@@ -201,8 +208,9 @@ class Tunnel:
         for failure in failures:
             log.warning("tunnel %s: %s", spec.name, failure)
             self._set(error=failure)
-        self._engine = Engine.spawn(self._tun_fd, spec.interface, self._socket_path)
+        self._engine = self._spare.take()
         self._set(engine_pid=self._engine.pid)
+        self._engine.run(self._tun_fd, self._socket_path)
         port = self.listen_port or spec.config.interface.listen_port
         status = await self._engine.configure(
             uapi.encode_set(spec.config, mtu=spec.mtu, listen_port=port, endpoints=addresses)

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "agent", "backoff", "blocking", "config", "engine", "errors", "lifetime", "netns",
         "resolve", "uapi",
     },
-    "manager": {"agent", "errors", "netns", "tunnel"},
+    "manager": {"agent", "engine", "errors", "netns", "tunnel"},
     "bus": {"blocking", "errors"},
     "objects": {"bus", "contract", "errors"},
     "options": {"bus", "config", "errors", "lifetime", "names"},
