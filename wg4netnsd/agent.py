@@ -150,18 +150,26 @@ def _child(control: socket.socket, announce: int) -> None:
 
 
 def _answer(connection: socket.socket, netns: int) -> None:
-    try:
-        with connection.makefile("rb") as stream:
-            request = Request(**json.load(stream))
-        enter(netns)
-        tun = open_tun(request.interface)
-        _send(connection, {"tun": request.interface}, tun)
-        configure(request)
-        _send(connection, {"done": request.interface})
-    except Refused as refusal:
-        _send(connection, {"error": refusal.error, "text": str(refusal)})
-    except OSError as error:
-        _send(connection, {"error": "TunFailed", "text": f"{error.filename}: {error.strerror}"})
+    with connection.makefile("rb") as stream:
+        request = Request(**json.load(stream))
+    with contextlib.suppress(ConnectionError):  # the daemon has given up: so do we
+        try:
+            _carry_out(request, netns, connection)
+        except ConnectionError:
+            raise
+        except Refused as refusal:
+            _send(connection, {"error": refusal.error, "text": str(refusal)})
+        except OSError as error:
+            text = f"{error.filename}: {error.strerror}"
+            _send(connection, {"error": "TunFailed", "text": text})
+
+
+def _carry_out(request: Request, netns: int, connection: socket.socket) -> None:
+    enter(netns)
+    tun = open_tun(request.interface)
+    _send(connection, {"tun": request.interface}, tun)
+    configure(request)
+    _send(connection, {"done": request.interface})
 
 
 def _send(connection: socket.socket, message: dict[str, str], *fds: int) -> None:

@@ -7,10 +7,11 @@ import os
 import select
 import stat
 import time
+from collections.abc import Callable, Collection
 from typing import Final
 
-from wg4netnsd import blocking
-from wg4netnsd.config import MAX_SIZE
+from wg4netnsd import blocking, config
+from wg4netnsd.config import MAX_SIZE, Config
 from wg4netnsd.errors import InvalidConfig, Timeout
 from wg4netnsd.netns import refuse_relative
 
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 READ_TIME: Final = 5.0
 """Seconds from the call to the end of file."""
+LONG: Final = 16384
+"""Bytes that take about 2 ms to parse."""
+PARSE_TIME: Final = 30.0  # seconds
 
 
 async def read_fd(fd: int) -> bytes:
@@ -36,15 +40,20 @@ async def read_path(path: str) -> bytes:
     return await _read(_open_and_read, path)
 
 
-async def _read(function: object, source: int | str) -> bytes:
-    assert callable(function)
+async def parse(data: bytes, ignore: Collection[str]) -> Config:
+    """config.parse(), which takes long for a long text: then aside from the event loop."""
+    if len(data) <= LONG:
+        return config.parse(data, ignore)
+    return await blocking.call(PARSE_TIME, config.parse, data, ignore)
+
+
+async def _read(function: Callable[..., bytes], source: int | str) -> bytes:
     try:
-        data: bytes = await blocking.call(READ_TIME + 1, function, source)
+        return await blocking.call(READ_TIME + 1, function, source)
     except TimeoutError:
         raise Timeout(f"config: no end of file within {READ_TIME:g} s") from None
     except OSError as error:
         raise InvalidConfig(f"config: {error.strerror}") from None
-    return data
 
 
 def _open_and_read(path: str) -> bytes:

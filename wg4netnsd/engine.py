@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from wg4netnsd import uapi
-from wg4netnsd.errors import EngineFailed, Error, redact
+from wg4netnsd.errors import EngineFailed, redact
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class Engine:
     async def stop(self) -> None:
         """Return when the process is gone and its socket's path too; may be called again.
 
+        Raises EngineFailed if the kernel does not let go of it.
         By SIGKILL: wireguard-go has nothing to save, and a hung one takes no other signal.
         """
         if not self.exited.is_set():
@@ -125,7 +126,7 @@ class Engine:
                     await self.exited.wait()
             except TimeoutError:
                 # Two engines on one TUN silently lose packets, so nobody may go on from here.
-                raise Error(f"wireguard-go {self.pid} does not die") from None
+                raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
         if self._socket_path:
             _unlink(self._socket_path)
 

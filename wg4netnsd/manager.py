@@ -53,9 +53,7 @@ class Manager:
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
         if len(self._tunnels) >= MAX_TUNNELS:
             raise errors.LimitExceeded(f"there are {MAX_TUNNELS} tunnels already")
-        created = Tunnel(
-            spec, netns, self._agent, self._spare, self._directory, self._observer
-        )
+        created = Tunnel(spec, netns, self._agent, self._spare, self._directory, self._observer)
         self._tunnels[spec.name] = created
         self._observer.tunnel_added(created)
         self._keepers[created] = asyncio.create_task(self._keep(created))

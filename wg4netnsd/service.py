@@ -124,7 +124,7 @@ class ManagerInterface(Interface):
         with contextlib.ExitStack() as stack:
             namespace = await open_netns()
             stack.callback(namespace.close)
-            parsed = config.parse(await read_config(), asked.ignore)
+            parsed = await configfile.parse(await read_config(), asked.ignore)
             lease = None
             if asked.lease is not None:
                 lease = Lease(call.take_fd(asked.lease))

@@ -1,10 +1,8 @@
 """One tunnel: a namespace, its TUN, the engine on it, and the one task that keeps them together.
 
-             ┌─────────────────────────┐
-             │                         ▼
-    starting ┴► up ⇄ restarting ─► failed        failed ─► restarting, by Restart()
-         │      │        │            │
-         └──────┴────────┴────────────┴─► stopping ─► closed
+    starting ──► up ⇄ restarting ⇄ failed           out of `failed` by Restart() alone
+        │         │        │          │
+        └─────────┴────────┴──────────┴──► stopping ──► closed
 
 The daemon keeps its own duplicate of the TUN, so an engine that dies takes nothing with it: the
 interface, its routes and the sockets in the namespace stay, traffic waits, and nothing leaves in
@@ -261,9 +259,9 @@ class Tunnel:
 
     async def _stop_engine(self) -> None:
         if self._engine:
-            engine, self._engine = self._engine, None
+            await self._engine.stop()
+            self._engine = None
             self._set(engine_pid=0)
-            await engine.stop()
 
     async def _undo(self) -> None:
         """Leave nothing behind; each step is safe where its counterpart never happened."""
