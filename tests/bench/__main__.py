@@ -1,0 +1,26 @@
+"""`scripts/bench WHAT`: runs one benchmark on the stage, as an ordinary user."""
+
+import argparse
+
+from bench import create, throughput
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    what = parser.add_subparsers(required=True, metavar="WHAT")
+
+    command = what.add_parser("create", help="time to a configured interface, beside slirp4netns")
+    command.add_argument("--rounds", type=int, default=200)
+    command.set_defaults(run=create.run)
+
+    command = what.add_parser("throughput", help="TCP, beside stock wireguard-go run as root")
+    command.add_argument("--rounds", type=int, default=8)
+    command.add_argument("--seconds", type=float, default=3)
+    command.set_defaults(run=throughput.run)
+
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

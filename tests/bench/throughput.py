@@ -1,0 +1,51 @@
+"""TCP through the tunnel to the far end, one stream, in turns with stock wireguard-go.
+
+Stock runs as root, on a TUN of its own in the host's namespace, with the same far end, MTU and
+path; the stage has set it up (tests/stage/world).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from bench.figures import table
+from support import stage as stages
+from support.bus import Bus, Client
+from support.daemon import Daemon
+from support.namespaces import Namespace
+
+
+def run(arguments: argparse.Namespace) -> None:
+    stage = stages.read()
+    assert stage, "run it by scripts/bench"
+    iperf3 = ["iperf3", "--json", "--client", stage.far.ipv4, f"--port={stage.far.iperf3_port}"]
+    iperf3 += [f"--time={arguments.seconds}", "--omit=1"]
+    stock_address = os.environ["WG4NETNSD_STOCK_ADDRESS"]
+    figures: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="wg-") as directory, Namespace() as namespace:
+        bus = Bus(Path(directory))
+        daemon = Daemon(bus, Path(directory))
+        with Client(bus.address) as client:
+            path = client.create(namespace, stage.conf(0))
+            for _ in range(arguments.rounds):
+                for direction, option in (("up", []), ("down", ["--reverse"])):
+                    ours = namespace.command(*iperf3, *option)
+                    theirs = [*iperf3, *option, f"--bind={stock_address}"]
+                    figures.setdefault(f"{direction}: wg4netnsd", []).append(_gbits(ours))
+                    figures.setdefault(f"{direction}: stock, as root", []).append(_gbits(theirs))
+            client.close_tunnel(path)
+        daemon.stop()
+        bus.close()
+    for direction in ("up", "down"):
+        rows = {name: values for name, values in figures.items() if name.startswith(direction)}
+        print(table("Gbit/s", rows), end="\n\n")
+
+
+def _gbits(command: list[str]) -> float:
+    done = subprocess.run(command, capture_output=True, text=True)
+    result = json.loads(done.stdout)
+    assert done.returncode == 0, result.get("error")
+    return float(result["end"]["sum_received"]["bits_per_second"]) / 1e9
