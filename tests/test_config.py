@@ -1,6 +1,7 @@
 """The wg-quick format: what is taken, what each mistake is told, and that no key is ever shown."""
 
 import base64
+import hashlib
 import traceback
 from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
@@ -124,7 +125,7 @@ def test_sections_keys_and_words_are_case_insensitive(disguise: Callable[[str], 
         pytest.param(lambda text: text.replace("\n", "  \n\t"), id="indented"),
         pytest.param(lambda text: text.replace(", ", ","), id="narrow-lists"),
         pytest.param(lambda text: text.replace(", ", "\t,  "), id="wide-lists"),
-        pytest.param(lambda text: text.replace(", 2a07", "\nAddress = 2a07"), id="key-repeated"),
+        pytest.param(lambda text: text.replace("/32, ", "/32\nAddress = "), id="key-repeated"),
     ],
 )
 def test_the_layout_makes_no_difference(disguise: Callable[[str], str]) -> None:
@@ -327,20 +328,9 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             id="address-after-a-comma",
         ),
         pytest.param(
-            f"{INTERFACE}Address = 10.0.0.3/255.255.255.0",
-            "line 4: Address: '10.0.0.3/255.255.255.0' "
-            "is not an IP address with an optional /prefix",
-            id="address-with-a-netmask",
-        ),
-        pytest.param(
             f"{INTERFACE}Address = fe80::1%eth0/64",
             "line 4: Address: 'fe80::1%eth0/64' is not an IP address with an optional /prefix",
             id="address-with-a-scope",
-        ),
-        pytest.param(
-            f"{INTERFACE}Address = 10.0.0.2/24",
-            "line 4: Address: 10.0.0.2/24 is given twice, first in line 3",
-            id="address-twice",
         ),
         pytest.param(
             f"{INTERFACE}DNS = 1.1.1",
@@ -408,6 +398,11 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             f"{INTERFACE}{PEER}AllowedIPs = ::/0\nAllowedIPs = 10.0.0.0/8, all",
             "line 7: AllowedIPs: 'all' is not a network",
             id="allowed-ips-in-a-list",
+        ),
+        pytest.param(
+            f"{INTERFACE}{PEER}AllowedIPs = fe80::%eth0/64",
+            "line 6: AllowedIPs: 'fe80::%eth0/64' is not a network",
+            id="allowed-ips-with-a-scope",
         ),
         pytest.param(
             f"{INTERFACE}{PEER}PersistentKeepalive = -1",
@@ -606,6 +601,11 @@ def test_a_valid_configuration_comes_back(
 SHOWN = 8
 """Characters of a key, one after another, that no message may show."""
 
+# Unlike `keys`, which shrink to AAA…, these never share so many.
+secrets = st.integers(0, 1 << 64).map(
+    lambda seed: base64.b64encode(hashlib.sha256(b"%d" % seed).digest()).decode()
+)
+
 places = st.sampled_from(
     [
         *(
@@ -663,7 +663,7 @@ def assert_hidden(secret: str, *texts: str) -> None:
 
 @settings(deadline=None, max_examples=500)
 @given(
-    keys,
+    secrets,
     places,
     st.sampled_from(["whole", "cut", "twice", "hex", "lost", *"-_.: ,=#%&\t\r\n\0ü"]),
     st.integers(0, 43),
@@ -679,9 +679,9 @@ def test_no_error_shows_a_key(secret: str, place: str, how: str, at: int) -> Non
         assert_hidden(secret, repr(config.interface.private_key))
 
 
-@given(st.lists(keys, min_size=3, max_size=3, unique=True))
-def test_no_model_shows_a_key(secrets: list[str]) -> None:
-    private, preshared, public = secrets
+@given(st.lists(secrets, min_size=3, max_size=3, unique=True))
+def test_no_model_shows_a_key(keys: list[str]) -> None:
+    private, preshared, public = keys
     config = parsed(
         f"[Interface]\nPrivateKey = {private}\nAddress = 10.0.0.2\n"
         f"[Peer]\nPublicKey = {public}\nPresharedKey = {preshared}\n"

@@ -123,7 +123,7 @@ def test_stop_leaves_no_process_interface_or_file(
         for number, inside in enumerate(spaces):
             client.create(inside, stage.conf(number))
             inside.check("ping", "-n", "-c1", "-W10", stage.far.ipv4)
-        assert len(of_program("wireguard-go")) == 2
+        assert len(of_program("wireguard-go")) >= 2  # and one that waits for a tunnel
         assert (installed.runtime / "wg4netnsd").is_dir()
         installed.systemctl("stop", UNIT)
     assert_nothing_left(installed)

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes, ValidationError
 
-from wg4netnsd.errors import InvalidConfig, redact
+from wg4netnsd.errors import InvalidConfig
 
 MAX_SIZE: Final = 1 << 20
 """Bytes; more than 4,000 peers take."""
@@ -46,12 +46,13 @@ Network = IPv4Network | IPv6Network
 # ---------------------------------------------------------------- one parser per value type
 # Each takes the text after the `=` and raises a ValueError that says what was expected.
 
+_KEY_PART = re.compile(r"[A-Za-z0-9+/]{20,}")  # a key with one wrong character has as many
 _HOSTNAME = re.compile(r"(?=.{1,253}\.?$)([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.?)+")
 
 
 def quote(text: str) -> str:
-    """`text` for an error message: short, printable, and without anything that may be a key."""
-    shown = redact(text)
+    """`text` for an error message: short, printable, and not where it may be a mangled key."""
+    shown = "…" if _KEY_PART.search(text) else text
     return repr(shown if len(shown) <= 60 else shown[:59] + "…")
 
 
@@ -84,16 +85,22 @@ def _number(low: int, high: int, **words: int) -> Callable[[str], int]:
     return parse
 
 
+def _unscoped(text: str) -> str:
+    if "%" in text:  # valid to Python, nowhere else
+        raise ValueError
+    return text
+
+
 def _address(text: str) -> Address:
     try:
-        return ipaddress.ip_interface(text)
+        return ipaddress.ip_interface(_unscoped(text))
     except ValueError:
         raise ValueError(f"{quote(text)} is not an IP address with an optional /prefix") from None
 
 
 def _network(text: str) -> Network:
     try:
-        return ipaddress.ip_network(text, strict=False)
+        return ipaddress.ip_network(_unscoped(text), strict=False)
     except ValueError:
         raise ValueError(f"{quote(text)} is not a network") from None
 
@@ -327,8 +334,8 @@ def _add_entry(
             f"remove it, or pass the option ignore=['{name}']"
         )
     if alias is None:
-        # A mangled line may hold a key where the key's name should be.
-        shown = f" '{key}'" if re.fullmatch(r"[A-Za-z]{1,24}", key) else ""
+        # A mangled line may hold a key where the key's name should be, or its end: "bg8=".
+        shown = f" '{key}'" if value and re.fullmatch(r"[A-Za-z]{1,24}", key) else ""
         raise InvalidConfig(f"line {number}: unknown key{shown} in [{section.model.__name__}]")
     entries = section.entries.setdefault(alias, [])
     if alias in _REPEATABLE:

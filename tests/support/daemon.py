@@ -71,7 +71,7 @@ class Daemon:
         return self.runtime / "wg4netnsd"
 
     def engines(self) -> set[int]:
-        """Its wireguard-go processes."""
+        """Its wireguard-go processes, those that wait for a tunnel too."""
         return {pid for pid in children(self.pid) if _program(pid) == "wireguard-go"}
 
     def footprint(self) -> Footprint:
