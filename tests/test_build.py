@@ -245,27 +245,35 @@ def tun() -> Iterator[tuple[int, socket.socket]]:
         maker.kill()
 
 
-@pytest.fixture
-def engine(binary: Path, tun: tuple[int, socket.socket], tmp_path: Path) -> Iterator[Engine]:
-    fd, inside = tun
-    path = tmp_path / "uapi"
-    with socket.socket(socket.AF_UNIX) as uapi:
-        uapi.bind(str(path))
-        uapi.listen()
+def waiting_engine(binary: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """An engine as the daemon starts it, and the socket over which it takes its descriptors."""
+    ours, engines = socket.socketpair()
+    with engines:
         process = subprocess.Popen(
-            ["wireguard-go", "-f", "wg0"],
+            ["wireguard-go", "-f", "wg"],
             executable=binary,
             env={
-                "WG_TUN_FD": str(fd),
-                "WG_UAPI_FD": str(uapi.fileno()),
+                "WG_HANDOVER_FD": str(engines.fileno()),
                 "WG_PROCESS_FOREGROUND": "1",
                 "LOG_LEVEL": "error",
             },
-            pass_fds=(fd, uapi.fileno()),
+            pass_fds=(engines.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+    return process, ours
+
+
+@pytest.fixture
+def engine(binary: Path, tun: tuple[int, socket.socket], tmp_path: Path) -> Iterator[Engine]:
+    fd, inside = tun
+    path = tmp_path / "uapi"
+    process, handover = waiting_engine(binary)
+    with handover, socket.socket(socket.AF_UNIX) as uapi:
+        uapi.bind(str(path))
+        uapi.listen()
+        socket.send_fds(handover, [b"\0"], [fd, uapi.fileno()])
     with process:
         yield Engine(process, inside, path)
         process.kill()
@@ -287,6 +295,22 @@ def test_engine_serves_uapi_at_any_path(engine: Engine) -> None:
     assert "anon_inode:inotify" not in open_files
     engine.process.terminate()
     assert output_at_end(engine) == ""
+
+
+def test_waiting_engine_ends_with_its_supervisor(binary: Path) -> None:
+    process, handover = waiting_engine(binary)
+    with process:
+        handover.close()
+        assert process.wait(10) == 0
+
+
+def test_engine_refuses_other_descriptors(binary: Path) -> None:
+    process, handover = waiting_engine(binary)
+    with process, handover:
+        socket.send_fds(handover, [b"\0"], [handover.fileno()])
+        output = process.communicate(timeout=10)[0]
+    assert process.returncode == 1
+    assert b"expected a TUN and a UAPI socket, got 1 descriptors" in output
 
 
 def test_engine_leaves_the_socket_alone(engine: Engine) -> None:

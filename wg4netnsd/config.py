@@ -47,7 +47,8 @@ Network = IPv4Network | IPv6Network
 # Each takes the text after the `=` and raises a ValueError that says what was expected.
 
 _KEY_PART = re.compile(r"[A-Za-z0-9+/]{20,}")  # a key with one wrong character has as many
-_HOSTNAME = re.compile(r"(?=.{1,253}\.?$)([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.?)+")
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_HOSTNAME = re.compile(rf"(?=.{{1,253}}\.?$){_LABEL}(\.{_LABEL})*\.?")
 
 
 def quote(text: str) -> str:

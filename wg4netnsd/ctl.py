@@ -6,9 +6,12 @@ import argparse
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Final
 
 from wg4netnsd import errors, names
+
+_NOT_RUNNING: Final = ("does not exist", "was not provided by any", "not activatable")
+"""The bus's words where a name has no owner; busctl does not print the error's name."""
 
 
 def main() -> None:
@@ -21,7 +24,11 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="wg4netnsctl", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="wg4netnsctl",
+        description="Install wg4netnsd for its user; list and close tunnels. They are created over "
+        "the bus: see org.wg4netns1(5).",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("setup", help="make the session bus start wg4netnsd for you")
@@ -78,6 +85,6 @@ def _call(
         body: list[Any] = json.loads(result.stdout or '{"data": []}')["data"]
         return body
     message = result.stderr.strip().removeprefix("Call failed: ")
-    if not start and ("was not provided by any" in message or "not activatable" in message):
+    if not start and any(words in message for words in _NOT_RUNNING):
         return None
     raise errors.Failed(message)
