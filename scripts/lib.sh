@@ -20,6 +20,8 @@ readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … and the independent programs the suite meets it with.
 readonly TEST_PACKAGES=(busybox-static conmon crun iperf3 iputils-ping libglib2.0-bin podman
     uidmap wireguard-tools)
+# … and what the benchmarks stand it beside.
+readonly BENCH_PACKAGES=(slirp4netns)
 
 say() { echo "${0##*/}: $*" >&2; }
 

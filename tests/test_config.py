@@ -342,6 +342,11 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             "line 4: DNS: 'a..b' is neither an IP address nor a domain",
             id="dns-domain",
         ),
+        pytest.param(  # once took years
+            f"{INTERFACE}DNS = {'a' * 60}!",
+            "line 4: DNS: '…' is neither an IP address nor a domain",
+            id="dns-long",
+        ),
         pytest.param(
             f"{INTERFACE}ListenPort = 65536",
             "line 4: ListenPort: '65536' is not a number from 0 to 65535",

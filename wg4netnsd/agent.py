@@ -275,7 +275,7 @@ def _configuration(request: Request, index: int) -> Iterator[_Message]:
         index=index,
         attrs=[("IFLA_MTU", request.mtu)],
     )
-    if any(ip_interface(address).version == 6 for address in request.addresses):
+    if os.path.exists("/proc/net/if_inet6"):  # where IPv6 is not switched off
         # No link-local address, as the kernel's own WireGuard has none: its router solicitations
         # would start handshakes that nobody asked for.
         mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}

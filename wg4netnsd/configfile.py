@@ -27,7 +27,10 @@ PARSE_TIME: Final = 30.0  # seconds
 async def read_fd(fd: int) -> bytes:
     """All that `fd` holds or, if it is a pipe, brings. Closes it. Raises InvalidConfig, Timeout."""
     if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:"):
-        return _read_and_close(fd)  # in memory: a thread would only cost time
+        try:
+            return _read_and_close(fd)  # in memory: a thread would only cost time
+        except OSError as error:
+            raise InvalidConfig(f"config: {error.strerror}") from None
     return await _read(_read_and_close, fd)
 
 

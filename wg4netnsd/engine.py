@@ -194,15 +194,10 @@ class Spare:
 
 
 def _popen(handover_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
-    environment = {
-        "WG_HANDOVER_FD": str(handover_fd),
-        "WG_PROCESS_FOREGROUND": "1",
-        "LOG_LEVEL": "error",
-    }
     try:
         return subprocess.Popen(
-            [BINARY, "-f", "wg"],  # it learns its interface's name from the TUN
-            env=environment,
+            [BINARY],
+            env={"WG_HANDOVER_FD": str(handover_fd)},
             pass_fds=(handover_fd,),
             stdin=subprocess.DEVNULL,
             stdout=log_fd,

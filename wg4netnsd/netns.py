@@ -76,7 +76,7 @@ async def adopt(fd: int) -> Netns:
         # that could stall. A bind-mounted namespace has one.
         if not blocking.has_path(fd):
             return identify(fd)
-        return await _call(identify, fd)
+        return await _call(identify, fd, discard=bool)  # the fd is ours to close, below
     except BaseException:
         blocking.close(fd)
         raise
@@ -85,12 +85,14 @@ async def adopt(fd: int) -> Netns:
 async def open_path(path: str) -> Netns:
     """Open a namespace by its absolute path. Raises InvalidNetns, InvalidArgs, Timeout."""
     refuse_relative(path, "netns_path")
-    return await _call(_open, path)
+    return await _call(_open, path, discard=Netns.close)
 
 
-async def _call(function: Callable[..., Netns], argument: int | str) -> Netns:
+async def _call(
+    function: Callable[..., Netns], argument: int | str, discard: Callable[[Netns], object]
+) -> Netns:
     try:
-        return await blocking.call(OPEN_TIME, function, argument, discard=Netns.close)
+        return await blocking.call(OPEN_TIME, function, argument, discard=discard)
     except TimeoutError:
         raise errors.Timeout(f"netns: its file system gave no answer in {OPEN_TIME:g} s") from None
 
@@ -112,7 +114,7 @@ def refuse_relative(path: str, argument: str) -> None:
 
     Raises InvalidArgs.
     """
-    normal = os.path.normpath(path)
+    normal = "/" + os.path.normpath(path).lstrip("/")  # which leaves a leading "//"
     if not path.startswith("/") or "\0" in path:
         raise errors.InvalidArgs(f"{argument}: {path!r}: expected an absolute path")
     if normal.startswith(("/proc/self", "/proc/thread-self", "/dev/fd", "/dev/std")):

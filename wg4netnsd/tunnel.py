@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from wg4netnsd import blocking, errors, resolve, uapi
+from wg4netnsd import errors, resolve, uapi
 from wg4netnsd.agent import Agent, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
@@ -242,6 +242,7 @@ class Tunnel:
                 why = error
                 continue
             self._set(restart_count=self.restart_count + 1)
+            self._restart_requested.clear()  # who asked meanwhile has been served
             self._enter_state(State.UP, "the engine is back")
             return
 
@@ -272,7 +273,8 @@ class Tunnel:
             log.error("tunnel %s: %s", self.spec.name, error)
         if self._tun_fd >= 0:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
-            await blocking.call(30, os.close, self._tun_fd)
+            # Not by blocking.call(): what callers keep waiting must not keep an interface alive.
+            await asyncio.to_thread(os.close, self._tun_fd)
             self._tun_fd = -1
         self._at_end.close()
         self.netns.close()

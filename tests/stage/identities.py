@@ -1,7 +1,7 @@
-"""Makes the keys of the far end and of its clients: identities.py FAR_CONF STAGE_JSON RUNTIME_DIR.
+"""Makes the keys of the far end and of its clients: identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME.
 
-The first file is for `wg setconf` at the far end, the second tells the user's suite everything it
-needs to connect. Both are made by the real `wg`, anew at each start.
+The first two files are for `wg setconf`, at the far end and at the stock client that benchmarks are
+compared with; the third tells the user's suite everything it needs to connect. Both are made by the real `wg`, anew at each start.
 """
 
 import json
@@ -43,6 +43,14 @@ def far_conf(private_key: str, clients: list[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def stock_conf(public_key: str, me: dict[str, object]) -> str:
+    return (
+        f"[Interface]\nPrivateKey = {me['private_key']}\n"
+        f"[Peer]\nPublicKey = {public_key}\nPresharedKey = {me['preshared_key']}\n"
+        f"AllowedIPs = 0.0.0.0/0\nEndpoint = 192.0.2.2:{PORT}\n"
+    )
+
+
 def stage(public_key: str, clients: list[dict[str, object]], runtime: str) -> dict[str, object]:
     return {
         "far": {
@@ -70,8 +78,10 @@ def main() -> None:
     private_key = wg("genkey")
     clients = [client(number) for number in range(1, CLIENTS + 1)]
     write(sys.argv[1], far_conf(private_key, clients))
-    description = stage(wg("pubkey", stdin=private_key), clients, sys.argv[3])
-    write(sys.argv[2], json.dumps(description, indent=1))
+    public_key = wg("pubkey", stdin=private_key)
+    write(sys.argv[2], stock_conf(public_key, clients[-1]))
+    description = stage(public_key, clients[:-1], sys.argv[4])
+    write(sys.argv[3], json.dumps(description, indent=1))
 
 
 main()
