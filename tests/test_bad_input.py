@@ -242,9 +242,12 @@ def test_no_configuration(
 
 
 def test_a_configuration_that_may_not_be_read(refuses: Refuses, inside: Namespace) -> None:
-    with memfd("") as fd, opened(f"/proc/self/fd/{fd}", os.O_WRONLY) as written:
-        with opened(inside.path) as netns:
-            refuses.create("InvalidConfig", "config: Bad file descriptor", netns, written, {})
+    with (
+        opened(inside.path) as netns,
+        memfd(b"") as fd,
+        opened(f"/proc/self/fd/{fd}", os.O_WRONLY) as written,
+    ):
+        refuses.create("InvalidConfig", "config: Bad file descriptor", netns, written, {})
 
 
 @pytest.mark.parametrize(
@@ -396,10 +399,10 @@ def test_a_lease_that_cannot_hang_up(
     ("name", "made"),
     [
         ("lo", None),
-        ("other0", ["ip", "link", "add", "other0", "type", "dummy"]),
+        ("other0", ["ip", "link", "add", "other0", "type", "veth"]),
         ("other0", ["ip", "tuntap", "add", "other0", "mode", "tun"]),
     ],
-    ids=["lo", "dummy", "persistent-tun"],
+    ids=["lo", "veth", "persistent-tun"],
 )
 def test_an_interface_that_is_there_already(
     refuses: Refuses, inside: Namespace, secrets: Secrets, name: str, made: list[str] | None
@@ -441,7 +444,7 @@ def test_descriptors_that_did_not_come(refuses: Refuses, client: Client, inside:
     refuses.judge(missing, "InvalidArgs", "did not come with the message")
 
 
-@pytest.mark.parametrize("number", [4, 16, 17, 64])
+@pytest.mark.parametrize("number", [4, 16])
 def test_too_many_descriptors(refuses: Refuses, number: int) -> None:
     with opened("/dev/null") as fd:
         refuses(
@@ -449,6 +452,14 @@ def test_too_many_descriptors(refuses: Refuses, number: int) -> None:
             "more than 3 file descriptors",
             *(ROOT, MANAGER, "ListTunnels", "ah", ([fd] * number,)),
         )
+
+
+def test_more_descriptors_than_the_bus_allows(daemon: Daemon, client: Client, bus: Bus) -> None:
+    with opened("/dev/null") as fd, Client(bus.address) as sender:
+        call = sender.message(ROOT, MANAGER, "ListTunnels", "ah", ([fd] * 17,))
+        with pytest.raises(ConnectionError):  # from dbus-daemon, which hangs up
+            sender.exchange(call)
+    assert client.tunnels() == []
 
 
 @pytest.mark.parametrize(

@@ -131,11 +131,18 @@ class Bus:
         """Answer the calls under way, then disconnect."""
         if self._calls:
             await asyncio.wait(self._calls, timeout=5)
+        with contextlib.suppress(Exception):  # there may be no connection any more
+            async with asyncio.timeout(5):
+                await self._ask("GetNameOwner", DBUS)  # answered after all that we have sent
         self._connection.disconnect()
 
     def emit(self, path: str, interface: str, member: str, signature: str, *body: Any) -> None:
-        """Send a signal to whoever subscribed."""
-        self._send(Message.new_signal(path, interface, member, signature, list(body)))
+        """Send a signal to whoever subscribed, in the order of the calls.
+
+        Marshalling takes a good part of a millisecond, so what caused the signal goes on first.
+        """
+        message = Message.new_signal(path, interface, member, signature, list(body))
+        asyncio.get_running_loop().call_soon(self._send, message)
 
     @contextlib.contextmanager
     def watching(self, sender: str, left: Callable[[], object]) -> Iterator[None]:

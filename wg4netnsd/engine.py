@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from wg4netnsd import uapi
-from wg4netnsd.errors import EngineFailed, redact
+from wg4netnsd.errors import EngineFailed, Timeout, redact
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,15 @@ def version() -> str:
 class Engine:
     """One wireguard-go. Owns its process, its UAPI socket's path and its log.
 
-    It is spawned without a TUN, waits for one, and runs from the moment that it is handed over.
+    It is spawned with nothing to do, and waits: first for its UAPI socket, by which it can then be
+    configured, then for its TUN.
     """
 
     def __init__(self) -> None:
         """Spawn it. Raises EngineFailed."""
         log_end, engines_log_end = os.pipe()
         self._handover, engines_handover = socket.socketpair()
+        self._handover.setblocking(False)
         try:
             self._process = _popen(engines_handover.fileno(), engines_log_end)
         except EngineFailed:
@@ -66,28 +68,45 @@ class Engine:
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
-    def run(self, tun_fd: int, socket_path: Path) -> None:
-        """Hand it a TUN fd, which stays the caller's too, and have it listen at `socket_path`.
+    def listen(self, socket_path: Path) -> None:
+        """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
 
-        What connects there before it is ready waits. To be called once. Raises EngineFailed.
+        Raises EngineFailed.
         """
-        with self._handover, _listen(socket_path) as listener:
-            # Closed here at once: when the engine dies, whoever is connected learns it.
+        with _listen(socket_path) as listener:
+            # Ours no longer than this: when the engine dies, whoever is connected learns it.
             self._socket_path = socket_path
-            fds = struct.pack("2i", tun_fd, listener.fileno())
-            try:
-                self._handover.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-            except OSError as error:
-                raise EngineFailed(f"wireguard-go takes no TUN: {error.strerror}") from None
+            self._hand_over(listener.fileno())
+
+    async def attach(self, tun_fd: int) -> None:
+        """Give it a TUN, whose fd stays the caller's too; return when it is in use.
+
+        Raises EngineFailed, Timeout.
+        """
+        loop = asyncio.get_running_loop()
+        self._hand_over(tun_fd)
+        try:
+            async with asyncio.timeout(uapi.REPLY_TIME):
+                answer = await loop.sock_recv(self._handover, 1)
+        except TimeoutError:
+            raise Timeout("wireguard-go does not take its TUN") from None
+        if not answer:
+            raise await self.obituary()
+
+    def _hand_over(self, fd: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
+        try:
+            self._handover.sendmsg([b"\0"], rights)
+        except OSError as error:
+            raise EngineFailed(f"wireguard-go takes nothing over: {error.strerror}") from None
 
     async def configure(self, settings: bytes) -> uapi.DeviceStatus:
         """Send the first `set`, as made by uapi.encode_set(), and return what came of it.
 
-        The engine is up once this has returned. Raises EngineFailed, Timeout.
+        Raises EngineFailed, Timeout.
         """
         try:
-            await self._request(settings)
-            return await self.status()
+            return uapi.parse_get(await self._request(settings, uapi.GET))
         except EngineFailed:
             with contextlib.suppress(TimeoutError):
                 # An engine that dies breaks its connections just before its pidfd tells.
@@ -101,8 +120,8 @@ class Engine:
         """Ask the engine for its peers, counters and port. Raises EngineFailed, Timeout."""
         return uapi.parse_get(await self._request(uapi.GET))
 
-    async def _request(self, text: bytes) -> bytes:
-        return await uapi.request(str(self._socket_path), text)
+    async def _request(self, *texts: bytes) -> bytes:
+        return await uapi.request(str(self._socket_path), *texts)
 
     async def obituary(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""

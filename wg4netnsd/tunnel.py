@@ -187,7 +187,7 @@ class Tunnel:
         await self._undo()
 
     async def _bring_up(self) -> None:
-        """The TUN first, so that the engine starts while the agent does the rest."""
+        """All at once: the engine takes its configuration while the agent makes the TUN."""
         spec = self.spec
         request = Request(
             interface=spec.interface,
@@ -196,19 +196,21 @@ class Tunnel:
             routes=[str(network) for network in spec.config.routes()],
         )
         async with provision(self._agent, self.netns, request) as provisioning:
+            engine = await self._configure_engine()
             self._tun_fd = (await provisioning.tun()).fd
-            await self._start_engine()
+            await engine.attach(self._tun_fd)
             await provisioning.configured()
 
-    async def _start_engine(self) -> None:
+    async def _configure_engine(self) -> Engine:
+        """An engine that has all but its TUN; `_stop_engine()` ends it."""
         spec = self.spec
         addresses, failures = await resolve.endpoints(spec.config.peers)
         for failure in failures:
             log.warning("tunnel %s: %s", spec.name, failure)
             self._set(error=failure)
         self._engine = self._spare.take()
+        self._engine.listen(self._socket_path)
         self._set(engine_pid=self._engine.pid)
-        self._engine.run(self._tun_fd, self._socket_path)
         port = self.listen_port or spec.config.interface.listen_port
         status = await self._engine.configure(
             uapi.encode_set(spec.config, mtu=spec.mtu, listen_port=port, endpoints=addresses)
@@ -216,6 +218,7 @@ class Tunnel:
         if any(peer.public_key == status.public_key for peer in spec.config.peers):
             raise errors.InvalidConfig("a peer's PublicKey is the interface's own")
         self._set(public_key=status.public_key, listen_port=status.listen_port)
+        return self._engine
 
     async def _engine_ended(self) -> errors.Error | None:
         """Wait until the engine needs replacing. Returns why, None if it was asked for."""
@@ -237,7 +240,8 @@ class Tunnel:
                 self._backoff.reset()
                 self._enter_state(State.RESTARTING, "asked for")
             try:
-                await self._start_engine()
+                engine = await self._configure_engine()
+                await engine.attach(self._tun_fd)
             except (errors.EngineFailed, errors.Timeout) as error:
                 why = error
                 continue

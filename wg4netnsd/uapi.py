@@ -10,6 +10,7 @@ import asyncio
 import base64
 import errno
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -124,30 +125,36 @@ def _base64(hexadecimal: str) -> str:
 # ---------------------------------------------------------------- the client
 
 
-async def request(socket_path: str, text: bytes) -> bytes:
-    """Send one `set` or `get`, return the lines of its answer without `errno=0`.
+async def request(socket_path: str, *texts: bytes) -> bytes:
+    """Send each `set` or `get` in turn; return the last one's answer, without its `errno=0`.
 
-    One request a connection: after a refused line the engine would take the rest for new commands.
-    Raises EngineFailed (not reachable, refused) or Timeout.
+    The first that is refused ends the connection: the engine would take the rest of a `set` for
+    new commands. Raises EngineFailed (not reachable, refused) or Timeout.
     """
     try:
-        async with asyncio.timeout(REPLY_TIME):
-            return _checked(await _exchange(socket_path, text))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+            async with asyncio.timeout(REPLY_TIME):
+                await asyncio.get_running_loop().sock_connect(connection, socket_path)
+                body = b""
+                for text in texts:
+                    body = _checked(await _exchange(connection, text))
+                return body
     except TimeoutError:
         raise Timeout(f"the engine gave no answer within {REPLY_TIME:g} s") from None
     except OSError as error:
         raise EngineFailed(f"the engine can't be reached: {error.strerror}") from None
-    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        raise EngineFailed("the engine broke off its answer") from None
 
 
-async def _exchange(socket_path: str, text: bytes) -> bytes:
-    reader, writer = await asyncio.open_unix_connection(socket_path, limit=MAX_REPLY)
-    try:
-        writer.write(text)
-        return await reader.readuntil(b"\n\n")
-    finally:
-        writer.close()
+async def _exchange(connection: socket.socket, text: bytes) -> bytes:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(connection, text)
+    reply = bytearray()
+    while not reply.endswith(b"\n\n"):
+        data = await loop.sock_recv(connection, 65536)
+        if not data or len(reply) > MAX_REPLY:
+            raise EngineFailed("the engine broke off its answer")
+        reply += data
+    return bytes(reply)
 
 
 def _checked(reply: bytes) -> bytes:

@@ -1,0 +1,252 @@
+"""How long a tunnel lives: as long as its client, its lease, or until Close."""
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from support.bus import Bus, Client, DBusError
+from support.configs import Secrets
+from support.daemon import Daemon
+from support.fds import opened, pipe
+from support.namespaces import Namespace
+from support.processes import open_fds, wait_for
+
+
+@pytest.fixture
+def inside(namespace: Callable[..., Namespace]) -> Namespace:
+    return namespace()
+
+
+@pytest.fixture
+def conf() -> str:
+    return Secrets().conf()
+
+
+def wait_ended(client: Client, inside: Namespace) -> None:
+    wait_for(lambda: client.tunnels() == [], "the tunnel has ended")
+    assert set(inside.links()) == {"lo"}
+
+
+def assert_lives(client: Client, path: str) -> None:
+    """Also after the daemon has seen to whatever came before."""
+    for _ in range(3):
+        assert client.get(path, "State") == "up"
+
+
+# ---------------------------------------------------------------- client
+
+
+def test_a_clients_tunnel_ends_when_it_leaves(
+    daemon: Daemon, client: Client, bus: Bus, inside: Namespace, conf: str
+) -> None:
+    client.subscribe(member="StateChanged")
+    with Client(bus.address) as owner:
+        path = owner.create(inside, conf, lifetime="client")
+        assert client.get(path, "Lifetime") == "client"
+        assert_lives(client, path)
+    wait_ended(client, inside)
+    reasons = [s.body[2] for s in client.pending_signals() if s.body[0] == "stopping"]
+    assert reasons == ["its client left the bus"]
+
+
+def test_another_clients_leaving_does_not_matter(
+    daemon: Daemon, client: Client, bus: Bus, inside: Namespace, conf: str
+) -> None:
+    path = client.create(inside, conf, lifetime="client")
+    with Client(bus.address) as other:
+        assert_lives(other, path)
+        gone = other.unique_name
+    wait_for(lambda: not client.has_owner(gone), "the other has left")
+    assert_lives(client, path)
+    client.close_tunnel(path)
+
+
+def test_all_tunnels_of_a_client_end_with_it(
+    daemon: Daemon, client: Client, bus: Bus, namespace: Callable[..., Namespace]
+) -> None:
+    spaces = [namespace() for _ in range(3)]
+    with Client(bus.address) as owner:
+        paths = [owner.create(n, Secrets().conf(), lifetime="client") for n in spaces]
+        owner.close_tunnel(paths[0])
+        assert [path for _, path, _ in client.tunnels()] == paths[1:]
+    for inside in spaces:
+        wait_ended(client, inside)
+
+
+# ---------------------------------------------------------------- lease
+
+
+@dataclass
+class Lease:
+    """What the daemon gets, and what ends it."""
+
+    fd: int
+    end: Callable[[], object]
+
+
+@contextlib.contextmanager
+def readers_end() -> Iterator[Lease]:
+    with pipe() as (reader, writer):
+        yield Lease(reader, lambda: os.close(writer))
+
+
+@contextlib.contextmanager
+def writers_end() -> Iterator[Lease]:
+    with pipe() as (reader, writer):
+        yield Lease(writer, lambda: os.close(reader))
+
+
+@contextlib.contextmanager
+def socket_end() -> Iterator[Lease]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Lease(theirs.fileno(), ours.close)
+
+
+@contextlib.contextmanager
+def half_closed_socket() -> Iterator[Lease]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Lease(theirs.fileno(), lambda: ours.shutdown(socket.SHUT_WR))
+
+
+@contextlib.contextmanager
+def pidfd() -> Iterator[Lease]:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        fd = os.pidfd_open(process.pid)
+        try:
+            yield Lease(fd, process.stdin.close)
+        finally:
+            os.close(fd)
+
+
+LEASES = pytest.mark.parametrize(
+    "lease",
+    [
+        pytest.param(readers_end, id="pipe's-read-end"),
+        pytest.param(writers_end, id="pipe's-write-end"),
+        pytest.param(socket_end, id="socket"),
+        pytest.param(half_closed_socket, id="socket-shut-down"),
+        pytest.param(pidfd, id="pidfd"),
+    ],
+)
+
+
+@LEASES
+def test_a_leased_tunnel_ends_when_the_lease_hangs_up(
+    daemon: Daemon, client: Client, bus: Bus, inside: Namespace, conf: str, lease: Any
+) -> None:
+    with lease() as made:
+        with Client(bus.address) as creator:  # who may leave
+            path = creator.create(inside, conf, lifetime="lease", lease=("h", made.fd))
+        assert client.get(path, "Lifetime") == "lease"
+        assert_lives(client, path)
+        made.end()
+        wait_ended(client, inside)
+
+
+@LEASES
+def test_a_lease_that_ended_before(
+    daemon: Daemon, client: Client, inside: Namespace, conf: str, lease: Any
+) -> None:
+    with lease() as made:
+        made.end()
+        with contextlib.suppress(DBusError):  # whether it was up for a moment does not matter
+            client.create(inside, conf, lifetime="lease", lease=("h", made.fd))
+        wait_ended(client, inside)
+
+
+@LEASES
+def test_close_gives_the_lease_back(
+    daemon: Daemon, client: Client, inside: Namespace, conf: str, lease: Any
+) -> None:
+    with lease() as made:
+        leads_to = os.readlink(f"/proc/self/fd/{made.fd}")
+        before = list(open_fds(daemon.pid).values()).count(leads_to)
+        path = client.create(inside, conf, lifetime="lease", lease=("h", made.fd))
+        client.close_tunnel(path)
+        wait_for(
+            lambda: list(open_fds(daemon.pid).values()).count(leads_to) == before,
+            "the daemon has closed its copy",
+        )
+
+
+def test_what_is_written_into_a_lease_is_no_end(
+    daemon: Daemon, client: Client, inside: Namespace, conf: str
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pipe() as (reader, writer):
+        path = client.create(inside, conf, lifetime="lease", lease=("h", reader))
+        os.write(writer, b"x" * 4096)
+        assert_lives(client, path)
+        client.close_tunnel(path)
+        path = client.create(inside, conf, lifetime="lease", lease=("h", theirs.fileno()))
+        ours.send(b"x" * 4096)
+        assert_lives(client, path)
+        client.close_tunnel(path)
+
+
+def test_a_lease_of_several_holders_ends_with_the_last(
+    daemon: Daemon, client: Client, inside: Namespace, conf: str
+) -> None:
+    with pipe() as (reader, writer):
+        second = os.dup(writer)
+        path = client.create(inside, conf, lifetime="lease", lease=("h", reader))
+        os.close(writer)
+        assert_lives(client, path)
+        os.close(second)
+        wait_ended(client, inside)
+
+
+# ---------------------------------------------------------------- persistent
+
+
+def test_a_persistent_tunnel_survives_its_creator(
+    daemon: Daemon, client: Client, bus: Bus, inside: Namespace, conf: str
+) -> None:
+    with Client(bus.address) as creator:
+        path = creator.create(inside, conf)
+        gone = creator.unique_name
+    wait_for(lambda: not client.has_owner(gone), "the creator has left")
+    assert client.get(path, "Lifetime") == "persistent"
+    assert_lives(client, path)
+    assert "wg0" in inside.links()
+    client.close_tunnel(path)
+
+
+def test_a_persistent_tunnel_keeps_an_empty_namespace(
+    daemon: Daemon, client: Client, inside: Namespace, conf: str
+) -> None:
+    path = client.create(inside, conf, name="kept")
+    identity = inside.id
+    inside.empty()
+    assert not os.path.exists(inside.path)
+    assert_lives(client, path)
+
+    # Whoever comes later finds it by the daemon.
+    returned = client.tunnel(path, "OpenNetns")
+    try:
+        status = os.fstat(returned.fileno())
+        assert (status.st_dev, status.st_ino) == identity
+        assert client.manager("GetTunnelByNetns", "h", returned.fileno()) == path
+    finally:
+        returned.close()
+    client.close_tunnel(path)
+
+
+def test_only_close_ends_it_and_the_namespace_is_free_again(
+    daemon: Daemon, client: Client, inside: Namespace, conf: str
+) -> None:
+    client.close_tunnel(client.create(inside, conf))
+    assert set(inside.links()) == {"lo"}
+    with opened(inside.path) as fd, pytest.raises(DBusError, match="NoSuchTunnel"):
+        client.manager("GetTunnelByNetns", "h", fd)
+    client.close_tunnel(client.create(inside, conf, lifetime="client"))
+    assert set(inside.links()) == {"lo"}
