@@ -35,6 +35,7 @@ from support.namespaces import Namespace
 from support.processes import wait_for
 
 CONTRACT = Path(__file__).parents[1] / "contrib/dbus"
+DBUS = "org.freedesktop.DBus"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 NO_LIMIT = 2**64 - 1
 FAR, FAR_PSK = key(), key()
@@ -128,8 +129,8 @@ def test_busctl_finds_its_way(daemon: Daemon, tunnel: str) -> None:
     command = ["busctl", f"--address={daemon.address}", "tree", "--list", NAME]
     tree = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert tree.split() == ["/", "/org", ROOT, f"{ROOT}/tunnel", tunnel]
-    state = busctl(daemon.address, "get-property", NAME, tunnel, TUNNEL, "State", "RestartCount")
-    assert state is not None
+    state = busctl(daemon.address, "get-property", NAME, tunnel, TUNNEL, "State")
+    assert state == {"type": "s", "data": "up"}
 
 
 def test_every_object_answers_a_ping(client: Client, tunnel: str) -> None:
@@ -142,7 +143,9 @@ def test_every_object_answers_a_ping(client: Client, tunnel: str) -> None:
 # ---------------------------------------------------------------- objects and properties
 
 
-def test_the_object_manager(client: Client, bus: Bus, inside: Namespace, conf: str) -> None:
+def test_the_object_manager(
+    daemon: Daemon, client: Client, bus: Bus, inside: Namespace, conf: str
+) -> None:
     with Client(bus.address) as applet:
         applet.subscribe(interface=OBJECT_MANAGER)
         assert applet.call(ROOT, OBJECT_MANAGER, "GetManagedObjects") == {}
@@ -154,7 +157,8 @@ def test_the_object_manager(client: Client, bus: Bus, inside: Namespace, conf: s
         client.close_tunnel(path)
         assert applet.call(ROOT, OBJECT_MANAGER, "GetManagedObjects") == {}
 
-        added, removed = applet.pending_signals()
+        signals = applet.pending_signals()
+        added, removed = (s for s in signals if s.header.fields[HeaderFields.interface] != DBUS)
         for each, member in ((added, "InterfacesAdded"), (removed, "InterfacesRemoved")):
             assert each.header.fields[HeaderFields.member] == member
             assert each.header.fields[HeaderFields.path] == ROOT  # GDBus looks nowhere else
@@ -165,7 +169,9 @@ def test_the_object_manager(client: Client, bus: Bus, inside: Namespace, conf: s
         assert removed.body == (path, [TUNNEL])
 
 
-def test_a_failed_creation_comes_and_goes(client: Client, bus: Bus, inside: Namespace) -> None:
+def test_a_failed_creation_comes_and_goes(
+    daemon: Daemon, client: Client, bus: Bus, inside: Namespace
+) -> None:
     with Client(bus.address) as applet:
         applet.subscribe(path_namespace=ROOT)
         with pytest.raises(DBusError, match="AlreadyExists"):
@@ -231,7 +237,7 @@ def test_the_public_key_is_the_private_keys(
     assert client.get(client.create(inside, text), "PublicKey") == public.decode().strip()
 
 
-PEER = f"AllowedIPs = 10.9.1.0/24, fd01::/64\nEndpoint = localhost:9\nPersistentKeepalive = 25"
+PEER = "AllowedIPs = 10.9.1.0/24, fd01::/64\nEndpoint = localhost:9\nPersistentKeepalive = 25"
 
 
 def test_peers(client: Client, daemon: Daemon, inside: Namespace) -> None:
@@ -434,7 +440,6 @@ def test_open_netns_leads_to_the_namespace(
     try:
         status = os.fstat(returned.fileno())
         assert (status.st_dev, status.st_ino) == inside.id
-        assert not os.get_inheritable(returned.fileno())
     finally:
         returned.close()
     wait_for(lambda: daemon.footprint() == before, "the daemon keeps no copy")
@@ -499,7 +504,6 @@ def test_a_state_is_waited_for(client: Client, bus: Bus, tunnel: str) -> None:
 def test_closed_while_waiting(client: Client, bus: Bus, tunnel: str, state: str, told: str) -> None:
     with waiting(bus, tunnel, state) as result:
         assert client.tunnel(tunnel, "WaitForState", "ast", ["up"], 0) == "up"
-        wait_for(lambda: client.tunnel(tunnel, "GetPeers"), "")
         client.close_tunnel(tunnel)
     (got,) = result
     assert (got.message if isinstance(got, DBusError) else got).startswith(told)

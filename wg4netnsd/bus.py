@@ -107,7 +107,6 @@ class Bus:
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             raise BusGone(f"no session bus: {error or type(error).__name__}") from None
         bus = cls(connection, handler)
-        await bus._match_owner(DBUS, "NameLost", None)
         return bus
 
     async def own_name(self, name: str) -> None:
@@ -163,10 +162,10 @@ class Bus:
         callbacks = self._watched.get(sender, set())
         callbacks.discard(left)
         if not callbacks and self._watched.pop(sender, None) is not None:
-            self._spawn(self._match_owner(DBUS, "NameOwnerChanged", sender, remove=True))
+            self._match_owner("NameOwnerChanged", sender, "RemoveMatch")
 
     async def _subscribe(self, sender: str) -> None:
-        await self._match_owner(DBUS, "NameOwnerChanged", sender)
+        self._match_owner("NameOwnerChanged", sender)
         # It may have left before the bus knew of our interest.
         if await self._ask("NameHasOwner", sender) == [False]:
             self._on_left(sender)
@@ -175,25 +174,16 @@ class Bus:
         for callback in list(self._watched.get(sender, ())):
             callback()
 
-    async def _match_owner(
-        self, sender: str, member: str, name: str | None, remove: bool = False
-    ) -> None:
-        rule = f"type='signal',sender='{sender}',interface='{DBUS}',member='{member}'"
-        if name:
-            rule += f",arg0='{name}'"
-        await self._ask("RemoveMatch" if remove else "AddMatch", rule)
+    def _match_owner(self, member: str, name: str, method: str = "AddMatch") -> None:
+        """Without a reply: that a rule is well-formed is known, and the bus works in order."""
+        rule = f"type='signal',sender='{DBUS}',interface='{DBUS}',member='{member}',arg0='{name}'"
+        message = _bus_call(method, rule)
+        message.flags = MessageFlag.NO_REPLY_EXPECTED
+        self._send(message)
 
     async def _ask(self, member: str, argument: str) -> list[Any]:
         """Call a method of the bus itself; its reply's body."""
-        message = Message(
-            destination=DBUS,
-            path=DBUS_PATH,
-            interface=DBUS,
-            member=member,
-            signature="s",
-            body=[argument],
-        )
-        body: list[Any] = (await self._connection.call(message)).body
+        body: list[Any] = (await self._connection.call(_bus_call(member, argument))).body
         return body
 
     def _spawn(self, coroutine: Any) -> None:
@@ -263,6 +253,17 @@ class Bus:
                 await self._send(answer)  # an fd closed before this ends the whole connection
         for fd in reply.fds:
             os.close(fd)
+
+
+def _bus_call(member: str, argument: str) -> Message:
+    return Message(
+        destination=DBUS,
+        path=DBUS_PATH,
+        interface=DBUS,
+        member=member,
+        signature="s",
+        body=[argument],
+    )
 
 
 def _error(message: Message, error: errors.Error) -> Message:

@@ -7,6 +7,7 @@ An Interface binds a contract, read from its XML, to Python: method `CreateTunne
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ DOCTYPE: Final = """<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Intr
 Properties = dict[str, Variant]
 
 
+@functools.cache
 def snake_case(name: str) -> str:
     """`CreatedUSec` → `created_u_sec`, `EnginePID` → `engine_pid`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
@@ -40,15 +42,6 @@ class Interface:
 
     def __init__(self, name: str) -> None:
         self.contract = contract.load(name)
-        missing = [
-            member
-            for member in (
-                *map(snake_case, self.contract.methods),
-                *(f"read_{snake_case(prop)}" for prop in self.contract.properties),
-            )
-            if not callable(getattr(self, member, None))
-        ]
-        assert not missing, f"{type(self).__name__} lacks {missing}"
 
     async def call(self, call: Call) -> Reply:
         method = self.contract.methods[call.member]
