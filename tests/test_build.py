@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -98,8 +99,8 @@ def test_cross_build(arch: str, machine: int, tmp_path: Path) -> None:
 
 def test_stock_is_unpatched(binary: Path, tmp_path: Path) -> None:
     run_build("--stock", "--output", tmp_path / "stock")
-    assert b"openForeignTUN" in binary.read_bytes()
-    assert b"openForeignTUN" not in (tmp_path / "stock").read_bytes()
+    assert b"runSupervised" in binary.read_bytes()
+    assert b"runSupervised" not in (tmp_path / "stock").read_bytes()
 
 
 def test_go_tests_pass() -> None:
@@ -204,11 +205,14 @@ PRIVATE_KEY = "a8" * 31 + "68"  # clamped, as "get" gives it back
 PEER_KEY = "09" + "00" * 31  # a valid point of X25519
 
 
+@dataclass
 class Engine:
-    def __init__(self, process: subprocess.Popen[bytes], inside: socket.socket, path: Path) -> None:
-        self.process = process
-        self.inside = inside
-        self.path = path
+    process: subprocess.Popen[bytes]
+    inside: socket.socket
+    """To the TUN's maker, in its namespace."""
+    path: Path
+    """The UAPI socket's."""
+    handover: socket.socket
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -266,12 +270,15 @@ def engine(binary: Path, tun: tuple[int, socket.socket], tmp_path: Path) -> Iter
     fd, inside = tun
     path = tmp_path / "uapi"
     process, handover = waiting_engine(binary)
-    with handover, socket.socket(socket.AF_UNIX) as uapi:
+    with socket.socket(socket.AF_UNIX) as uapi:
         uapi.bind(str(path))
         uapi.listen()
-        socket.send_fds(handover, [b"\0"], [fd, uapi.fileno()])
-    with process:
-        yield Engine(process, inside, path)
+        socket.send_fds(handover, [b"\0"], [uapi.fileno()])
+    socket.send_fds(handover, [b"\0"], [fd])
+    with process, handover:
+        handover.settimeout(10)
+        assert handover.recv(1) == b"\0", "the TUN is not in use"
+        yield Engine(process, inside, path, handover)
         process.kill()
 
 
@@ -303,10 +310,28 @@ def test_waiting_engine_ends_with_its_supervisor(binary: Path) -> None:
 def test_engine_refuses_other_descriptors(binary: Path) -> None:
     process, handover = waiting_engine(binary)
     with process, handover:
-        socket.send_fds(handover, [b"\0"], [handover.fileno()])
+        socket.send_fds(handover, [b"\0"], [handover.fileno()] * 2)
         output = process.communicate(timeout=10)[0]
     assert process.returncode == 1
-    assert b"expected 2 descriptors, got 1" in output
+    assert b"expected one descriptor, got 2" in output
+
+
+def test_engine_is_configured_before_its_tun_comes(binary: Path, tmp_path: Path) -> None:
+    process, handover = waiting_engine(binary)
+    with process, handover, socket.socket(socket.AF_UNIX) as uapi:
+        uapi.bind(str(tmp_path / "uapi"))
+        uapi.listen()
+        socket.send_fds(handover, [b"\0"], [uapi.fileno()])
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(tmp_path / "uapi"))
+            assert ask(client, f"set=1\nprivate_key={PRIVATE_KEY}\n\n") == "errno=0\n\n"
+        process.kill()
+
+
+def test_engine_ends_with_its_supervisor(engine: Engine) -> None:
+    engine.handover.close()
+    assert engine.process.wait(10) == 0
 
 
 def test_engine_leaves_the_socket_alone(engine: Engine) -> None:

@@ -124,8 +124,8 @@ def _fork_ahead(control: socket.socket) -> bool:
         select.select([taken], [], [], PATIENCE)
     os.close(taken)
     if not announced:
-        os.waitpid(child, 0)
-        return False
+        _, status = os.waitpid(child, 0)
+        return os.WIFSIGNALED(status)  # killed, as by the kernel where memory is short
     _reap()
     return True
 
@@ -176,6 +176,7 @@ def _carry_out(request: Request, netns: int, connection: socket.socket) -> None:
     enter(netns)
     tun = open_tun(request.interface)
     _send(connection, {"tun": request.interface}, tun)
+    os.close(tun)  # the daemon's from here on: when it lets go, the interface is gone
     configure(request)
     _send(connection, {"done": request.interface})
 

@@ -106,8 +106,7 @@ class Bus:
                 await connection.connect()
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             raise BusGone(f"no session bus: {error or type(error).__name__}") from None
-        bus = cls(connection, handler)
-        return bus
+        return cls(connection, handler)
 
     async def own_name(self, name: str) -> None:
         """Become `name`'s owner. Raises BusGone where somebody else is."""

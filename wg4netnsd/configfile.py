@@ -12,7 +12,7 @@ from typing import Final
 
 from wg4netnsd import blocking, config
 from wg4netnsd.config import MAX_SIZE, Config
-from wg4netnsd.errors import InvalidConfig, Timeout
+from wg4netnsd.errors import InvalidConfig, LimitExceeded, Timeout
 from wg4netnsd.netns import refuse_relative
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,11 @@ async def read_fd(fd: int) -> bytes:
             return _read_and_close(fd)  # in memory: a thread would only cost time
         except OSError as error:
             raise InvalidConfig(f"config: {error.strerror}") from None
-    return await _read(_read_and_close, fd)
+    try:
+        return await _read(_read_and_close, fd)
+    except LimitExceeded:  # so nobody has begun to
+        blocking.close(fd)
+        raise
 
 
 async def read_path(path: str) -> bytes:

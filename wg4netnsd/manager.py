@@ -66,11 +66,11 @@ class Manager:
         """
         try:
             await created.wait_for_state({State.UP})
-        except errors.NoSuchTunnel as closed:
-            raise created.failure or closed from None
-        finally:
-            if created.state is not State.UP:
-                await self.close(created, "its creation was given up")
+        except BaseException as error:  # also a cancellation in the moment that it gets up
+            await self.close(created, "its creation was given up")
+            if isinstance(error, errors.NoSuchTunnel):
+                raise created.failure or error from None
+            raise
 
     async def close(self, closed: Tunnel, reason: str) -> None:
         """Close a tunnel and return when its name and namespace are free again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import functools
@@ -160,8 +161,15 @@ class Provisioning:
         """Return when the interface has its addresses and routes and is up. Raises TunFailed."""
         await self._answer()
 
+    async def give_up(self) -> None:
+        """Return when the agent's child has ended, so that nothing more comes of the request."""
+        with contextlib.suppress(TimeoutError, OSError, errors.LimitExceeded):
+            async with asyncio.timeout(OPEN_TIME):
+                while await self._receive():
+                    pass
+
     def close(self) -> None:
-        """Give up; what the agent makes from here on vanishes with its end of the socket."""
+        """Close the socket and what nobody took."""
         for fd in self._fds:
             os.close(fd)
         self._connection.close()
@@ -200,6 +208,8 @@ class Provisioning:
 async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterator[Provisioning]:
     """Ask the agent for an interface; leaving the block ends the conversation.
 
+    Left by an exception, it leaves no interface but the one whose fd was taken.
+
     Raises TunFailed, also when the agent is gone.
     """
     with ExitStack() as stack:
@@ -214,7 +224,11 @@ async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterat
         ours.setblocking(False)
         await asyncio.get_running_loop().sock_sendall(ours, _encode(request))
         ours.shutdown(socket.SHUT_WR)
-        yield provisioning
+        try:
+            yield provisioning
+        except BaseException:
+            await provisioning.give_up()
+            raise
 
 
 def _encode(request: Request) -> bytes:

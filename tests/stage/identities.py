@@ -1,7 +1,8 @@
-"""Makes the keys of the far end and of its clients: identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME.
+"""Makes the far end's keys and its clients': identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME
 
-The first two files are for `wg setconf`, at the far end and at the stock client that benchmarks are
-compared with; the third tells the user's suite everything it needs to connect. Both are made by the real `wg`, anew at each start.
+The first two files are for `wg setconf`: at the far end, and at the stock client that benchmarks
+compare with. The third tells the user's suite all that it needs to connect. The keys are made by
+the real `wg`, anew at each start.
 """
 
 import json
