@@ -49,4 +49,4 @@ def test_creating_fails_and_leaves_nothing(
     assert "/dev/net/tun" in failed.value.message
     assert client_there.tunnels() == []
     assert set(inside.links()) == {"lo"}
-    assert children(pid) == before
+    wait_for(lambda: len(children(pid)) == len(before), "it has the children it had")

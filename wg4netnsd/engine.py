@@ -24,7 +24,8 @@ BINARY: Final = Path(__file__).with_name("bin") / "wireguard-go"
 DEATH_TIME: Final = 5.0
 """Seconds that a killed process gets to be gone; more only if the kernel holds it."""
 MAX_LINE: Final = 4096
-LAST_WORDS: Final = 3
+LAST_WORDS: Final = 3  # lines
+LAST_WORDS_TIME: Final = 1.0  # seconds
 REFILL_DELAY: Final = 0.05
 """Seconds after which a taken spare is replaced: not before its taker has its reply."""
 
@@ -68,7 +69,7 @@ class Engine:
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
-    def listen(self, socket_path: Path) -> None:
+    async def listen(self, socket_path: Path) -> None:
         """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
 
         Raises EngineFailed.
@@ -76,7 +77,7 @@ class Engine:
         with _listen(socket_path) as listener:
             # Ours no longer than this: when the engine dies, whoever is connected learns it.
             self._socket_path = socket_path
-            self._hand_over(listener.fileno())
+            await self._hand_over(listener.fileno())
 
     async def attach(self, tun_fd: int) -> None:
         """Give it a TUN, whose fd stays the caller's too; return when it is in use.
@@ -84,7 +85,7 @@ class Engine:
         Raises EngineFailed, Timeout.
         """
         loop = asyncio.get_running_loop()
-        self._hand_over(tun_fd)
+        await self._hand_over(tun_fd)
         try:
             async with asyncio.timeout(uapi.REPLY_TIME):
                 answer = await loop.sock_recv(self._handover, 1)
@@ -93,12 +94,12 @@ class Engine:
         if not answer:
             raise await self.obituary()
 
-    def _hand_over(self, fd: int) -> None:
+    async def _hand_over(self, fd: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
         try:
             self._handover.sendmsg([b"\0"], rights)
-        except OSError as error:
-            raise EngineFailed(f"wireguard-go takes nothing over: {error.strerror}") from None
+        except OSError:
+            raise await self.obituary() from None
 
     async def configure(self, settings: bytes) -> uapi.DeviceStatus:
         """Send the first `set`, as made by uapi.encode_set(), and return what came of it.
@@ -107,14 +108,8 @@ class Engine:
         """
         try:
             return uapi.parse_get(await self._request(settings, uapi.GET))
-        except EngineFailed:
-            with contextlib.suppress(TimeoutError):
-                # An engine that dies breaks its connections just before its pidfd tells.
-                async with asyncio.timeout(0.1):
-                    await self.exited.wait()
-            if self.exited.is_set():
-                raise await self.obituary() from None
-            raise
+        except uapi.Broken:
+            raise await self.obituary() from None
 
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its peers, counters and port. Raises EngineFailed, Timeout."""
@@ -125,12 +120,19 @@ class Engine:
 
     async def obituary(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
-        await self.exited.wait()
-        await self._log.ended.wait()
-        words = "; ".join(self._log.last_words)
-        status = self._process.returncode
-        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        return EngineFailed(f"wireguard-go ended {how}" + (f": {words}" if words else ""))
+        with contextlib.suppress(TimeoutError):
+            # A process that dies closes its sockets just before its pidfd tells.
+            async with asyncio.timeout(LAST_WORDS_TIME):
+                await self.exited.wait()
+                await self._log.ended.wait()
+        match self._process.returncode:
+            case None:
+                how = "wireguard-go no longer talks to us"
+            case status if status < 0:
+                how = f"wireguard-go was ended by {signal.Signals(-status).name}"
+            case status:
+                how = f"wireguard-go ended with status {status}"
+        return EngineFailed(": ".join([how, *self._log.last_words]))
 
     async def stop(self) -> None:
         """Return when the process is gone and its socket's path too; may be called again.

@@ -209,7 +209,7 @@ class Tunnel:
             log.warning("tunnel %s: %s", spec.name, failure)
             self._set(error=failure)
         self._engine = self._spare.take()
-        self._engine.listen(self._socket_path)
+        await self._engine.listen(self._socket_path)
         self._set(engine_pid=self._engine.pid)
         port = self.listen_port or spec.config.interface.listen_port
         status = await self._engine.configure(

@@ -125,11 +125,17 @@ def _base64(hexadecimal: str) -> str:
 # ---------------------------------------------------------------- the client
 
 
+class Broken(EngineFailed):
+    """The connection ended, or never was: the engine is no more, or nearly."""
+
+    short_name = EngineFailed.__name__
+
+
 async def request(socket_path: str, *texts: bytes) -> bytes:
     """Send each `set` or `get` in turn; return the last one's answer, without its `errno=0`.
 
     The first that is refused ends the connection: the engine would take the rest of a `set` for
-    new commands. Raises EngineFailed (not reachable, refused) or Timeout.
+    new commands. Raises EngineFailed (Broken where there is nobody to answer) or Timeout.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
@@ -142,7 +148,7 @@ async def request(socket_path: str, *texts: bytes) -> bytes:
     except TimeoutError:
         raise Timeout(f"the engine gave no answer within {REPLY_TIME:g} s") from None
     except OSError as error:
-        raise EngineFailed(f"the engine can't be reached: {error.strerror}") from None
+        raise Broken(f"the engine can't be reached: {error.strerror}") from None
 
 
 async def _exchange(connection: socket.socket, text: bytes) -> bytes:
@@ -152,7 +158,7 @@ async def _exchange(connection: socket.socket, text: bytes) -> bytes:
     while not reply.endswith(b"\n\n"):
         data = await loop.sock_recv(connection, 65536)
         if not data or len(reply) > MAX_REPLY:
-            raise EngineFailed("the engine broke off its answer")
+            raise Broken("the engine broke off its answer")
         reply += data
     return bytes(reply)
 
