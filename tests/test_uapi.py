@@ -5,7 +5,6 @@ import base64
 import contextlib
 import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -250,19 +249,33 @@ def test_no_answer_has_its_error(
         ask(answer)
 
 
-def test_one_request_a_connection(tmp_path: Path) -> None:
-    connections = 0
+@pytest.mark.parametrize(
+    ("answers", "heard"),
+    [
+        pytest.param([b"errno=0\n\n", b"listen_port=1\nerrno=0\n\n"], 2, id="both-taken"),
+        pytest.param([b"errno=-22\n\n"], 1, id="first-refused"),
+    ],
+)
+def test_what_follows_a_refused_set_is_not_said(answers: list[bytes], heard: int) -> None:
+    """The engine would take the rest of it for commands."""
+    requests = []
 
-    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await says(b"errno=0\n\n")(reader, writer)
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            for each in answers:
+                requests.append(await reader.readuntil(b"\n\n"))
+                writer.write(each)
+            requests.append(await reader.readuntil(b"\n\n"))
 
-    async def twice() -> None:
-        path = str(tmp_path / "wg0.sock")
-        async with await asyncio.start_unix_server(count, path):
-            await uapi.request(path, uapi.GET)
-            await uapi.request(path, uapi.GET)
+    async def exchange(directory: str) -> bytes:
+        path = f"{directory}/wg0.sock"
+        async with await asyncio.start_unix_server(answer, path):
+            return await uapi.request(path, b"set=1\n\n", uapi.GET)
 
-    asyncio.run(twice())
-    assert connections == 2
+    with tempfile.TemporaryDirectory(prefix="wg-") as directory:
+        if heard == 2:
+            assert asyncio.run(exchange(directory)) == b"listen_port=1\n"
+        else:
+            with pytest.raises(EngineFailed, match="refused its configuration"):
+                asyncio.run(exchange(directory))
+    assert requests == [b"set=1\n\n", uapi.GET][:heard]

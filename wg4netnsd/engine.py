@@ -91,6 +91,8 @@ class Engine:
                 answer = await loop.sock_recv(self._handover, 1)
         except TimeoutError:
             raise Timeout("wireguard-go does not take its TUN") from None
+        except ConnectionError:  # it ended with our message unread
+            answer = b""
         if not answer:
             raise await self.obituary()
 
@@ -129,7 +131,7 @@ class Engine:
             case None:
                 how = "wireguard-go no longer talks to us"
             case status if status < 0:
-                how = f"wireguard-go was ended by {signal.Signals(-status).name}"
+                how = f"wireguard-go ended by signal {signal.Signals(-status).name}"
             case status:
                 how = f"wireguard-go ended with status {status}"
         return EngineFailed(": ".join([how, *self._log.last_words]))
@@ -155,7 +157,8 @@ class Engine:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._process.wait()  # a zombie by now, so this returns at once
-        self._handover.close()
+        # Not at once: attach() may have its end of file yet to read.
+        asyncio.get_running_loop().call_soon(self._handover.close)
         self.exited.set()
 
 

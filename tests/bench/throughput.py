@@ -6,7 +6,6 @@ path; the stage has set it up (tests/stage/world).
 
 import argparse
 import json
-import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -23,7 +22,6 @@ def run(arguments: argparse.Namespace) -> None:
     assert stage, "run it by scripts/bench"
     iperf3 = ["iperf3", "--json", "--client", stage.far.ipv4, f"--port={stage.far.iperf3_port}"]
     iperf3 += [f"--time={arguments.seconds}", "--omit=1"]
-    stock_address = os.environ["WG4NETNSD_STOCK_ADDRESS"]
     figures: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="wg-") as directory, Namespace() as namespace:
         bus = Bus(Path(directory))
@@ -33,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
             for _ in range(arguments.rounds):
                 for direction, option in (("up", []), ("down", ["--reverse"])):
                     ours = namespace.command(*iperf3, *option)
-                    theirs = [*iperf3, *option, f"--bind={stock_address}"]
+                    theirs = [*iperf3, *option, f"--bind={stage.stock_address}"]
                     figures.setdefault(f"{direction}: wg4netnsd", []).append(_gbits(ours))
                     figures.setdefault(f"{direction}: stock, as root", []).append(_gbits(theirs))
             client.close_tunnel(path)

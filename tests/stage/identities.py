@@ -82,6 +82,7 @@ def main() -> None:
     public_key = wg("pubkey", stdin=private_key)
     write(sys.argv[2], stock_conf(public_key, clients[-1]))
     description = stage(public_key, clients[:-1], sys.argv[4])
+    description["stock_address"] = clients[-1]["ipv4"]
     write(sys.argv[3], json.dumps(description, indent=1))
 
 

@@ -37,6 +37,8 @@ class Client:
 class Stage:
     far: Far
     clients: list[Client]
+    stock_address: str
+    """The address of the stock client, which benchmarks compare with and tests do without."""
     roots_netns: str
     """The path of a network namespace that belongs to root."""
     no_tun_runtime: str
