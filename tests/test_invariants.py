@@ -155,7 +155,7 @@ def test_an_engine_that_dies_takes_nothing_with_it(
     assert {after[name] for name in ("ListenPort", "PublicKey", "State")} == {
         shown[name] for name in ("ListenPort", "PublicKey", "State")
     }
-    assert after["LastError"][1] == "EngineFailed: wireguard-go was ended by SIGKILL"
+    assert "SIGKILL" in after["LastError"][1]
 
 
 def test_a_crash_loop_ends_in_failed_and_restart_revives_it(
@@ -177,7 +177,8 @@ def test_a_crash_loop_ends_in_failed_and_restart_revives_it(
     shown = client.get_all(path)
     assert shown["EnginePID"] == 0
     assert shown["LastError"][0] == "org.wg4netns1.Error.EngineFailed"
-    assert shown["LastError"][1].startswith("EngineFailed: wireguard-go was ended by SIGKILL")
+    assert shown["LastError"][1].startswith("EngineFailed: wireguard-go ")
+    assert "SIGKILL" in shown["LastError"][1]
     assert engines_with_a_tun(daemon) == set()
     # Nothing leaves in the clear.
     assert network(inside) == before
@@ -215,8 +216,9 @@ def test_an_engine_that_waits_may_die(daemon: Daemon, client: Client, inside: Na
         waiting = wait_for(daemon.engines, "one waits")
         for pid in waiting:
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda dead=waiting: not dead & daemon.engines(), "it is dead")
-        client.tunnels()
+        wait_for(
+            lambda dead=waiting: dead.isdisjoint(children(daemon.pid)), "the daemon knows of it"
+        )
         client.close_tunnel(client.create(inside, Secrets().conf()))
 
 
@@ -229,12 +231,8 @@ def assert_absent(daemon: Daemon, client: Client, inside: Namespace) -> None:
     assert "wg0" not in inside.links()
     assert engines_with_a_tun(daemon) == set()
     assert list(daemon.directory.iterdir()) == []
-    assert (
-        "<node"
-        not in client.call(ROOT, "org.freedesktop.DBus.Introspectable", "Introspect").partition(
-            "<node>"
-        )[2]
-    )
+    shown = client.call(ROOT, "org.freedesktop.DBus.Introspectable", "Introspect")
+    assert "<node name=" not in shown
 
 
 def own_key_as_peer() -> str:
@@ -332,13 +330,13 @@ def test_a_create_whose_time_is_over_at_any_step_leaves_nothing(
 
 
 @contextlib.contextmanager
-def monitored(bus: Bus, log: Path) -> Iterator[None]:
+def monitored(address: str, log: Path) -> Iterator[None]:
     """All that is on the bus goes to the log."""
-    command = ["dbus-monitor", "--address", bus.address]
+    command = ["dbus-monitor", "--address", address]
     with (
         log.open("wb") as output,
         subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as monitor,
-        Client(bus.address) as client,
+        Client(address) as client,
     ):
         try:
             wait_for(lambda: client.bus("GetId") and log.stat().st_size, "it listens")
@@ -354,11 +352,10 @@ def test_secrets_stay_out_of_sight(
 ) -> None:
     started = start_daemon("--verbose")
     client = started.client
-    bus_like: Any = type("Address", (), {"address": started.address})
     secrets = Secrets()
     inside = namespace()
     heard = tmp_path / "monitor.log"
-    with monitored(bus_like, heard):
+    with monitored(started.address, heard):
         config = tmp_path / "wg.conf"
         config.touch(mode=0o600)
         config.write_text(secrets.conf())
@@ -389,10 +386,9 @@ def test_secrets_stay_out_of_sight(
     for file in started.runtime.rglob("*"):
         assert not file.is_file(), f"{file}: only sockets are expected"
     for text in (heard.read_text(), started.log):
-        assert by_fd in text or "ns" in text
+        assert f"ns{inside.id[1]}" in text
+        assert "InvalidConfig: " in text
         secrets.assert_hidden_in(text)
-    assert "member=CreateTunnel" in heard.read_text()
-    assert "InvalidConfig" in started.log
 
 
 def test_no_core_dump_has_a_secret(daemon: Daemon, client: Client, inside: Namespace) -> None:
