@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from wg4netnsd.config import IGNORABLE, MAX_SIZE, Config, Endpoint, parse
+from wg4netnsd.config import Config, Endpoint
 from wg4netnsd.errors import InvalidConfig
+from wg4netnsd.wgquick import IGNORABLE, MAX_SIZE, parse
 
 
 def key(seed: int) -> str:

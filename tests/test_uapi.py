@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wg4netnsd import uapi
-from wg4netnsd.config import Endpoint, parse
+from wg4netnsd.config import Endpoint
 from wg4netnsd.errors import EngineFailed, Error, Timeout
 from wg4netnsd.uapi import DeviceStatus, PeerStatus, encode_set, parse_get
 

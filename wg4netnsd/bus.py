@@ -143,15 +143,21 @@ class Bus:
         asyncio.get_running_loop().call_soon(self._send, message)
 
     @contextlib.contextmanager
-    def watching(self, sender: str, left: Callable[[], object]) -> Iterator[None]:
-        """Have `left` called when the bus client `sender` is gone, at once if it is already."""
-        self.watch(sender, left)
+    def cancelled_without(self, call: Call) -> Iterator[None]:
+        """In this block, the current task is cancelled when the caller that waits for it leaves."""
+        task = asyncio.current_task()
+        assert task
+        if not call.expects_reply:
+            yield
+            return
+        self.watch(call.sender, task.cancel)
         try:
             yield
         finally:
-            self.unwatch(sender, left)
+            self.unwatch(call.sender, task.cancel)
 
     def watch(self, sender: str, left: Callable[[], object]) -> None:
+        """Have `left` called when the bus client `sender` is gone, soon if it is already."""
         callbacks = self._watched.setdefault(sender, set())
         callbacks.add(left)
         if len(callbacks) == 1:

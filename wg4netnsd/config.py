@@ -1,8 +1,6 @@
-"""The wg-quick format, parsed once into frozen models.
+"""A configuration: frozen models, and one parser for each type of value in them.
 
-`parse()` is the border: what it returns is valid, and what it raises says the line, the key and
-the offending value. Keys of wg-quick's that an unprivileged daemon can't honour are refused by
-name, unless the caller asks to ignore just those. See wg-quick(8) and wg(8) for the format.
+A value is checked where a model is made of it, and nowhere else; wgquick has the text around them.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import base64
 import binascii
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -20,25 +18,17 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes
 
 from wg4netnsd.errors import InvalidConfig
-
-MAX_SIZE: Final = 1 << 20
-"""Bytes; more than 4,000 peers take."""
 
 DEFAULT_MTU: Final = 1420
 MIN_MTU, MAX_MTU = 576, 65535
 IPV6_MIN_MTU: Final = 1280  # RFC 8200, section 5
 
-IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table")
-"""wg-quick's keys that we can't honour (`Table`: only its values other than auto and off)."""
-
-_TABLES: Final = ("auto", "off")
-_HARMLESS: Final = {"fwmark": ("off", "0", "0x0"), "saveconfig": ("false",)}
-"""Values that ask for nothing."""
+TABLES: Final = ("auto", "off")
 
 Address = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
@@ -86,22 +76,23 @@ def _number(low: int, high: int, **words: int) -> Callable[[str], int]:
     return parse
 
 
-def _unscoped(text: str) -> str:
-    if "%" in text:  # valid to Python, nowhere else
+def _cidr(text: str) -> str:
+    """Python also takes a scope, a netmask and a hostmask; wg(8) takes none of them."""
+    if not re.fullmatch(r"[^%/]+(/\d{1,3})?", text):
         raise ValueError
     return text
 
 
 def _address(text: str) -> Address:
     try:
-        return ipaddress.ip_interface(_unscoped(text))
+        return ipaddress.ip_interface(_cidr(text))
     except ValueError:
         raise ValueError(f"{quote(text)} is not an IP address with an optional /prefix") from None
 
 
 def _network(text: str) -> Network:
     try:
-        return ipaddress.ip_network(_unscoped(text), strict=False)
+        return ipaddress.ip_network(_cidr(text), strict=False)
     except ValueError:
         raise ValueError(f"{quote(text)} is not a network") from None
 
@@ -116,7 +107,7 @@ def _dns(text: str) -> IPv4Address | IPv6Address | str:
 
 
 def _table(text: str) -> str:
-    if text.lower() not in _TABLES:
+    if text.lower() not in TABLES:
         raise ValueError(
             f"{quote(text)} can't be honoured without privilege: expected 'auto' or 'off', "
             "or the option ignore=['Table']"
@@ -162,13 +153,13 @@ def _bare_ipv6(text: str) -> str:
 # ---------------------------------------------------------------- the models
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """One section; a field's alias is its key in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-class Interface(_Section):
+class Interface(Section):
     private_key: Annotated[SecretBytes, BeforeValidator(_key)] = Field(alias="PrivateKey")
     listen_port: Annotated[int, BeforeValidator(_number(0, 65535))] = Field(0, alias="ListenPort")
     addresses: tuple[Annotated[Address, BeforeValidator(_address)], ...] = Field(
@@ -183,7 +174,7 @@ class Interface(_Section):
     table: Annotated[Literal["auto", "off"], BeforeValidator(_table)] = Field("auto", alias="Table")
 
 
-class Peer(_Section):
+class Peer(Section):
     public_key: Annotated[str, BeforeValidator(_public_key)] = Field(alias="PublicKey")
     preshared_key: Annotated[SecretBytes | None, BeforeValidator(_key)] = Field(
         None, alias="PresharedKey"
@@ -228,165 +219,3 @@ class Config(BaseModel):
         connected = {a.network for a in self.interface.addresses}
         networks = (n for peer in self.peers for n in peer.allowed_ips)
         return tuple(n for n in dict.fromkeys(networks) if n not in connected)
-
-
-# ---------------------------------------------------------------- the parser
-
-
-class _Entry(NamedTuple):
-    line: int
-    text: str
-
-
-class _RawSection(NamedTuple):
-    model: type[_Section]
-    line: int
-    entries: dict[str, list[_Entry]]
-
-
-_SectionT = TypeVar("_SectionT", bound=_Section)
-
-
-def parse(data: bytes, ignore: Collection[str] = ()) -> Config:
-    """Turn the bytes of a wg-quick file into a Config.
-
-    `ignore` names keys of IGNORABLE that the caller can do without. Raises InvalidConfig.
-    """
-    sections = list(_sections(_decode(data), {key.lower() for key in ignore}))
-    interfaces = [s for s in sections if s.model is Interface]
-    if not interfaces:
-        raise InvalidConfig(
-            "no [Interface] section" if data.strip() else "the configuration is empty"
-        )
-    if len(interfaces) > 1:
-        raise InvalidConfig(f"line {interfaces[1].line}: a second [Interface] section")
-    interface = _validate(interfaces[0], Interface)
-    raw_peers = [s for s in sections if s.model is Peer]
-    config = Config(interface=interface, peers=tuple(_validate(s, Peer) for s in raw_peers))
-    _refuse_clashes(config, raw_peers)
-    config.mtu()
-    return config
-
-
-def _decode(data: bytes) -> str:
-    if len(data) > MAX_SIZE:
-        raise InvalidConfig(f"the configuration is longer than {MAX_SIZE} bytes")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidConfig(f"line {line}: not UTF-8 text") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InvalidConfig(f"line {line}: a NUL byte: expected text")
-    return text
-
-
-def _sections(text: str, ignore: Collection[str]) -> Iterator[_RawSection]:
-    current: _RawSection | None = None
-    for number, raw in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        line = raw.partition("#")[0].strip()
-        if not line:
-            continue
-        if line.startswith("["):
-            if current:
-                yield current
-            current = _RawSection(_model(line, number), number, {})
-            continue
-        if current is None:
-            raise InvalidConfig(
-                f"line {number}: expected [Interface] or [Peer] before anything else"
-            )
-        key, equals, value = (part.strip() for part in line.partition("="))
-        if not equals:
-            raise InvalidConfig(f"line {number}: expected 'Key = value'")
-        _add_entry(current, number, key, value, ignore)
-    if current:
-        yield current
-
-
-def _model(header: str, number: int) -> type[_Section]:
-    match header.lower():
-        case "[interface]":
-            return Interface
-        case "[peer]":
-            return Peer
-        case _:
-            raise InvalidConfig(
-                f"line {number}: unknown section {quote(header)}: expected [Interface] or [Peer]"
-            )
-
-
-def _add_entry(
-    section: _RawSection, number: int, key: str, value: str, ignore: Collection[str]
-) -> None:
-    ignorable = {name.lower(): name for name in IGNORABLE} if section.model is Interface else {}
-    if key.lower() in ignorable and (
-        value.lower() in _HARMLESS.get(key.lower(), ())
-        or (key.lower() in ignore and value.lower() not in _TABLES)
-    ):
-        return
-    aliases = {str(f.alias).lower(): str(f.alias) for f in section.model.model_fields.values()}
-    alias = aliases.get(key.lower())
-    if alias is None and key.lower() in ignorable:
-        name = ignorable[key.lower()]
-        raise InvalidConfig(
-            f"line {number}: {name} can't be honoured by an unprivileged daemon: "
-            f"remove it, or pass the option ignore=['{name}']"
-        )
-    if alias is None:
-        # A mangled line may hold a key where the key's name should be, or its end: "bg8=".
-        shown = f" '{key}'" if value and re.fullmatch(r"[A-Za-z]{1,24}", key) else ""
-        raise InvalidConfig(f"line {number}: unknown key{shown} in [{section.model.__name__}]")
-    entries = section.entries.setdefault(alias, [])
-    if alias in _REPEATABLE:
-        # wg(8): an empty AllowedIPs is valid, and means none.
-        entries += [_Entry(number, part.strip()) for part in value.split(",")] if value else []
-    elif entries:
-        raise InvalidConfig(
-            f"line {number}: {alias} is given twice, first in line {entries[0].line}"
-        )
-    elif not value:
-        raise InvalidConfig(f"line {number}: {alias} has no value")
-    else:
-        entries.append(_Entry(number, value))
-
-
-_REPEATABLE: Final = frozenset({"Address", "DNS", "AllowedIPs"})
-
-
-def _validate(section: _RawSection, model: type[_SectionT]) -> _SectionT:
-    values: dict[str, Any] = {
-        alias: tuple(e.text for e in entries) if alias in _REPEATABLE else entries[0].text
-        for alias, entries in section.entries.items()
-    }
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        # include_input and include_context would put key material into our hands.
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    alias = str(first["loc"][0])
-    entries = section.entries.get(alias)
-    if not entries:
-        raise InvalidConfig(f"line {section.line}: [{model.__name__}] has no {alias}")
-    index = next((part for part in first["loc"][1:] if isinstance(part, int)), 0)
-    message = first["msg"].removeprefix("Value error, ")
-    raise InvalidConfig(f"line {entries[index].line}: {alias}: {message}")
-
-
-def _refuse_clashes(config: Config, sections: list[_RawSection]) -> None:
-    """The engine would silently let the last one win."""
-    owners: dict[str | Network, int] = {}
-    for peer, section in zip(config.peers, sections, strict=True):
-        first = owners.setdefault(peer.public_key, section.line)
-        if first != section.line:
-            raise InvalidConfig(
-                f"line {section.line}: PublicKey: the peer of line {first} has the same one"
-            )
-        for network in peer.allowed_ips:
-            first = owners.setdefault(network, section.line)
-            if first != section.line:
-                raise InvalidConfig(
-                    f"line {section.line}: AllowedIPs: {network} already belongs to "
-                    f"the peer of line {first}"
-                )

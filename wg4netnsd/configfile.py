@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Final
 
-from wg4netnsd import blocking, config
-from wg4netnsd.config import MAX_SIZE, Config
+from wg4netnsd import blocking, wgquick
+from wg4netnsd.config import Config
 from wg4netnsd.errors import InvalidConfig, LimitExceeded, Timeout
 from wg4netnsd.netns import refuse_relative
 
@@ -48,10 +48,10 @@ async def read_path(path: str) -> bytes:
 
 
 async def parse(data: bytes, ignore: Collection[str]) -> Config:
-    """config.parse(), which takes long for a long text: then aside from the event loop."""
+    """wgquick.parse(), which takes long for a long text: then aside from the event loop."""
     if len(data) <= LONG:
-        return config.parse(data, ignore)
-    return await blocking.call(PARSE_TIME, config.parse, data, ignore)
+        return wgquick.parse(data, ignore)
+    return await blocking.call(PARSE_TIME, wgquick.parse, data, ignore)
 
 
 async def _read(function: Callable[..., bytes], source: int | str) -> bytes:
@@ -82,7 +82,9 @@ def _read_and_close(fd: int) -> bytes:
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISREG(mode):
-            return os.pread(fd, MAX_SIZE + 1, 0)  # a memfd's position is where its writer left it
+            return os.pread(
+                fd, wgquick.MAX_SIZE + 1, 0
+            )  # a memfd's position is where its writer left it
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
             return _read_stream(fd)
         raise InvalidConfig("config: neither a file nor a pipe")
@@ -95,7 +97,7 @@ def _read_stream(fd: int) -> bytes:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     data = b""
-    while len(data) <= MAX_SIZE:
+    while len(data) <= wgquick.MAX_SIZE:
         if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
         chunk = os.read(fd, 65536)

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from wg4netnsd import names
 from wg4netnsd.bus import Variant
-from wg4netnsd.config import IGNORABLE, MAX_MTU, MIN_MTU
+from wg4netnsd.config import MAX_MTU, MIN_MTU
 from wg4netnsd.errors import InvalidArgs
 from wg4netnsd.lifetime import Lifetime
+from wg4netnsd.wgquick import IGNORABLE
 
 _SIGNATURES: Final = {
     "name": "s",

@@ -43,16 +43,16 @@ class Service:
 
     async def start(self) -> Bus:
         """Connect, export, and only then own the name. Raises BusGone."""
-        bus = await Bus.connect(self._tree.serve)
-        self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, bus))
-        self._tree.attach(bus)
-        await bus.own_name(names.BUS_NAME)
-        return bus
+        self._bus = await Bus.connect(self._tree.serve)
+        self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, self._bus))
+        self._tree.attach(self._bus)
+        await self._bus.own_name(names.BUS_NAME)
+        return self._bus
 
     # ------------------------------------------------------------ manager.Observer
 
     def tunnel_added(self, tunnel: Tunnel) -> None:
-        self._tree.add(_path(tunnel), TunnelInterface(self.manager, tunnel))
+        self._tree.add(_path(tunnel), TunnelInterface(tunnel, self.manager, self._bus))
 
     def tunnel_removed(self, tunnel: Tunnel) -> None:
         self._tree.remove(_path(tunnel))
@@ -100,12 +100,8 @@ class ManagerInterface(Interface):
         read_config: Callable[[], Awaitable[bytes]],
     ) -> str:
         """A caller that leaves before it has its reply can't know of the tunnel: it is undone."""
-        task = asyncio.current_task()
-        assert task
         seconds = asked.timeout_usec / 1e6
-        with contextlib.ExitStack() as stack:
-            if call.expects_reply:
-                stack.enter_context(self._bus.watching(call.sender, task.cancel))
+        with self._bus.cancelled_without(call):
             try:
                 async with asyncio.timeout(seconds):
                     tunnel = await self._start(call, asked, open_netns, read_config)
@@ -166,7 +162,7 @@ class ManagerInterface(Interface):
         return [[t.spec.name, _path(t), t.state] for t in self._manager.tunnels]
 
     async def describe(self, _call: Call) -> str:
-        interfaces = [TunnelInterface(self._manager, tunnel) for tunnel in self._manager.tunnels]
+        interfaces = [TunnelInterface(t, self._manager, self._bus) for t in self._manager.tunnels]
         await asyncio.gather(*(interface.refresh() for interface in interfaces))
         described: dict[str, Any] = {name: _plain(v) for name, v in self.get_all().items()}
         described["tunnels"] = [
@@ -193,10 +189,11 @@ class TunnelInterface(Interface):
 
     volatile = frozenset({"Peers"})
 
-    def __init__(self, manager: Manager, tunnel: Tunnel) -> None:
+    def __init__(self, tunnel: Tunnel, manager: Manager, bus: Bus) -> None:
         super().__init__(names.TUNNEL)
-        self._manager = manager
         self._tunnel = tunnel
+        self._manager = manager
+        self._bus = bus
         self._peers: dict[str, dict[str, Variant]] = {}
 
     async def close(self, _call: Call) -> None:
@@ -205,7 +202,7 @@ class TunnelInterface(Interface):
     async def restart(self, _call: Call) -> None:
         await self._tunnel.restart()
 
-    async def wait_for_state(self, _call: Call, states: list[str], timeout_usec: int) -> str:
+    async def wait_for_state(self, call: Call, states: list[str], timeout_usec: int) -> str:
         unknown = [state for state in states if state not in set(State)]
         if unknown or not states:
             known = ", ".join(State)
@@ -213,7 +210,8 @@ class TunnelInterface(Interface):
         seconds = None if timeout_usec == NO_LIMIT else timeout_usec / 1e6
         try:
             async with asyncio.timeout(seconds):
-                return await self._tunnel.wait_for_state({State(state) for state in states})
+                with self._bus.cancelled_without(call):
+                    return await self._tunnel.wait_for_state({State(state) for state in states})
         except TimeoutError:
             name, state = self._tunnel.spec.name, self._tunnel.state
             raise errors.Timeout(f"'{name}' is {state} after {seconds:g} s") from None
@@ -223,6 +221,8 @@ class TunnelInterface(Interface):
         return self._peers
 
     async def open_netns(self, _call: Call) -> Reply:
+        if self._tunnel.state is State.CLOSED:
+            raise errors.NoSuchTunnel(f"'{self._tunnel.spec.name}' is closed")
         return Reply("h", (0,), [os.dup(self._tunnel.netns.fd)])
 
     async def refresh(self) -> None:

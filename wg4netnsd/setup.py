@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from wg4netnsd.errors import Failed
 
 PACKAGED_PATH: Final = "/usr/bin/wg4netnsd"  # as contrib/ has it, for distributions
 UNIT: Final = "wg4netnsd.service"
+
+_BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
 
 class Placed(NamedTuple):
@@ -51,6 +54,9 @@ def remove() -> list[str]:
     done = []
     if _succeeds("systemctl", "--user", "--quiet", "stop", UNIT):
         done.append(f"stopped {UNIT}")
+    if pid := _running_daemon():  # on a bus without systemd
+        os.kill(pid, signal.SIGTERM)
+        done.append(f"stopped process {pid}")
     for placed in _files(PACKAGED_PATH):
         if placed.path.exists():
             placed.path.unlink()
@@ -93,19 +99,30 @@ def _unit_quote(path: str) -> str:
     return f'"{escaped}"' if set(path) & set(" \t\"'\\") else escaped
 
 
+def _running_daemon() -> int | None:
+    """Its process, on the bus that we are on."""
+    method = [*_BUS, "GetConnectionUnixProcessID", "s", names.BUS_NAME]
+    answer = _output("busctl", "--user", "call", *method)  # "u 1234"
+    return int(answer.split()[1]) if answer else None
+
+
 def _reload() -> list[str]:
     """Neither manager need be there: both read the files when they start."""
     done = []
     if _succeeds("systemctl", "--user", "--quiet", "daemon-reload"):
         done.append("reloaded the user manager")
-    bus = ["org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus"]
-    if _succeeds("busctl", "--user", "--quiet", "call", *bus, "ReloadConfig"):
+    if _succeeds("busctl", "--user", "--quiet", "call", *_BUS, "ReloadConfig"):
         done.append("reloaded the session bus")
     return done
 
 
 def _succeeds(*command: str) -> bool:
+    return _output(*command) is not None
+
+
+def _output(*command: str) -> str | None:
+    """What it prints; None if it fails or is not there."""
     try:
-        return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+        return subprocess.run(command, capture_output=True, check=True, timeout=30).stdout.decode()
+    except (OSError, subprocess.SubprocessError):
+        return None

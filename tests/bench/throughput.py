@@ -28,17 +28,22 @@ def run(arguments: argparse.Namespace) -> None:
         daemon = Daemon(bus, Path(directory))
         with Client(bus.address) as client:
             path = client.create(namespace, stage.conf(0))
-            for _ in range(arguments.rounds):
-                for direction, option in (("up", []), ("down", ["--reverse"])):
-                    ours = namespace.command(*iperf3, *option)
-                    theirs = [*iperf3, *option, f"--bind={stage.stock_address}"]
-                    figures.setdefault(f"{direction}: wg4netnsd", []).append(_gbits(ours))
-                    figures.setdefault(f"{direction}: stock, as root", []).append(_gbits(theirs))
+            commands = {
+                f"{direction}: {name}": [*command, *option]
+                for direction, option in (("up", []), ("down", ["--reverse"]))
+                for name, command in (
+                    ("wg4netnsd", namespace.command(*iperf3)),
+                    ("stock, as root", [*iperf3, f"--bind={stage.stock_address}"]),
+                )
+            }
+            for number in range(arguments.rounds):  # there and back: nobody is always the first
+                for name in list(commands)[:: -1 if number % 2 else 1]:
+                    figures.setdefault(name, []).append(_gbits(commands[name]))
             client.close_tunnel(path)
         daemon.stop()
         bus.close()
     for direction in ("up", "down"):
-        rows = {name: values for name, values in figures.items() if name.startswith(direction)}
+        rows = {name: figures[name] for name in commands if name.startswith(direction)}
         print(table("Gbit/s", rows), end="\n\n")
 
 

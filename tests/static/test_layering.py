@@ -14,12 +14,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "blocking": {"errors"},
     "contract": set(),
     "config": {"errors"},
+    "wgquick": {"config", "errors"},
     "lifetime": {"blocking", "errors"},
     "uapi": {"config", "errors"},
     "engine": {"errors", "uapi"},
     "netns": {"agent", "blocking", "errors"},
     "resolve": {"blocking", "config", "errors"},
-    "configfile": {"blocking", "config", "errors", "netns"},
+    "configfile": {"blocking", "config", "errors", "netns", "wgquick"},
     "tunnel": {
         "agent", "backoff", "blocking", "config", "engine", "errors", "lifetime", "netns",
         "resolve", "uapi",
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "manager": {"agent", "engine", "errors", "netns", "tunnel"},
     "bus": {"blocking", "errors"},
     "objects": {"bus", "contract", "errors"},
-    "options": {"bus", "config", "errors", "lifetime", "names"},
+    "options": {"bus", "config", "errors", "lifetime", "names", "wgquick"},
     "service": {
         "agent", "bus", "config", "configfile", "engine", "errors", "lifetime", "manager",
         "names", "netns", "objects", "options", "tunnel", "uapi",

@@ -1,0 +1,200 @@
+"""The wg-quick format: text in, a Config out.
+
+`parse()` is the border: what it returns is valid, and what it raises says the line, the key and
+the offending value. Keys of wg-quick's that an unprivileged daemon can't honour are refused by
+name, unless the caller asks to ignore just those. See wg-quick(8) and wg(8) for the format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from wg4netnsd.config import TABLES, Config, Interface, Network, Peer, Section, quote
+from wg4netnsd.errors import InvalidConfig
+
+MAX_SIZE: Final = 1 << 20
+"""Bytes; more than 4,000 peers take."""
+
+IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table")
+"""wg-quick's keys that we can't honour (`Table`: only its values other than auto and off)."""
+
+_HARMLESS: Final = {"fwmark": ("off", "0", "0x0"), "saveconfig": ("false",)}
+"""Values that ask for nothing."""
+
+_REPEATABLE: Final = frozenset({"Address", "DNS", "AllowedIPs"})
+
+
+class _Entry(NamedTuple):
+    line: int
+    text: str
+
+
+class _RawSection(NamedTuple):
+    model: type[Section]
+    line: int
+    entries: dict[str, list[_Entry]]
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def parse(data: bytes, ignore: Collection[str] = ()) -> Config:
+    """Turn the bytes of a wg-quick file into a Config.
+
+    `ignore` names keys of IGNORABLE that the caller can do without. Raises InvalidConfig.
+    """
+    sections = list(_sections(_decode(data), {key.lower() for key in ignore}))
+    interfaces = [s for s in sections if s.model is Interface]
+    if not interfaces:
+        raise InvalidConfig(
+            "no [Interface] section" if data.strip() else "the configuration is empty"
+        )
+    if len(interfaces) > 1:
+        raise InvalidConfig(f"line {interfaces[1].line}: a second [Interface] section")
+    interface = _validate(interfaces[0], Interface)
+    raw_peers = [s for s in sections if s.model is Peer]
+    config = Config(interface=interface, peers=tuple(_validate(s, Peer) for s in raw_peers))
+    _refuse_clashes(config, raw_peers)
+    _refuse_repeated_addresses(interface, interfaces[0])
+    try:
+        config.mtu()
+    except InvalidConfig as error:
+        raise InvalidConfig(f"line {interfaces[0].entries['MTU'][0].line}: {error.text}") from None
+    return config
+
+
+def _decode(data: bytes) -> str:
+    if len(data) > MAX_SIZE:
+        raise InvalidConfig(f"the configuration is longer than {MAX_SIZE} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidConfig(f"line {line}: not UTF-8 text") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InvalidConfig(f"line {line}: a NUL byte: expected text")
+    return text
+
+
+def _sections(text: str, ignore: Collection[str]) -> Iterator[_RawSection]:
+    current: _RawSection | None = None
+    for number, raw in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        line = raw.partition("#")[0].strip()
+        if not line:
+            continue
+        if line.startswith("["):
+            if current:
+                yield current
+            current = _RawSection(_model(line, number), number, {})
+            continue
+        if current is None:
+            raise InvalidConfig(
+                f"line {number}: expected [Interface] or [Peer] before anything else"
+            )
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not equals:
+            raise InvalidConfig(f"line {number}: expected 'Key = value'")
+        _add_entry(current, number, key, value, ignore)
+    if current:
+        yield current
+
+
+def _model(header: str, number: int) -> type[Section]:
+    match header.lower():
+        case "[interface]":
+            return Interface
+        case "[peer]":
+            return Peer
+        case _:
+            raise InvalidConfig(
+                f"line {number}: unknown section {quote(header)}: expected [Interface] or [Peer]"
+            )
+
+
+def _add_entry(
+    section: _RawSection, number: int, key: str, value: str, ignore: Collection[str]
+) -> None:
+    ignorable = {name.lower(): name for name in IGNORABLE} if section.model is Interface else {}
+    if key.lower() in ignorable and (
+        value.lower() in _HARMLESS.get(key.lower(), ())
+        or (key.lower() in ignore and value.lower() not in TABLES)
+    ):
+        return
+    aliases = {str(f.alias).lower(): str(f.alias) for f in section.model.model_fields.values()}
+    alias = aliases.get(key.lower())
+    if alias is None and key.lower() in ignorable:
+        name = ignorable[key.lower()]
+        raise InvalidConfig(
+            f"line {number}: {name} can't be honoured by an unprivileged daemon: "
+            f"remove it, or pass the option ignore=['{name}']"
+        )
+    if alias is None:
+        # A mangled line may hold a key where the key's name should be, or its end: "bg8=".
+        shown = f" '{key}'" if value and re.fullmatch(r"[A-Za-z]{1,24}", key) else ""
+        raise InvalidConfig(f"line {number}: unknown key{shown} in [{section.model.__name__}]")
+    entries = section.entries.setdefault(alias, [])
+    if alias in _REPEATABLE:
+        # wg(8): an empty AllowedIPs is valid, and means none.
+        entries += [_Entry(number, part.strip()) for part in value.split(",")] if value else []
+    elif entries:
+        raise InvalidConfig(
+            f"line {number}: {alias} is given twice, first in line {entries[0].line}"
+        )
+    elif not value:
+        raise InvalidConfig(f"line {number}: {alias} has no value")
+    else:
+        entries.append(_Entry(number, value))
+
+
+def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:
+    values: dict[str, Any] = {
+        alias: tuple(e.text for e in entries) if alias in _REPEATABLE else entries[0].text
+        for alias, entries in section.entries.items()
+    }
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        # include_input and include_context would put key material into our hands.
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    alias = str(first["loc"][0])
+    entries = section.entries.get(alias)
+    if not entries:
+        raise InvalidConfig(f"line {section.line}: [{model.__name__}] has no {alias}")
+    index = next((part for part in first["loc"][1:] if isinstance(part, int)), 0)
+    message = first["msg"].removeprefix("Value error, ")
+    raise InvalidConfig(f"line {entries[index].line}: {alias}: {message}")
+
+
+def _refuse_repeated_addresses(interface: Interface, section: _RawSection) -> None:
+    """The kernel would refuse the second one, with less to say about it."""
+    lines: dict[object, int] = {}
+    for address, entry in zip(interface.addresses, section.entries["Address"], strict=True):
+        if address.ip in lines:
+            raise InvalidConfig(
+                f"line {entry.line}: Address: {address.ip} is given twice, "
+                f"first in line {lines[address.ip]}"
+            )
+        lines[address.ip] = entry.line
+
+
+def _refuse_clashes(config: Config, sections: list[_RawSection]) -> None:
+    """The engine would silently let the last one win."""
+    owners: dict[str | Network, int] = {}
+    for peer, section in zip(config.peers, sections, strict=True):
+        first = owners.setdefault(peer.public_key, section.line)
+        if first != section.line:
+            raise InvalidConfig(
+                f"line {section.line}: PublicKey: the peer of line {first} has the same one"
+            )
+        for network in peer.allowed_ips:
+            first = owners.setdefault(network, section.line)
+            if first != section.line:
+                raise InvalidConfig(
+                    f"line {section.line}: AllowedIPs: {network} already belongs to "
+                    f"the peer of line {first}"
+                )
