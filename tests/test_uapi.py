@@ -14,6 +14,7 @@ from wg4netnsd import uapi
 from wg4netnsd.config import Endpoint
 from wg4netnsd.errors import EngineFailed, Error, Timeout
 from wg4netnsd.uapi import DeviceStatus, PeerStatus, encode_set, parse_get
+from wg4netnsd.wgquick import parse
 
 PRIVATE, PRESHARED, PUBLIC, PUBLIC2 = (bytes([seed]) * 32 for seed in range(1, 5))
 

@@ -82,9 +82,8 @@ def _read_and_close(fd: int) -> bytes:
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISREG(mode):
-            return os.pread(
-                fd, wgquick.MAX_SIZE + 1, 0
-            )  # a memfd's position is where its writer left it
+            # From its beginning: a memfd's position is where its writer left it.
+            return os.pread(fd, wgquick.MAX_SIZE + 1, 0)
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
             return _read_stream(fd)
         raise InvalidConfig("config: neither a file nor a pipe")
