@@ -369,8 +369,18 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             id="mtu-no-number",
         ),
         pytest.param(
+            f"{INTERFACE}Address = 10.9.0.7/24\nAddress = fd00::2, 10.9.0.7",
+            "line 5: Address: 10.9.0.7 is given twice, first in line 4",
+            id="address-twice",
+        ),
+        pytest.param(
+            f"{INTERFACE}Address = 10.9.0.7/0.0.0.255",
+            "line 4: Address: '10.9.0.7/0.0.0.255' is not an IP address with an optional /prefix",
+            id="address-with-a-mask",
+        ),
+        pytest.param(
             f"{INTERFACE}Address = fd00::2\nMTU = 1279",
-            "MTU: 1279 is too small for IPv6: expected 1280 or more",
+            "line 5: MTU: 1279 is too small for IPv6: expected 1280 or more",
             id="mtu-for-ipv6",
         ),
         pytest.param(

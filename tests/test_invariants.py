@@ -247,9 +247,9 @@ def own_key_as_peer() -> str:
     ("text", "error", "fragment"),
     [
         pytest.param(
-            lambda _: Secrets().conf("Address = 10.9.0.2/24, 10.9.0.2/24"),
+            lambda _: Secrets().conf("Address = 10.9.0.2/24, ff02::9/64"),
             "TunFailed",
-            "address 10.9.0.2/24 on wg0: File exists",
+            "address ff02::9/64 on wg0: Cannot assign requested address",
             id="address",
         ),
         pytest.param(

@@ -25,6 +25,7 @@ if not hasattr(typing, "no_type_check_decorator"):
 
 from dbus_next import Message, MessageFlag, MessageType, NameFlag, RequestNameReply, Variant
 from dbus_next.aio import MessageBus
+from dbus_next.errors import AuthError
 
 __all__ = ["Bus", "BusGone", "Call", "Reply", "Variant"]
 
@@ -104,7 +105,7 @@ class Bus:
             connection = _Connection(negotiate_unix_fd=True)
             async with asyncio.timeout(10):
                 await connection.connect()
-        except (OSError, EOFError, TimeoutError, ValueError) as error:
+        except (OSError, EOFError, TimeoutError, ValueError, AuthError) as error:
             raise BusGone(f"no session bus: {error or type(error).__name__}") from None
         return cls(connection, handler)
 
