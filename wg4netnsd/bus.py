@@ -161,8 +161,8 @@ class Bus:
         """Have `left` called when the bus client `sender` is gone, soon if it is already."""
         callbacks = self._watched.setdefault(sender, set())
         callbacks.add(left)
-        if len(callbacks) == 1:
-            self._spawn(self._subscribe(sender))
+        if len(callbacks) == 1:  # and the caller's call goes first
+            asyncio.get_running_loop().call_soon(lambda: self._spawn(self._subscribe(sender)))
 
     def unwatch(self, sender: str, left: Callable[[], object]) -> None:
         callbacks = self._watched.get(sender, set())
@@ -171,6 +171,8 @@ class Bus:
             self._match_owner("NameOwnerChanged", sender, "RemoveMatch")
 
     async def _subscribe(self, sender: str) -> None:
+        if sender not in self._watched:
+            return
         self._match_owner("NameOwnerChanged", sender)
         # It may have left before the bus knew of our interest.
         if await self._ask("NameHasOwner", sender) == [False]:

@@ -81,11 +81,15 @@ class Tree:
         self._bus = bus
 
     def add(self, path: str, interface: Interface) -> None:
-        """Export an object and announce it, from the root: GDBus clients look nowhere else."""
+        """Export an object, and announce it as soon as what it stands for is under way."""
         self._objects[path] = interface
         if path != self._root:
-            everything = {interface.contract.name: interface.get_all()}
-            self.emit(self._root, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, everything)
+            asyncio.get_running_loop().call_soon(self._announce, path, interface)
+
+    def _announce(self, path: str, interface: Interface) -> None:
+        """From the root: GDBus clients look nowhere else."""
+        everything = {interface.contract.name: interface.get_all()}
+        self.emit(self._root, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, everything)
 
     def remove(self, path: str) -> None:
         name = self._objects.pop(path).contract.name
