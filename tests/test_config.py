@@ -547,7 +547,7 @@ def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any], list[dict[str,
     """A text, and the values by key of its [Interface] and of each [Peer]."""
     interface = {
         "PrivateKey": draw(keys),
-        "Address": draw(st.lists(interfaces, min_size=1, max_size=4, unique=True)),
+        "Address": draw(st.lists(interfaces, min_size=1, max_size=4, unique_by=lambda i: i.ip)),
         "DNS": draw(st.lists(addresses | hostnames, max_size=4)),
         "ListenPort": draw(optional(ports)),
         "MTU": draw(optional(st.integers(1280, 65535))),

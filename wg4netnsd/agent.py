@@ -24,6 +24,9 @@ import select
 import signal
 import socket
 import struct
+import sys
+import time
+import traceback
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from typing import Any, Final, NamedTuple, NoReturn
@@ -40,10 +43,12 @@ REQUEST_TIME: Final = 30
 PATIENCE: Final = 0.02
 """Seconds that a child gets for itself; it needs a tenth of that."""
 
+RETRY_TIME: Final = 0.2  # seconds
+
 TUN_DEVICE: Final = "/dev/net/tun"
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
-NS_GET_USERNS, NS_GET_NSTYPE, NS_GET_OWNER_UID = 0xB701, 0xB703, 0xB704  # linux/nsfs.h
+NS_GET_USERNS, NS_GET_NSTYPE = 0xB701, 0xB703  # linux/nsfs.h
 PR_SET_DUMPABLE, PR_SET_NAME = 4, 15  # linux/prctl.h
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
@@ -94,6 +99,8 @@ def _exit_after(function: Any, *args: Any) -> NoReturn:
     try:
         function(*args)
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -112,7 +119,12 @@ def _serve(control: socket.socket) -> None:
 def _fork_ahead(control: socket.socket) -> bool:
     """Fork a child, wait until it has its request. False when the daemon is gone."""
     taken, announce = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        os.close(taken)
+        os.close(announce)
+        return _try_again(f"fork: {error.strerror}")
     if child == 0:
         os.close(taken)
         _exit_after(_child, control, announce)
@@ -125,8 +137,15 @@ def _fork_ahead(control: socket.socket) -> bool:
     os.close(taken)
     if not announced:
         _, status = os.waitpid(child, 0)
-        return os.WIFSIGNALED(status)  # killed, as by the kernel where memory is short
+        # Not 0: killed, as by the kernel where memory is short, or a defect of ours.
+        return status != 0 and _try_again(f"a child ended with status {status}")
     _reap()
+    return True
+
+
+def _try_again(why: str) -> bool:
+    print(f"wg4netns-agent: {why}", file=sys.stderr)
+    time.sleep(RETRY_TIME)  # nothing tells when there is memory or a free pid again
     return True
 
 
@@ -168,7 +187,7 @@ def _answer(connection: socket.socket, netns: int) -> None:
         except Refused as refusal:
             _send(connection, {"error": refusal.error, "text": str(refusal)})
         except OSError as error:
-            text = f"{error.filename}: {error.strerror}"
+            text = ": ".join(filter(None, (error.filename, error.strerror or str(error))))
             _send(connection, {"error": "TunFailed", "text": text})
 
 

@@ -8,6 +8,7 @@ behind when its time is over: a pool would fill up with hung threads, and be wai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -23,8 +24,12 @@ T = TypeVar("T")
 _slots = threading.BoundedSemaphore(MAX_THREADS)
 
 
+def _let_go(result: object) -> None:
+    """For results that own nothing."""
+
+
 async def call(
-    seconds: float, function: Callable[..., T], *args: Any, discard: Callable[[T], object] = bool
+    seconds: float, function: Callable[..., T], *args: Any, discard: Callable[[T], object] = _let_go
 ) -> T:
     """`function(*args)`, its result or its exception.
 
@@ -52,18 +57,18 @@ async def call(
         except Exception as exception:
             error = exception
         _slots.release()
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is all else
             loop.call_soon_threadsafe(deliver, result, error)
 
     threading.Thread(target=run, daemon=True, name=function.__name__).start()
-    async with asyncio.timeout(seconds):
-        return await future
-
-
-def has_path(fd: int) -> bool:
-    """Could a call on `fd` block because of a file system? Safe on any fd, unlike fstat()."""
-    target = os.readlink(f"/proc/self/fd/{fd}")  # else "pipe:[1]", "net:[2]", "anon_inode:[…]"
-    return target.startswith("/") and not target.startswith("/memfd:")
+    try:
+        async with asyncio.timeout(seconds):
+            return await future
+    except BaseException:
+        # The result may have come in the very moment that we were told not to wait for it.
+        if future.done() and not future.cancelled() and not future.exception():
+            discard(future.result())
+        raise
 
 
 def close(fd: int) -> None:

@@ -37,6 +37,7 @@ MAX_FDS: Final = 3
 DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
 AUTH_LINE: Final = 4096
+CONNECT_TIME: Final = 10.0  # seconds
 
 
 class BusGone(Exception):
@@ -95,6 +96,7 @@ class Bus:
         self._name = ""
         self._calls: set[asyncio.Task[None]] = set()
         self._watched: dict[str, set[Callable[[], object]]] = {}
+        self._signals: list[Message] = []
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.add_message_handler(self._on_message)
 
@@ -103,7 +105,7 @@ class Bus:
         """Connect to the caller's session bus. Raises BusGone."""
         try:
             connection = _Connection(negotiate_unix_fd=True)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(CONNECT_TIME):
                 await connection.connect()
         except (OSError, EOFError, TimeoutError, ValueError, AuthError) as error:
             raise BusGone(f"no session bus: {error or type(error).__name__}") from None
@@ -111,7 +113,11 @@ class Bus:
 
     async def own_name(self, name: str) -> None:
         """Become `name`'s owner. Raises BusGone where somebody else is."""
-        reply = await self._connection.request_name(name, NameFlag.DO_NOT_QUEUE)
+        try:
+            async with asyncio.timeout(CONNECT_TIME):
+                reply = await self._connection.request_name(name, NameFlag.DO_NOT_QUEUE)
+        except TimeoutError:  # dbus-next waits for ever for a bus that is gone
+            raise BusGone(f"the bus does not answer the request for {name}") from None
         if reply is not RequestNameReply.PRIMARY_OWNER:
             raise BusGone(f"{name} is owned already: is another wg4netnsd running?")
         self._name = name
@@ -136,12 +142,18 @@ class Bus:
         self._connection.disconnect()
 
     def emit(self, path: str, interface: str, member: str, signature: str, *body: Any) -> None:
-        """Send a signal to whoever subscribed, in the order of the calls.
+        """Send a signal to whoever subscribed: in order, and before the reply that it belongs to.
 
         Marshalling takes a good part of a millisecond, so what caused the signal goes on first.
         """
-        message = Message.new_signal(path, interface, member, signature, list(body))
-        asyncio.get_running_loop().call_soon(self._send, message)
+        if not self._signals:
+            asyncio.get_running_loop().call_soon(self._send_signals)
+        self._signals.append(Message.new_signal(path, interface, member, signature, list(body)))
+
+    def _send_signals(self) -> None:
+        signals, self._signals = self._signals, []
+        for signal in signals:
+            self._send(signal)
 
     @contextlib.contextmanager
     def cancelled_without(self, call: Call) -> Iterator[None]:
@@ -158,34 +170,37 @@ class Bus:
             self.unwatch(call.sender, task.cancel)
 
     def watch(self, sender: str, left: Callable[[], object]) -> None:
-        """Have `left` called when the bus client `sender` is gone, soon if it is already."""
-        callbacks = self._watched.setdefault(sender, set())
-        callbacks.add(left)
-        if len(callbacks) == 1:  # and the caller's call goes first
-            asyncio.get_running_loop().call_soon(lambda: self._spawn(self._subscribe(sender)))
+        """Have `left` called once when the bus client `sender` is gone, soon if it is already."""
+        if sender not in self._watched:
+            self._watched[sender] = set()
+            self._match_owner("AddMatch", sender)
+        self._watched[sender].add(left)
+        # It may have left before the bus knew of our interest. The caller's call goes first.
+        asyncio.get_running_loop().call_soon(lambda: self._spawn(self._check_owner(sender)))
 
     def unwatch(self, sender: str, left: Callable[[], object]) -> None:
         callbacks = self._watched.get(sender, set())
         callbacks.discard(left)
-        if not callbacks and self._watched.pop(sender, None) is not None:
-            self._match_owner("NameOwnerChanged", sender, "RemoveMatch")
+        if sender in self._watched and not callbacks:
+            self._forget(sender)
 
-    async def _subscribe(self, sender: str) -> None:
-        if sender not in self._watched:
-            return
-        self._match_owner("NameOwnerChanged", sender)
-        # It may have left before the bus knew of our interest.
-        if await self._ask("NameHasOwner", sender) == [False]:
+    def _forget(self, sender: str) -> set[Callable[[], object]]:
+        self._match_owner("RemoveMatch", sender)
+        return self._watched.pop(sender)
+
+    async def _check_owner(self, sender: str) -> None:
+        if sender in self._watched and await self._ask("NameHasOwner", sender) == [False]:
             self._on_left(sender)
 
     def _on_left(self, sender: str) -> None:
-        for callback in list(self._watched.get(sender, ())):
-            callback()
+        if sender in self._watched:
+            for callback in self._forget(sender):
+                callback()
 
-    def _match_owner(self, member: str, name: str, method: str = "AddMatch") -> None:
-        """Without a reply: that a rule is well-formed is known, and the bus works in order."""
-        rule = f"type='signal',sender='{DBUS}',interface='{DBUS}',member='{member}',arg0='{name}'"
-        message = _bus_call(method, rule)
+    def _match_owner(self, method: str, name: str) -> None:
+        """Without a reply: that the rule is well-formed is known, and the bus works in order."""
+        source = f"type='signal',sender='{DBUS}',interface='{DBUS}'"
+        message = _bus_call(method, f"{source},member='NameOwnerChanged',arg0='{name}'")
         message.flags = MessageFlag.NO_REPLY_EXPECTED
         self._send(message)
 
@@ -256,11 +271,14 @@ class Bus:
             answer = _error(message, errors.Failed(f"{type(defect).__name__}; see the log"))
         finally:
             call.close()
-        if call.expects_reply:
-            with contextlib.suppress(OSError, EOFError):
-                await self._send(answer)  # an fd closed before this ends the whole connection
-        for fd in reply.fds:
-            os.close(fd)
+        try:
+            if call.expects_reply:
+                self._send_signals()
+                with contextlib.suppress(OSError, EOFError):
+                    await self._send(answer)  # an fd closed before this ends the whole connection
+        finally:
+            for fd in reply.fds:
+                os.close(fd)
 
 
 def _bus_call(member: str, argument: str) -> Message:

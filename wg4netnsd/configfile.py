@@ -13,7 +13,7 @@ from typing import Final
 from wg4netnsd import blocking, wgquick
 from wg4netnsd.config import Config
 from wg4netnsd.errors import InvalidConfig, LimitExceeded, Timeout
-from wg4netnsd.netns import refuse_relative
+from wg4netnsd.paths import refuse_relative
 
 log = logging.getLogger(__name__)
 

@@ -68,7 +68,7 @@ def _close(arguments: argparse.Namespace) -> None:
     found = _call(names.ROOT_PATH, names.MANAGER, "GetTunnel", "s", arguments.name, start=False)
     if not found:
         raise errors.NoSuchTunnel(f"no tunnel named '{arguments.name}': wg4netnsd does not run")
-    _call(found[0], names.TUNNEL, "Close")
+    _call(found[0], names.TUNNEL, "Close", start=False)
 
 
 def _call(

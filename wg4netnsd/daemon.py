@@ -12,7 +12,6 @@ import fcntl
 import logging
 import os
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -118,7 +117,7 @@ def _refuse_wrong_places() -> None:
 
 
 def _set_limits() -> None:
-    """Five fds a tunnel, and no core file of a process that holds keys."""
+    """Seven fds a tunnel, and no core file of a process that holds keys."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
@@ -135,8 +134,9 @@ def _runtime_directory(chosen: Path | None) -> Iterator[Path]:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for left_behind in path.iterdir():  # by a daemon that was killed
-            shutil.rmtree(left_behind)
+        _remove_sockets(path)  # of a daemon that was killed
+        if any(path.iterdir()):
+            raise StartupError(f"{path}: not empty: expected a directory for wg4netnsd alone")
     except BlockingIOError:
         raise StartupError(f"{path}: another wg4netnsd uses it; see --runtime-dir") from None
     except OSError as error:
@@ -147,6 +147,15 @@ def _runtime_directory(chosen: Path | None) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             path.rmdir()
         os.close(lock)
+
+
+def _remove_sockets(directory: Path) -> None:
+    """Remove what a tunnel makes: a directory with a socket in it. Nothing else is ours."""
+    for socket in directory.glob("*/*.sock"):
+        if socket.is_socket():
+            socket.unlink()
+            with contextlib.suppress(OSError):
+                socket.parent.rmdir()
 
 
 def _default_runtime_directory() -> Path:

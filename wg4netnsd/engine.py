@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -50,23 +51,26 @@ class Engine:
 
     def __init__(self) -> None:
         """Spawn it. Raises EngineFailed."""
-        log_end, engines_log_end = os.pipe()
-        self._handover, engines_handover = socket.socketpair()
+        with contextlib.ExitStack() as engines, contextlib.ExitStack() as ours:
+            try:
+                log_end, engines_log_end = os.pipe()
+                ours.callback(os.close, log_end)
+                engines.callback(os.close, engines_log_end)
+                self._handover, engines_handover = socket.socketpair()
+                ours.callback(self._handover.close)
+                engines.callback(engines_handover.close)
+                self._process = _popen(engines_handover.fileno(), engines_log_end)
+                ours.callback(self._process.wait)
+                ours.callback(self._process.kill)
+                self._pidfd = os.pidfd_open(self._process.pid)
+            except OSError as error:
+                raise EngineFailed(f"wireguard-go can't be started: {error.strerror}") from None
+            ours.pop_all()
         self._handover.setblocking(False)
-        try:
-            self._process = _popen(engines_handover.fileno(), engines_log_end)
-        except EngineFailed:
-            os.close(log_end)
-            self._handover.close()
-            raise
-        finally:
-            os.close(engines_log_end)
-            engines_handover.close()
         self.pid = self._process.pid
         self.exited = asyncio.Event()
         self._socket_path: Path | None = None
         self._log = _Log(self.pid, log_end)
-        self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
     async def listen(self, socket_path: Path) -> None:
@@ -172,20 +176,29 @@ class _Log:
         self._pid = pid
         self._fd = fd
         self._buffer = b""
+        self._panicked = False
         asyncio.get_running_loop().add_reader(fd, self._on_readable)
 
     def _on_readable(self) -> None:
         data = os.read(self._fd, 65536)
-        *lines, rest = (self._buffer + data).split(b"\n")
-        self._buffer = rest[-MAX_LINE:]
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if not data or len(self._buffer) > MAX_LINE:
+            lines.append(self._buffer)
+            self._buffer = b""
         for line in lines:
-            text = redact(line[:MAX_LINE].decode(errors="replace"))
-            self.last_words.append(text)
-            log.info("wireguard-go[%d]: %s", self._pid, text)
+            self._take(redact(line.decode(errors="replace"))[:MAX_LINE])
         if not data:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
             self.ended.set()
+
+    def _take(self, line: str) -> None:
+        # What follows a panic is Go's traceback: it shows arguments, and keys are among them.
+        if not line or self._panicked:
+            return
+        self._panicked = line.startswith(("panic:", "fatal error:"))
+        self.last_words.append(line)
+        log.info("wireguard-go[%d]: %s", self._pid, line)
 
 
 class Spare:
@@ -229,6 +242,8 @@ def _popen(handover_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
             process_group=0,  # a terminal's Ctrl-C is for the daemon
         )
     except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            raise
         raise EngineFailed(f"{BINARY}: {error.strerror}: is wg4netnsd installed whole?") from None
 
 

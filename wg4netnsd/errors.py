@@ -12,7 +12,7 @@
     ├── ShuttingDown     the daemon is ending
     ├── Unresolved       a host name has no address; seen in LastError only
     ├── InvalidArgs, UnknownObject, UnknownInterface, UnknownMethod, UnknownProperty,
-    │   PropertyReadOnly, AccessDenied        the standard ones of D-Bus
+    │   PropertyReadOnly                      the standard ones of D-Bus
     └── Failed           a defect of ours; the journal has the details
 
 `busctl` prints an error's message and never its name, so `str()` begins with the short name.
@@ -107,9 +107,6 @@ class UnknownProperty(StandardError): ...
 
 
 class PropertyReadOnly(StandardError): ...
-
-
-class AccessDenied(StandardError): ...
 
 
 class Failed(StandardError): ...

@@ -13,7 +13,7 @@ from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.tunnel import Spec, State, Tunnel
 
 MAX_TUNNELS: Final = 256
-"""Each takes a process and five fds, one of them in the engine."""
+"""Each takes a process and, here, up to seven fds."""
 
 
 class Observer(tunnel.Observer, Protocol):
@@ -69,7 +69,8 @@ class Manager:
         except BaseException as error:  # also a cancellation in the moment that it gets up
             await self.close(created, "its creation was given up")
             if isinstance(error, errors.NoSuchTunnel):
-                raise created.failure or error from None
+                ending = errors.ShuttingDown("the daemon is ending") if self._closing else error
+                raise created.failure or ending from None
             raise
 
     async def close(self, closed: Tunnel, reason: str) -> None:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from wg4netnsd import blocking, errors
+from wg4netnsd import blocking, errors, paths
 from wg4netnsd.agent import CLONE_NEWNET, NS_GET_NSTYPE, Agent, Request
 
 NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
@@ -75,7 +75,7 @@ async def adopt(fd: int) -> Netns:
     try:
         # What has no path, like a namespace that was opened from /proc, belongs to no file system
         # that could stall. A bind-mounted namespace has one.
-        if not blocking.has_path(fd):
+        if not paths.has_path(fd):
             return identify(fd)
         return await _call(identify, fd, discard=bool)  # the fd is ours to close, below
     except BaseException:
@@ -85,7 +85,7 @@ async def adopt(fd: int) -> Netns:
 
 async def open_path(path: str) -> Netns:
     """Open a namespace by its absolute path. Raises InvalidNetns, InvalidArgs, Timeout."""
-    refuse_relative(path, "netns_path")
+    paths.refuse_relative(path, "netns_path")
     return await _call(_open, path, discard=Netns.close)
 
 
@@ -108,20 +108,6 @@ def _open(path: str) -> Netns:
     except errors.InvalidNetns:
         os.close(fd)
         raise
-
-
-def refuse_relative(path: str, argument: str) -> None:
-    """Refuse a path that means something else in the daemon than in the caller.
-
-    Raises InvalidArgs.
-    """
-    normal = "/" + os.path.normpath(path).lstrip("/")  # which leaves a leading "//"
-    if not path.startswith("/") or "\0" in path:
-        raise errors.InvalidArgs(f"{argument}: {path!r}: expected an absolute path")
-    if normal.startswith(("/proc/self", "/proc/thread-self", "/dev/fd", "/dev/std")):
-        raise errors.InvalidArgs(
-            f"{argument}: {path!r} is the daemon's own file: expected /proc/PID/…, or pass an fd"
-        )
 
 
 @functools.cache
@@ -194,9 +180,12 @@ class Provisioning:
             await readable.wait()
         finally:
             loop.remove_reader(self._connection)
-        data, ancillary, flags, _ = self._connection.recvmsg(
-            4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-        )
+        try:
+            data, ancillary, flags, _ = self._connection.recvmsg(
+                4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:  # the child ended with the request unread
+            return b""
         for _level, _type, fds in ancillary:
             self._fds += struct.unpack(f"{len(fds) // 4}i", fds[: len(fds) // 4 * 4])
         if flags & socket.MSG_CTRUNC:
@@ -216,14 +205,14 @@ async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterat
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         provisioning = Provisioning(ours)
         stack.callback(provisioning.close)
-        with theirs:
-            try:
-                _pass(agent.control, netns.fd, theirs.fileno())
-            except OSError as error:
-                raise errors.TunFailed(f"the agent can't be reached: {error.strerror}") from None
         ours.setblocking(False)
-        await asyncio.get_running_loop().sock_sendall(ours, _encode(request))
-        ours.shutdown(socket.SHUT_WR)
+        try:
+            with theirs:
+                _pass(agent.control, netns.fd, theirs.fileno())
+            await asyncio.get_running_loop().sock_sendall(ours, _encode(request))
+            ours.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise errors.TunFailed(f"the agent can't be reached: {error.strerror}") from None
         try:
             yield provisioning
         except BaseException:

@@ -155,9 +155,13 @@ class Tree:
         return f"{DOCTYPE}<node>{interfaces}{nodes}</node>\n"
 
     async def _managed(self) -> dict[str, dict[str, Properties]]:
-        objects = [(path, i) for path, i in self._objects.items() if path != self._root]
-        await asyncio.gather(*(interface.refresh() for _, interface in objects))
-        return {path: {i.contract.name: i.get_all()} for path, i in objects}
+        await asyncio.gather(*(interface.refresh() for interface in self._objects.values()))
+        # Meanwhile some may have come or gone, and been announced as such.
+        return {
+            path: {interface.contract.name: interface.get_all()}
+            for path, interface in self._objects.items()
+            if path != self._root
+        }
 
     def _peer(self, call: Call) -> Reply:
         _expect(call, "")

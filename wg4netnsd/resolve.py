@@ -10,10 +10,11 @@ from typing import Final
 
 from wg4netnsd import blocking
 from wg4netnsd.config import Endpoint, Peer
-from wg4netnsd.errors import Error, Timeout, Unresolved
+from wg4netnsd.errors import Error, LimitExceeded, Timeout, Unresolved
 
 LOOKUP_TIME: Final = 5.0
 """Seconds; the C library's default for its first name server."""
+LOOKUPS_AT_ONCE: Final = 8  # of one tunnel
 
 
 async def endpoints(peers: Iterable[Peer]) -> tuple[dict[str, Endpoint], list[Error]]:
@@ -22,40 +23,36 @@ async def endpoints(peers: Iterable[Peer]) -> tuple[dict[str, Endpoint], list[Er
     A name that does not resolve is no reason to fail: the far end may speak first, or the network
     come later.
     """
-    named = [(peer.public_key, peer.endpoint) for peer in peers if peer.endpoint]
-    results = await asyncio.gather(
-        *(_resolve(endpoint) for _, endpoint in named), return_exceptions=True
-    )
+    named = {peer.public_key: peer.endpoint for peer in peers if peer.endpoint}
+    hosts = list({endpoint.host for endpoint in named.values()})
+    at_once = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+    results = await asyncio.gather(*(_address(host, at_once) for host in hosts))
+    answers = dict(zip(hosts, results, strict=True))
     found: dict[str, Endpoint] = {}
-    failures: list[Error] = []
-    for (public_key, _), result in zip(named, results, strict=True):
-        if isinstance(result, Endpoint):
-            found[public_key] = result
-        elif isinstance(result, Error):
-            failures.append(result)
-        else:
-            raise result
-    return found, failures
+    for public_key, endpoint in named.items():
+        if isinstance(address := answers[endpoint.host], str):
+            found[public_key] = Endpoint(address, endpoint.port)
+    return found, [answer for answer in results if isinstance(answer, Error)]
 
 
-async def _resolve(endpoint: Endpoint) -> Endpoint:
-    if _is_address(endpoint.host):
-        return endpoint
+async def _address(host: str, at_once: asyncio.Semaphore) -> str | Error:
+    if _is_address(host):
+        return host
     try:
-        answers = await blocking.call(LOOKUP_TIME, _look_up, endpoint)
+        async with at_once:
+            return await blocking.call(LOOKUP_TIME, _look_up, host)
     except TimeoutError:
-        raise Timeout(f"{endpoint.host}: no answer within {LOOKUP_TIME:g} s") from None
+        return Timeout(f"{host}: no answer within {LOOKUP_TIME:g} s")
     except OSError as error:
-        raise Unresolved(f"{endpoint.host}: {error.strerror}") from None
-    return Endpoint(answers[0], endpoint.port)
+        return Unresolved(f"{host}: {error.strerror}")
+    except LimitExceeded as error:
+        return error
 
 
-def _look_up(endpoint: Endpoint) -> list[str]:
+def _look_up(host: str) -> str:
     # AI_ADDRCONFIG: no IPv6 address on a host without IPv6. The order is RFC 6724's.
-    answers = socket.getaddrinfo(
-        endpoint.host, endpoint.port, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG
-    )
-    return [str(address[0]) for *_, address in answers]
+    answers = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
+    return str(answers[0][4][0])
 
 
 def _is_address(host: str) -> bool:

@@ -23,15 +23,15 @@ from wg4netnsd.uapi import PeerStatus
 
 NO_LIMIT: Final = (1 << 64) - 1
 
-_PROPERTY_OF: Final = {
-    "state": "State",
-    "public_key": "PublicKey",
-    "listen_port": "ListenPort",
-    "engine_pid": "EnginePID",
-    "restart_count": "RestartCount",
-    "error": "LastError",
+_PROPERTIES_OF: Final = {
+    "state": ["State", "Peers"],
+    "public_key": ["PublicKey"],
+    "listen_port": ["ListenPort"],
+    "engine_pid": ["EnginePID"],
+    "restart_count": ["RestartCount"],
+    "error": ["LastError"],
 }
-"""A tunnel's attributes that can change."""
+"""A tunnel's attributes that can change, and what a client sees of each."""
 
 
 class Service:
@@ -61,7 +61,8 @@ class Service:
         self._tree.emit(_path(tunnel), names.TUNNEL, "StateChanged", "sss", new, old, reason)
 
     def properties_changed(self, tunnel: Tunnel, attributes: Collection[str]) -> None:
-        self._tree.changed(_path(tunnel), [_PROPERTY_OF[name] for name in attributes])
+        properties = [prop for name in attributes for prop in _PROPERTIES_OF[name]]
+        self._tree.changed(_path(tunnel), properties)
 
 
 class ManagerInterface(Interface):

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 from wg4netnsd import errors, resolve, uapi
 from wg4netnsd.agent import Agent, Request
 from wg4netnsd.backoff import Backoff
-from wg4netnsd.config import Config
+from wg4netnsd.config import Config, Endpoint
 from wg4netnsd.engine import Engine, Spare
 from wg4netnsd.lifetime import Lifetime
 from wg4netnsd.netns import Netns, provision
@@ -99,6 +99,7 @@ class Tunnel:
         self._observer = observer
         self._tun_fd = -1
         self._engine: Engine | None = None
+        self._endpoints: dict[str, Endpoint] = {}
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
         self._up_since = 0.0
@@ -204,7 +205,8 @@ class Tunnel:
     async def _configure_engine(self) -> Engine:
         """An engine that has all but its TUN; `_stop_engine()` ends it."""
         spec = self.spec
-        addresses, failures = await resolve.endpoints(spec.config.peers)
+        found, failures = await resolve.endpoints(spec.config.peers)
+        self._endpoints |= found  # what is not found any more is where it was
         for failure in failures:
             log.warning("tunnel %s: %s", spec.name, failure)
             self._set(error=failure)
@@ -212,9 +214,15 @@ class Tunnel:
         await self._engine.listen(self._socket_path)
         self._set(engine_pid=self._engine.pid)
         port = self.listen_port or spec.config.interface.listen_port
-        status = await self._engine.configure(
-            uapi.encode_set(spec.config, mtu=spec.mtu, listen_port=port, endpoints=addresses)
+        settings = uapi.encode_set(
+            spec.config, mtu=spec.mtu, listen_port=port, endpoints=self._endpoints
         )
+        try:
+            status = await self._engine.configure(settings)
+        except uapi.PortInUse:
+            # Taken while there was no engine. If it was the kernel's choice, let it choose anew.
+            self._set(listen_port=spec.config.interface.listen_port)
+            raise
         if any(peer.public_key == status.public_key for peer in spec.config.peers):
             raise errors.InvalidConfig("a peer's PublicKey is the interface's own")
         self._set(public_key=status.public_key, listen_port=status.listen_port)
@@ -273,7 +281,7 @@ class Tunnel:
         self._enter_state(State.STOPPING, self._close_reason)
         try:
             await self._stop_engine()
-        except errors.Error as error:
+        except (errors.Error, OSError) as error:
             log.error("tunnel %s: %s", self.spec.name, error)
         if self._tun_fd >= 0:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).

@@ -131,6 +131,12 @@ class Broken(EngineFailed):
     short_name = EngineFailed.__name__
 
 
+class PortInUse(EngineFailed):
+    """Another socket of the host's has the listen port."""
+
+    short_name = EngineFailed.__name__
+
+
 async def request(socket_path: str, *texts: bytes) -> bytes:
     """Send each `set` or `get` in turn; return the last one's answer, without its `errno=0`.
 
@@ -170,7 +176,7 @@ def _checked(reply: bytes) -> bytes:
     except ValueError:
         raise EngineFailed("the engine's answer has no errno") from None
     if code == errno.EADDRINUSE:
-        raise EngineFailed("ListenPort: the port is in use on the host")
+        raise PortInUse("ListenPort: the port is in use on the host")
     if code:
         raise EngineFailed(f"the engine refused its configuration: {os.strerror(abs(code))}")
     return body
