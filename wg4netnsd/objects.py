@@ -95,6 +95,11 @@ class Tree:
         name = self._objects.pop(path).contract.name
         self.emit(self._root, OBJECT_MANAGER, "InterfacesRemoved", "oas", path, [name])
 
+    def signal(self, path: str, member: str, *body: Any) -> None:
+        """Emit a signal of the object's own interface."""
+        own = self._objects[path].contract
+        self.emit(path, own.name, member, own.signals[member], *body)
+
     def changed(self, path: str, properties: Iterable[str]) -> None:
         """PropertiesChanged: with the value, or as invalidated, as the contract says."""
         interface = self._objects[path]

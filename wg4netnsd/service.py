@@ -58,7 +58,7 @@ class Service:
         self._tree.remove(_path(tunnel))
 
     def state_changed(self, tunnel: Tunnel, new: State, old: State, reason: str) -> None:
-        self._tree.emit(_path(tunnel), names.TUNNEL, "StateChanged", "sss", new, old, reason)
+        self._tree.signal(_path(tunnel), "StateChanged", new, old, reason)
 
     def properties_changed(self, tunnel: Tunnel, attributes: Collection[str]) -> None:
         properties = [prop for name in attributes for prop in _PROPERTIES_OF[name]]

@@ -305,6 +305,8 @@ class Tunnel:
             self._up_since = time.monotonic()
         level = logging.WARNING if new is State.FAILED else logging.INFO
         log.log(level, "tunnel %s: %s → %s: %s", self.spec.name, old, new, reason)
+        if new is old:  # one more try at restarting: no edge
+            return
         self._observer.properties_changed(self, ["state"])
         self._observer.state_changed(self, new, old, reason)
 
