@@ -97,7 +97,7 @@ class Bus:
         self._calls: set[asyncio.Task[None]] = set()
         self._watched: dict[str, set[Callable[[], object]]] = {}
         self._signals: list[Message] = []
-        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._name_lost = asyncio.Event()
         connection.add_message_handler(self._on_message)
 
     @classmethod
@@ -122,24 +122,29 @@ class Bus:
             raise BusGone(f"{name} is owned already: is another wg4netnsd running?")
         self._name = name
 
-    async def wait_gone(self) -> None:
-        """Wait for the end of the connection or of our name; raises BusGone then."""
+    async def wait_gone(self) -> str:
+        """Wait for the end of the connection or of our name; return which it was."""
         disconnected = asyncio.ensure_future(self._connection.wait_for_disconnect())
-        await asyncio.wait([disconnected, self._gone], return_when=asyncio.FIRST_COMPLETED)
-        if self._gone.done():
-            disconnected.cancel()
-            raise BusGone("the bus has given our name to somebody else")
-        disconnected.exception()  # of the socket; it says no more than that
-        raise BusGone("the bus has closed the connection")
+        lost = asyncio.ensure_future(self._name_lost.wait())
+        try:
+            await asyncio.wait([disconnected, lost], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lost.cancel()
+        if disconnected.done():
+            disconnected.exception()  # of the socket; it says no more than that
+            return "the bus has closed the connection"
+        disconnected.cancel()
+        return "the bus has given our name to somebody else"
 
     async def close(self) -> None:
         """Answer the calls under way, then disconnect."""
         if self._calls:
             await asyncio.wait(self._calls, timeout=5)
-        with contextlib.suppress(Exception):  # there may be no connection any more
-            async with asyncio.timeout(5):
-                await self._ask("GetNameOwner", DBUS)  # answered after all that we have sent
-        self._connection.disconnect()
+        if self._connection.connected:
+            with contextlib.suppress(TimeoutError, OSError, EOFError):
+                async with asyncio.timeout(5):
+                    await self._ask("GetNameOwner", DBUS)  # answered after all that we have sent
+            self._connection.disconnect()
 
     def emit(self, path: str, interface: str, member: str, signature: str, *body: Any) -> None:
         """Send a signal to whoever subscribed: in order, and before the reply that it belongs to.
@@ -249,8 +254,8 @@ class Bus:
     def _on_bus_signal(self, message: Message) -> None:
         if message.member == "NameOwnerChanged" and not message.body[2]:
             self._on_left(message.body[0])
-        elif message.member == "NameLost" and message.body[0] == self._name:
-            self._gone.set_result(None)
+        elif message.member == "NameLost" and message.body == [self._name]:
+            self._name_lost.set()
 
     async def _serve(self, call: Call, message: Message) -> None:
         reply = Reply()

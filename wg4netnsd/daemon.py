@@ -22,6 +22,7 @@ from wg4netnsd import __version__, agent, systemd
 
 log = logging.getLogger(__name__)
 
+EXIT_SUCCESS: Final = 0
 EXIT_FAILURE: Final = 1
 EXIT_NO_BUS: Final = 69  # EX_UNAVAILABLE of sysexits(3)
 
@@ -49,14 +50,11 @@ def main() -> None:
 async def _serve(the_agent: agent.Agent, directory: Path) -> int:
     """From the first call to the last; returns the exit status."""
     # Only now: the agent, and with it every fork of it, stays as small as it was.
-    from wg4netnsd import engine
     from wg4netnsd.bus import BusGone
     from wg4netnsd.service import Service
 
     stop = _stop_on_signals()
-    engine.version()
     service = Service(the_agent, directory)
-    status = 0
     try:
         bus = await service.start()
     except BusGone as error:
@@ -65,23 +63,28 @@ async def _serve(the_agent: agent.Agent, directory: Path) -> int:
     systemd.notify_ready()
     log.info("ready")
 
-    gone = asyncio.create_task(bus.wait_gone())
-    lost = asyncio.create_task(_process_end(the_agent.pid))
-    await asyncio.wait([gone, lost, stop], return_when=asyncio.FIRST_COMPLETED)
-    if gone.done():
-        log.critical("%s", gone.exception())
-        status = EXIT_NO_BUS
-    elif lost.done():
-        log.critical("the agent has died")
-        status = EXIT_FAILURE
+    ends = {
+        asyncio.ensure_future(bus.wait_gone()): EXIT_NO_BUS,
+        asyncio.ensure_future(_wait_dead(the_agent.pid)): EXIT_FAILURE,
+        stop: EXIT_SUCCESS,
+    }
+    status = await _first_end(ends)
 
     systemd.notify_stopping("closing all tunnels")
     await service.manager.close_all("the daemon is ending")
-    for task in (gone, lost):
-        task.cancel()
     await bus.close()
     log.info("stopped")
     return status
+
+
+async def _first_end(ends: dict[asyncio.Future[str], int]) -> int:
+    """Wait for the first of several ends, each with its exit status; they return their reason."""
+    done, others = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for other in others:
+        other.cancel()
+    end = done.pop()
+    log.log(logging.CRITICAL if ends[end] else logging.INFO, "%s", end.result())
+    return ends[end]
 
 
 # ---------------------------------------------------------------- startup
@@ -169,27 +172,28 @@ def _default_runtime_directory() -> Path:
 # ---------------------------------------------------------------- running
 
 
-def _stop_on_signals() -> asyncio.Future[None]:
+def _stop_on_signals() -> asyncio.Future[str]:
     """A future that SIGTERM and SIGINT resolve; a second one changes nothing."""
     loop = asyncio.get_running_loop()
-    stop: asyncio.Future[None] = loop.create_future()
+    stop: asyncio.Future[str] = loop.create_future()
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
         if not stop.done():
-            stop.set_result(None)
+            stop.set_result(number.name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     return stop
 
 
-async def _process_end(pid: int) -> None:
-    """Return when our child `pid` has ended."""
+async def _wait_dead(agent_pid: int) -> str:
+    """Return when our child has ended."""
     ended = asyncio.Event()
-    pidfd = os.pidfd_open(pid)
+    pidfd = os.pidfd_open(agent_pid)
     asyncio.get_running_loop().add_reader(pidfd, ended.set)
     try:
         await ended.wait()
     finally:
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
+    return "the agent has died"

@@ -43,6 +43,7 @@ class Service:
 
     async def start(self) -> Bus:
         """Connect, export, and only then own the name. Raises BusGone."""
+        engine.version()  # asked now, so that no call has to wait for it
         self._bus = await Bus.connect(self._tree.serve)
         self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, self._bus))
         self._tree.attach(self._bus)

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "setup": {"contract", "errors", "names"},
     "ctl": {"errors", "names", "setup"},
-    "daemon": {"agent", "bus", "engine", "service", "systemd"},
+    "daemon": {"agent", "bus", "service", "systemd"},
     "__main__": {"daemon"},
     "__init__": set(),
 }  # fmt: skip
