@@ -17,27 +17,33 @@ LOOKUP_TIME: Final = 5.0
 LOOKUPS_AT_ONCE: Final = 8  # of one tunnel
 
 
-async def endpoints(peers: Iterable[Peer]) -> tuple[dict[str, Endpoint], list[Error]]:
+async def resolve(peers: Iterable[Peer]) -> tuple[dict[str, Endpoint], list[Error]]:
     """Each peer's endpoint as an address, by public key, and what went wrong with the others.
 
     A name that does not resolve is no reason to fail: the far end may speak first, or the network
     come later.
     """
-    named = {peer.public_key: peer.endpoint for peer in peers if peer.endpoint}
-    hosts = list({endpoint.host for endpoint in named.values()})
-    at_once = asyncio.Semaphore(LOOKUPS_AT_ONCE)
-    results = await asyncio.gather(*(_address(host, at_once) for host in hosts))
-    answers = dict(zip(hosts, results, strict=True))
-    found: dict[str, Endpoint] = {}
-    for public_key, endpoint in named.items():
-        if isinstance(address := answers[endpoint.host], str):
-            found[public_key] = Endpoint(address, endpoint.port)
-    return found, [answer for answer in results if isinstance(answer, Error)]
+    endpoints = {peer.public_key: peer.endpoint for peer in peers if peer.endpoint}
+    hosts = {endpoint.host for endpoint in endpoints.values()}
+    addresses = {host: host for host in hosts if _is_address(host)}
+    failures: list[Error] = []
+    if names := list(hosts - addresses.keys()):
+        at_once = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        answers = await asyncio.gather(*(_ask(name, at_once) for name in names))
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, Error):
+                failures.append(answer)
+            else:
+                addresses[name] = answer
+    found = {
+        public_key: Endpoint(addresses[endpoint.host], endpoint.port)
+        for public_key, endpoint in endpoints.items()
+        if endpoint.host in addresses
+    }
+    return found, failures
 
 
-async def _address(host: str, at_once: asyncio.Semaphore) -> str | Error:
-    if _is_address(host):
-        return host
+async def _ask(host: str, at_once: asyncio.Semaphore) -> str | Error:
     try:
         async with at_once:
             return await blocking.call(LOOKUP_TIME, _look_up, host)

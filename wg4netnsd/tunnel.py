@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from wg4netnsd import errors, resolve, uapi
+from wg4netnsd import errors, uapi
 from wg4netnsd.agent import Agent, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config, Endpoint
 from wg4netnsd.engine import Engine, Spare
 from wg4netnsd.lifetime import Lifetime
 from wg4netnsd.netns import Netns, provision
+from wg4netnsd.resolve import resolve
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ class Tunnel:
     async def _configure_engine(self) -> Engine:
         """An engine that has all but its TUN; `_stop_engine()` ends it."""
         spec = self.spec
-        found, failures = await resolve.endpoints(spec.config.peers)
+        found, failures = await resolve(spec.config.peers)
         self._endpoints |= found  # what is not found any more is where it was
         for failure in failures:
             log.warning("tunnel %s: %s", spec.name, failure)
