@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -60,6 +61,7 @@ async def _serve(the_agent: agent.Agent, directory: Path) -> int:
     except BusGone as error:
         log.critical("%s", error)
         return EXIT_NO_BUS
+    gc.freeze()  # modules and classes stay: no collection need look at them again
     systemd.notify_ready()
     log.info("ready")
 
