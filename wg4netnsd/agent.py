@@ -73,10 +73,15 @@ class Refused(Exception):
 
 
 class Agent(NamedTuple):
-    """What the daemon holds of it; closing the socket ends the agent."""
+    """What the daemon holds of it."""
 
     pid: int
     control: socket.socket
+
+    def end(self) -> None:
+        """Close the socket, which ends the agent, and wait for that."""
+        self.control.close()
+        os.waitpid(self.pid, 0)
 
 
 def fork() -> Agent:
@@ -114,6 +119,7 @@ def _serve(control: socket.socket) -> None:
     _warm_up()
     while _fork_ahead(control):
         pass
+    _reap()
 
 
 def _fork_ahead(control: socket.socket) -> bool:

@@ -42,7 +42,9 @@ def main() -> None:
         # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
         the_agent = agent.fork()
         with _runtime_directory(arguments.runtime_dir) as directory:
-            sys.exit(asyncio.run(_serve(the_agent, directory)))
+            status = asyncio.run(_serve(the_agent, directory))
+        the_agent.end()
+        sys.exit(status)
     except StartupError as error:
         log.critical("%s", error)
         sys.exit(EXIT_FAILURE)
