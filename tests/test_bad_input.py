@@ -629,7 +629,7 @@ VERSION = '#!/bin/sh\n[ "$1" != --version ] || exec echo "wireguard-go v0"\n'
             id="dies",
         ),
         pytest.param(
-            f"{VERSION}exec sleep 1000", 0o700, "Timeout", "no answer within 5 s", id="hangs"
+            f"{VERSION}exec sleep 1000", 0o700, "Timeout", "no answer within 10 s", id="hangs"
         ),
     ],
 )

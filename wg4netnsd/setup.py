@@ -56,7 +56,7 @@ def remove() -> list[str]:
         done.append(f"stopped {UNIT}")
     if pid := _running_daemon():  # on a bus without systemd
         os.kill(pid, signal.SIGTERM)
-        done.append(f"stopped process {pid}")
+        done.append(f"told process {pid} to stop")
     for placed in _files(PACKAGED_PATH):
         if placed.path.exists():
             placed.path.unlink()

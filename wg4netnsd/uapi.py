@@ -18,8 +18,8 @@ from typing import Final
 from wg4netnsd.config import Config, Endpoint
 from wg4netnsd.errors import EngineFailed, Timeout
 
-REPLY_TIME: Final = 5.0
-"""Seconds; a healthy engine answers in less than a millisecond."""
+REPLY_TIME: Final = 10.0
+"""Seconds; a healthy engine answers in less than a millisecond, on a machine that is not stalled."""
 
 MAX_REPLY: Final = 16 << 20
 """Bytes; a peer with ten allowed IPs takes about 700."""
