@@ -19,7 +19,7 @@ from wg4netnsd.config import Config, Endpoint
 from wg4netnsd.errors import EngineFailed, Timeout
 
 REPLY_TIME: Final = 10.0
-"""Seconds; a healthy engine answers in less than a millisecond, on a machine that is not stalled."""
+"""Seconds; a healthy engine on a machine that is not stalled answers within a millisecond."""
 
 MAX_REPLY: Final = 16 << 20
 """Bytes; a peer with ten allowed IPs takes about 700."""
