@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Collection
 from typing import Final
 
-from wg4netnsd import blocking, wgquick
+from wg4netnsd import blocking, paths, wgquick
 from wg4netnsd.config import Config
 from wg4netnsd.errors import InvalidConfig, LimitExceeded, Timeout
-from wg4netnsd.paths import refuse_relative
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ PARSE_TIME: Final = 30.0  # seconds
 
 async def read_fd(fd: int) -> bytes:
     """All that `fd` holds or, if it is a pipe, brings. Closes it. Raises InvalidConfig, Timeout."""
-    if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:"):
+    if paths.is_memfd(fd):
         try:
             return _read_and_close(fd)  # in memory: a thread would only cost time
         except OSError as error:
@@ -43,7 +42,7 @@ async def read_path(path: str) -> bytes:
 
     A file of another user is refused: who may write it would decide where our packets go.
     """
-    refuse_relative(path, "config_path")
+    paths.refuse_relative(path, "config_path")
     return await _read(_open_and_read, path)
 
 

@@ -10,7 +10,7 @@ import select
 from collections.abc import Callable
 from typing import Final
 
-from wg4netnsd import blocking
+from wg4netnsd import blocking, paths
 from wg4netnsd.errors import InvalidArgs
 
 
@@ -34,8 +34,7 @@ class Lease:
 
     def __init__(self, fd: int) -> None:
         """Owns `fd` in any case. Raises InvalidArgs if it is of another kind."""
-        # readlink() is safe on any fd; poll() on one of a stalled FUSE mount is not.
-        kind = os.readlink(f"/proc/self/fd/{fd}")
+        kind = paths.target(fd)
         events = next((e for pattern, e in _EVENTS.items() if re.fullmatch(pattern, kind)), None)
         if events is None:
             blocking.close(fd)

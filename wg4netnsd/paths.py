@@ -21,7 +21,18 @@ def refuse_relative(path: str, argument: str) -> None:
         )
 
 
+def target(fd: int) -> str:
+    """What `fd` leads to: a path, "pipe:[1]", "net:[2]", "anon_inode:[…]" or "/memfd:…".
+
+    Safe on any fd, where fstat() or poll() on one of a stalled file system is not.
+    """
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def is_memfd(fd: int) -> bool:
+    return target(fd).startswith("/memfd:")
+
+
 def has_path(fd: int) -> bool:
-    """Could a call on `fd` block because of a file system? Safe on any fd, unlike fstat()."""
-    target = os.readlink(f"/proc/self/fd/{fd}")  # else "pipe:[1]", "net:[2]", "anon_inode:[…]"
-    return target.startswith("/") and not target.startswith("/memfd:")
+    """Could a call on `fd` block because of a file system?"""
+    return target(fd).startswith("/") and not is_memfd(fd)

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contract": set(),
     "config": {"errors"},
     "wgquick": {"config", "errors"},
-    "lifetime": {"blocking", "errors"},
+    "lifetime": {"blocking", "errors", "paths"},
     "uapi": {"config", "errors"},
     "engine": {"errors", "uapi"},
     "netns": {"agent", "blocking", "errors", "paths"},
