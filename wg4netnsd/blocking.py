@@ -24,12 +24,12 @@ T = TypeVar("T")
 _slots = threading.BoundedSemaphore(MAX_THREADS)
 
 
-def _let_go(result: object) -> None:
+def let_go(result: object) -> None:
     """For results that own nothing."""
 
 
 async def call(
-    seconds: float, function: Callable[..., T], *args: Any, discard: Callable[[T], object] = _let_go
+    seconds: float, function: Callable[..., T], *args: Any, discard: Callable[[T], object] = let_go
 ) -> T:
     """`function(*args)`, its result or its exception.
 

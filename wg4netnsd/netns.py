@@ -77,7 +77,7 @@ async def adopt(fd: int) -> Netns:
         # that could stall. A bind-mounted namespace has one.
         if not paths.has_path(fd):
             return identify(fd)
-        return await _call(identify, fd, discard=bool)  # the fd is ours to close, below
+        return await _call(identify, fd, discard=blocking.let_go)  # the fd is ours to close, below
     except BaseException:
         blocking.close(fd)
         raise
