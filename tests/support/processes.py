@@ -21,11 +21,15 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = 10) -> T:
 
 def children(pid: int) -> set[int]:
     """The processes whose parent is pid, zombies included."""
-    return {
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    }
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            found.update(map(int, (task / "children").read_text().split()))
+        except (FileNotFoundError, ProcessLookupError):
+            if not Path(f"/proc/{pid}").exists():
+                raise
+            continue  # a thread that has ended since it was listed; its children are another's
+    return found
 
 
 def descendants(pid: int) -> set[int]:
