@@ -5,6 +5,7 @@
 #   venv-<hash of pyproject.toml>     the dependencies, tests' ones included
 #   wheel-<hash of the sources>/      this project, built as anyone would
 #   stock-<hash of wireguard-go/>/    upstream's wireguard-go, unpatched: the tests' far end
+#   short-<hash of that and patch>/   our engine with short timers: for tests that outlast them
 
 # shellcheck disable=SC2034 # USER_OF_TESTS is for those who source this
 readonly USER_OF_TESTS=wg4netnsd-test
@@ -134,6 +135,12 @@ make_stock() { # SOURCE VENV DIRECTORY
     download_go_modules "$1" "$2"
 }
 
+make_short() { # SOURCE VENV DIRECTORY
+    say "building the engine with short timers"
+    as_user mkdir "$3"
+    (cd "$1" && as_user "$2/bin/python" build.py --short-timers --output "$3/wireguard-go")
+}
+
 download_go_modules() { # SOURCE VENV: also those that only upstream's own tests need
     local tree=$CACHE/go-modules
     rm -rf "$tree"
@@ -142,7 +149,7 @@ download_go_modules() { # SOURCE VENV: also those that only upstream's own tests
     rm -rf "$tree"
 }
 
-make_all() { # CHECKOUT: sets $venv, $wheel and $stock
+make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     local source=$CACHE/source directory
     exec {lock}>"$CACHE/.lock"
     flock "$lock"
@@ -157,6 +164,9 @@ make_all() { # CHECKOUT: sets $venv, $wheel and $stock
     stock=$CACHE/stock-$(hash_of "$source" build.py wireguard-go)
     once "$stock" make_stock "$source" "$venv"
     stock+=/wireguard-go
+    short=$CACHE/short-$(hash_of "$source" build.py wireguard-go wireguard-go.patch)
+    once "$short" make_short "$source" "$venv"
+    short+=/wireguard-go
     rm -rf "$source"/{tests,scripts,.ci} # no part of a wheel
     directory=$CACHE/wheel-$(hash_of "$source" .)
     once "$directory" make_wheel "$source" "$venv"

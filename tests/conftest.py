@@ -13,7 +13,7 @@ from support.bus import Bus, Client
 from support.daemon import Daemon
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
-from support.stage import Stage
+from support.stage import Control, Stage
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +32,14 @@ def stage() -> Stage:
     if found is None:
         pytest.skip("needs the stage: run it by scripts/test")
     return found
+
+
+@pytest.fixture
+def control(stage: Stage) -> Iterator[Control]:
+    """Stops, starts and moves the moving far end, changes the host's networks and names."""
+    asked = Control(stage.control)
+    yield asked
+    asked.reset()
 
 
 @pytest.fixture

@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import pytest
+
+from support.stage import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 PT_DYNAMIC, PT_INTERP = 2, 3
@@ -213,6 +216,7 @@ class Engine:
     path: Path
     """The UAPI socket's."""
     handover: socket.socket
+    events: IO[bytes]
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -249,36 +253,39 @@ def tun() -> Iterator[tuple[int, socket.socket]]:
         maker.kill()
 
 
-def waiting_engine(binary: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """An engine as the daemon starts it, and the socket over which it takes its descriptors."""
+def waiting_engine(binary: Path) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
+    """An engine as the daemon starts it, the socket over which it takes its descriptors, and the
+    pipe with its events."""
     ours, engines = socket.socketpair()
+    read_end, write_end = os.pipe()
     with engines:
         process = subprocess.Popen(
             ["wireguard-go"],
             executable=binary,
-            env={"WG_HANDOVER_FD": str(engines.fileno())},
-            pass_fds=(engines.fileno(),),
+            env={"WG_HANDOVER_FD": str(engines.fileno()), "WG_EVENT_FD": str(write_end)},
+            pass_fds=(engines.fileno(), write_end),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-    return process, ours
+    os.close(write_end)
+    return process, ours, open(read_end, "rb")
 
 
 @pytest.fixture
 def engine(binary: Path, tun: tuple[int, socket.socket], tmp_path: Path) -> Iterator[Engine]:
     fd, inside = tun
     path = tmp_path / "uapi"
-    process, handover = waiting_engine(binary)
+    process, handover, events = waiting_engine(binary)
     with socket.socket(socket.AF_UNIX) as uapi:
         uapi.bind(str(path))
         uapi.listen()
         socket.send_fds(handover, [b"\0"], [uapi.fileno()])
     socket.send_fds(handover, [b"\0"], [fd])
-    with process, handover:
+    with process, handover, events:
         handover.settimeout(10)
         assert handover.recv(1) == b"\0", "the TUN is not in use"
-        yield Engine(process, inside, path, handover)
+        yield Engine(process, inside, path, handover, events)
         process.kill()
 
 
@@ -300,16 +307,33 @@ def test_engine_serves_uapi_at_any_path(engine: Engine) -> None:
     assert output_at_end(engine) == ""
 
 
+def test_engine_tells_the_protocols_times_first(engine: Engine) -> None:
+    assert engine.events.readline() == b"timers 180000 90000\n"
+
+
+def test_engine_needs_a_pipe_for_its_events(binary: Path) -> None:
+    done = subprocess.run([binary], env={"WG_HANDOVER_FD": "0"}, capture_output=True, timeout=10)
+    assert done.returncode == 1
+    assert b"Failed to find the event pipe" in done.stdout + done.stderr
+
+
+def test_short_timers_are_for_tests_alone(stage: Stage) -> None:
+    process, handover, events = waiting_engine(Path(stage.short_engine))
+    with process, handover, events:
+        assert events.readline() == b"timers 9000 4500\n"
+        process.kill()
+
+
 def test_waiting_engine_ends_with_its_supervisor(binary: Path) -> None:
-    process, handover = waiting_engine(binary)
-    with process:
+    process, handover, events = waiting_engine(binary)
+    with process, events:
         handover.close()
         assert process.wait(10) == 0
 
 
 def test_engine_refuses_other_descriptors(binary: Path) -> None:
-    process, handover = waiting_engine(binary)
-    with process, handover:
+    process, handover, events = waiting_engine(binary)
+    with process, handover, events:
         socket.send_fds(handover, [b"\0"], [handover.fileno()] * 2)
         output = process.communicate(timeout=10)[0]
     assert process.returncode == 1
@@ -317,8 +341,8 @@ def test_engine_refuses_other_descriptors(binary: Path) -> None:
 
 
 def test_engine_is_configured_before_its_tun_comes(binary: Path, tmp_path: Path) -> None:
-    process, handover = waiting_engine(binary)
-    with process, handover, socket.socket(socket.AF_UNIX) as uapi:
+    process, handover, events = waiting_engine(binary)
+    with process, handover, events, socket.socket(socket.AF_UNIX) as uapi:
         uapi.bind(str(tmp_path / "uapi"))
         uapi.listen()
         socket.send_fds(handover, [b"\0"], [uapi.fileno()])

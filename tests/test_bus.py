@@ -249,13 +249,16 @@ def test_peers(client: Client, daemon: Daemon, inside: Namespace) -> None:
     assert peer["endpoint"] in ("127.0.0.1:9", "[::1]:9")
     assert peer["endpoint_host"] == "localhost:9"
     assert sorted(peer["allowed_ips"]) == ["10.9.1.0/24", "fd01::/64"]
-    assert (peer["state"], peer["last_handshake_usec"]) == ("idle", 0)
+    assert peer["endpoint_error"] == ""
+    # It has a keepalive to send, so it wants a session; nobody is there.
+    wait_for(lambda: client.peers(path)[FAR]["state"] == "handshaking", "a handshake is tried")
+    assert peer["last_handshake_usec"] == 0
     assert peer["persistent_keepalive"] == 25
     as_property = {
         k: {n: v for n, (_, v) in p.items()} for k, p in client.get(path, "Peers").items()
     }
     counters = {"rx_bytes": 0, "tx_bytes": 0}
-    assert as_property[FAR] | counters == peer | counters
+    assert as_property[FAR] | counters == peer | counters | {"state": "handshaking"}
     assert set(client.get_all(path)["Peers"]) == {FAR}
 
 

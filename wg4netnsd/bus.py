@@ -15,7 +15,7 @@ import socket
 import typing
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from wg4netnsd import blocking, errors
 
@@ -27,7 +27,7 @@ from dbus_next import Message, MessageFlag, MessageType, NameFlag, RequestNameRe
 from dbus_next.aio import MessageBus
 from dbus_next.errors import AuthError
 
-__all__ = ["Bus", "BusGone", "Call", "Reply", "Variant"]
+__all__ = ["Bus", "BusGone", "Call", "Reply", "Variant", "listen", "system_address"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
 AUTH_LINE: Final = 4096
 CONNECT_TIME: Final = 10.0  # seconds
+
+_NOT_CONNECTED: Final = (OSError, EOFError, TimeoutError, ValueError, AuthError)
+"""What connecting raises: the socket's errors, and dbus-next's of addresses and messages."""
 
 
 class BusGone(Exception):
@@ -104,11 +107,11 @@ class Bus:
     async def connect(cls, handler: Handler) -> Bus:
         """Connect to the caller's session bus. Raises BusGone."""
         try:
-            connection = _Connection(negotiate_unix_fd=True)
+            connection = _Connection(_session_address(), negotiate_unix_fd=True)
             async with asyncio.timeout(CONNECT_TIME):
                 await connection.connect()
-        except (OSError, EOFError, TimeoutError, ValueError, AuthError) as error:
-            raise BusGone(f"no session bus: {error or type(error).__name__}") from None
+        except _NOT_CONNECTED as error:
+            raise BusGone(f"no session bus: {str(error) or type(error).__name__}") from None
         return cls(connection, handler)
 
     async def own_name(self, name: str) -> None:
@@ -286,6 +289,33 @@ class Bus:
                 os.close(fd)
 
 
+async def listen(address: str, rule: str, heard: Callable[[list[Any]], object]) -> NoReturn:
+    """Call `heard` with the body of each signal that is broadcast and matches; cancel it to end.
+
+    Raises BusGone, with the reason: there is no such bus, or it is there no longer. Receives no
+    fds, as it never says that it could.
+    """
+
+    def on_message(message: Message) -> None:
+        # For broadcasts the bus has checked the rule, and so who the sender is. A signal directed
+        # at us comes in any case, from anybody.
+        if message.message_type is MessageType.SIGNAL and not message.destination:
+            heard(message.body)
+
+    try:
+        with contextlib.closing(_Connection(address, patient=False)) as connection:
+            async with asyncio.timeout(CONNECT_TIME):
+                await connection.connect()
+                connection.add_message_handler(on_message)
+                reply = await connection.call(_bus_call("AddMatch", rule))
+            if reply.message_type is MessageType.ERROR:
+                raise BusGone(f"{reply.error_name} for {rule}")
+            await connection.wait_for_disconnect()
+    except _NOT_CONNECTED as error:
+        raise BusGone(str(error) or type(error).__name__) from None
+    raise BusGone("disconnected")
+
+
 def _bus_call(member: str, argument: str) -> Message:
     return Message(
         destination=DBUS,
@@ -304,9 +334,11 @@ def _error(message: Message, error: errors.Error) -> Message:
 class _Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
     """MessageBus with its connecting done right."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, address: str, patient: bool = True, **options: Any) -> None:
+        """`patient`: connect() may wait for a bus that has too many waiting already (unix(7))."""
+        self._patient = patient
         # The address is only parsed by the base class; _setup_socket() below does the connecting.
-        super().__init__(bus_address=_address(), **options)
+        super().__init__(bus_address=address, **options)
 
     def _setup_socket(self) -> None:
         """Try each address of the list in turn, as the specification has it."""
@@ -317,6 +349,7 @@ class _Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
                 problems.append(f"{transport}: not supported")
                 continue
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._sock.setblocking(self._patient)
             try:
                 self._sock.connect(path)
             except OSError as error:
@@ -327,7 +360,15 @@ class _Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
             self._stream = self._sock.makefile("rwb")
             self._fd = self._sock.fileno()
             return
-        raise BusGone("no session bus: " + "; ".join(problems))
+        raise OSError("; ".join(problems))
+
+    def close(self) -> None:
+        """What disconnect() only begins, at once and in any phase."""
+        self._finalize()
+        if not self._disconnect_future.cancelled():
+            self._disconnect_future.exception()  # of the socket: who waits for the end has it
+        self._stream.close()
+        self._sock.close()
 
     async def _auth_readline(self) -> str:
         """The base class spins for ever at an end of file."""
@@ -340,7 +381,12 @@ class _Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
         return line[:-2].decode()
 
 
-def _address() -> str:
+def system_address() -> str:
+    """The system bus's address, as sd-bus finds it."""
+    return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket"
+
+
+def _session_address() -> str:
     """The session bus's address, as sd-bus finds it."""
     if address := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
         return address

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from typing import Any, Final
 
-from wg4netnsd import errors, names
-
-_NOT_RUNNING: Final = ("does not exist", "was not provided by any", "not activatable")
-"""The bus's words where a name has no owner; busctl does not print the error's name."""
+from wg4netnsd import busctl, errors, names
 
 
 def main() -> None:
@@ -26,8 +21,8 @@ def main() -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="wg4netnsctl",
-        description="Install wg4netnsd for its user; list and close tunnels. They are created over "
-        "the bus: see org.wg4netns1(5).",
+        description="Install wg4netnsd for its user; list, watch and close tunnels. They are "
+        "created over the bus: see org.wg4netns1(5).",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -38,6 +33,12 @@ def _parse_arguments() -> argparse.Namespace:
     command = commands.add_parser("list", help="list the tunnels: name, state, object")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(run=_list)
+
+    command = commands.add_parser("monitor", help="print what happens to tunnels and their peers")
+    command.add_argument("names", nargs="*", metavar="NAME", type=_name, help="of these alone")
+    command.add_argument("--json", action="store_true", help="a JSON object a line")
+    command.add_argument("--full", action="store_true", help="do not shorten public keys")
+    command.set_defaults(run=_monitor)
 
     command = commands.add_parser("close", help="end a tunnel")
     command.add_argument("name")
@@ -53,7 +54,7 @@ def _setup(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    tunnels = _call(names.ROOT_PATH, names.MANAGER, "ListTunnels", start=False) or [[]]
+    tunnels = busctl.call(names.ROOT_PATH, names.MANAGER, "ListTunnels", start=False) or [[]]
     if arguments.json:
         print(
             json.dumps([dict(zip(("name", "path", "state"), t, strict=True)) for t in tunnels[0]])
@@ -64,27 +65,22 @@ def _list(arguments: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {state:<10}  {path}")
 
 
+def _name(text: str) -> str:
+    if not names.TUNNEL_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"no tunnel can be named '{text}'")
+    return text
+
+
+def _monitor(arguments: argparse.Namespace) -> None:
+    from wg4netnsd import monitor
+
+    monitor.run(arguments.names, arguments.json, arguments.full)
+
+
 def _close(arguments: argparse.Namespace) -> None:
-    found = _call(names.ROOT_PATH, names.MANAGER, "GetTunnel", "s", arguments.name, start=False)
+    found = busctl.call(
+        names.ROOT_PATH, names.MANAGER, "GetTunnel", "s", arguments.name, start=False
+    )
     if not found:
         raise errors.NoSuchTunnel(f"no tunnel named '{arguments.name}': wg4netnsd does not run")
-    _call(found[0], names.TUNNEL, "Close", start=False)
-
-
-def _call(
-    path: str, interface: str, method: str, *arguments: str, start: bool = True
-) -> list[Any] | None:
-    """The reply's body; None where the daemon does not run and `start` forbids to start it."""
-    command = ["busctl", "--user", "--json=short", f"--auto-start={'yes' if start else 'no'}"]
-    command += ["call", names.BUS_NAME, path, interface, method, *arguments]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise errors.Failed("busctl is not to be found: it comes with systemd") from None
-    if result.returncode == 0:
-        body: list[Any] = json.loads(result.stdout or '{"data": []}')["data"]
-        return body
-    message = result.stderr.strip().removeprefix("Call failed: ")
-    if not start and any(words in message for words in _NOT_RUNNING):
-        return None
-    raise errors.Failed(message)
+    busctl.call(found[0], names.TUNNEL, "Close", start=False)

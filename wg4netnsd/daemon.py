@@ -17,9 +17,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from wg4netnsd import __version__, agent, systemd
+
+if TYPE_CHECKING:
+    from wg4netnsd.manager import Manager
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ def main() -> None:
         # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
         the_agent = agent.fork()
         with _runtime_directory(arguments.runtime_dir) as directory:
-            status = asyncio.run(_serve(the_agent, directory))
+            status = asyncio.run(_serve(the_agent, arguments.engine, directory))
         the_agent.end()
         sys.exit(status)
     except StartupError as error:
@@ -50,20 +53,22 @@ def main() -> None:
         sys.exit(EXIT_FAILURE)
 
 
-async def _serve(the_agent: agent.Agent, directory: Path) -> int:
+async def _serve(the_agent: agent.Agent, binary: Path | None, directory: Path) -> int:
     """From the first call to the last; returns the exit status."""
     # Only now: the agent, and with it every fork of it, stays as small as it was.
+    from wg4netnsd import engine
     from wg4netnsd.bus import BusGone
     from wg4netnsd.service import Service
 
     stop = _stop_on_signals()
-    service = Service(the_agent, directory)
+    service = Service(the_agent, binary or engine.BINARY, directory)
     try:
         bus = await service.start()
     except BusGone as error:
         log.critical("%s", error)
         return EXIT_NO_BUS
     gc.freeze()  # modules and classes stay: no collection need look at them again
+    host = _watch_host(service.manager)
     systemd.notify_ready()
     log.info("ready")
 
@@ -75,6 +80,7 @@ async def _serve(the_agent: agent.Agent, directory: Path) -> int:
     status = await _first_end(ends)
 
     systemd.notify_stopping("closing all tunnels")
+    host.close()
     await service.manager.close_all("the daemon is ending")
     await bus.close()
     log.info("stopped")
@@ -107,6 +113,13 @@ def _parse_arguments() -> argparse.Namespace:
         help="where the engines' sockets go (default: $RUNTIME_DIRECTORY, which systemd sets, "
         "else $XDG_RUNTIME_DIR/wg4netnsd); removed at the end",
     )
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        metavar="PATH",
+        help="the wireguard-go to run (default: the one that came with wg4netnsd; it has to be "
+        "patched as that one is)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is for debugging")
     parser.add_argument("--version", action="version", version=f"wg4netnsd {__version__}")
     return parser.parse_args()
@@ -124,7 +137,7 @@ def _refuse_wrong_places() -> None:
 
 
 def _set_limits() -> None:
-    """Seven fds a tunnel, and no core file of a process that holds keys."""
+    """Eight fds a tunnel, and no core file of a process that holds keys."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
@@ -174,6 +187,27 @@ def _default_runtime_directory() -> Path:
 
 
 # ---------------------------------------------------------------- running
+
+
+def _watch_host(manager: Manager) -> contextlib.ExitStack:
+    """Tell the tunnels when the host's network is another; until closed."""
+    from wg4netnsd.hostnet import HostNetwork
+    from wg4netnsd.suspend import Suspend
+
+    def resumed(why: str) -> None:
+        manager.clock_moved()
+        manager.network_moved(why)
+
+    watching = contextlib.ExitStack()
+    for watch in (
+        lambda: HostNetwork(manager.network_moved),
+        lambda: Suspend(resumed, manager.clock_moved),
+    ):
+        try:
+            watching.callback(watch().close)
+        except OSError as error:  # tunnels go on, by the protocol's timers alone
+            log.error("the host's network is not watched: %s", error)
+    return watching
 
 
 def _stop_on_signals() -> asyncio.Future[str]:

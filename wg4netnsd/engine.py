@@ -13,18 +13,19 @@ import signal
 import socket
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd import uapi
+from wg4netnsd import events, uapi
 from wg4netnsd.errors import EngineFailed, Timeout, redact
+from wg4netnsd.lines import Lines
 
 log = logging.getLogger(__name__)
 
 BINARY: Final = Path(__file__).with_name("bin") / "wireguard-go"
 DEATH_TIME: Final = 5.0
 """Seconds that a killed process gets to be gone; more only if the kernel holds it."""
-MAX_LINE: Final = 4096
 LAST_WORDS: Final = 3  # lines
 LAST_WORDS_TIME: Final = 1.0  # seconds
 REFILL_DELAY: Final = 0.05
@@ -32,34 +33,39 @@ REFILL_DELAY: Final = 0.05
 
 
 @functools.cache
-def version() -> str:
+def version(binary: Path) -> str:
     """wireguard-go's own word for its version; empty where it can't be run."""
     try:
-        output = subprocess.run([BINARY, "--version"], capture_output=True, timeout=5, check=True)
+        output = subprocess.run([binary, "--version"], capture_output=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        log.error("%s --version: %s", BINARY, error)
+        log.error("%s --version: %s", binary, error)
         return ""
     return output.stdout.decode().split("\n")[0].removeprefix("wireguard-go v")
 
 
 class Engine:
-    """One wireguard-go. Owns its process, its UAPI socket's path and its log.
+    """One wireguard-go. Owns its process, its UAPI socket's path, its log and its events.
 
     It is spawned with nothing to do, and waits: first for its UAPI socket, by which it can then be
     configured, then for its TUN.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, binary: Path) -> None:
         """Spawn it. Raises EngineFailed."""
         with contextlib.ExitStack() as engines, contextlib.ExitStack() as ours:
             try:
                 log_end, engines_log_end = os.pipe()
                 ours.callback(os.close, log_end)
                 engines.callback(os.close, engines_log_end)
+                events_end, engines_events_end = os.pipe()
+                ours.callback(os.close, events_end)
+                engines.callback(os.close, engines_events_end)
                 self._handover, engines_handover = socket.socketpair()
                 ours.callback(self._handover.close)
                 engines.callback(engines_handover.close)
-                self._process = _popen(engines_handover.fileno(), engines_log_end)
+                self._process = _popen(
+                    binary, engines_handover.fileno(), engines_events_end, engines_log_end
+                )
                 ours.callback(self._process.wait)
                 ours.callback(self._process.kill)
                 self._pidfd = os.pidfd_open(self._process.pid)
@@ -71,7 +77,16 @@ class Engine:
         self.exited = asyncio.Event()
         self._socket_path: Path | None = None
         self._log = _Log(self.pid, log_end)
+        self._events = Lines(events_end, self._on_event)
+        self._untold: list[events.Event] = []
+        self._tell: Callable[[events.Event], None] = self._untold.append
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
+
+    def watch(self, tell: Callable[[events.Event], None]) -> None:
+        """Have `tell` called with each event, also with those that were before."""
+        self._tell = tell
+        for event in self._untold:
+            tell(event)
 
     async def listen(self, socket_path: Path) -> None:
         """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
@@ -117,6 +132,18 @@ class Engine:
         except uapi.Broken:
             raise await self.obituary() from None
 
+    async def set(self, *settings: bytes) -> None:
+        """Send further `set`s, each made by uapi. Raises EngineFailed, Timeout."""
+        await self._request(*settings)
+
+    async def set_listen_port(self, port: int, old_port: int) -> None:
+        """Have it listen at `port`. Raises EngineFailed: PortInUse where it is still at the old."""
+        try:
+            await self.set(uapi.encode_listen_port(port))
+        except uapi.PortInUse:
+            await self.set(uapi.encode_listen_port(old_port))  # else it has no socket at all
+            raise
+
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its peers, counters and port. Raises EngineFailed, Timeout."""
         return uapi.parse_get(await self._request(uapi.GET))
@@ -154,8 +181,17 @@ class Engine:
             except TimeoutError:
                 # Two engines on one TUN silently lose packets, so nobody may go on from here.
                 raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_TIME):
+                await self._events.ended.wait()
         if self._socket_path:
             _unlink(self._socket_path)
+
+    def _on_event(self, line: str) -> None:
+        try:
+            self._tell(events.parse(line))
+        except ValueError:
+            log.warning("wireguard-go[%d]: not an event: %r", self.pid, redact(line)[:80])
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -170,32 +206,17 @@ class _Log:
     """The engine's stdout and stderr: redacted, logged line by line, the last lines kept."""
 
     def __init__(self, pid: int, fd: int) -> None:
-        """Owns `fd` and closes it at its end of file."""
+        """Owns `fd`."""
         self.last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
-        self.ended = asyncio.Event()
         self._pid = pid
-        self._fd = fd
-        self._buffer = b""
         self._panicked = False
-        asyncio.get_running_loop().add_reader(fd, self._on_readable)
-
-    def _on_readable(self) -> None:
-        data = os.read(self._fd, 65536)
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if not data or len(self._buffer) > MAX_LINE:
-            lines.append(self._buffer)
-            self._buffer = b""
-        for line in lines:
-            self._take(redact(line.decode(errors="replace"))[:MAX_LINE])
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
-            self.ended.set()
+        self.ended = Lines(fd, self._take).ended
 
     def _take(self, line: str) -> None:
         # What follows a panic is Go's traceback: it shows arguments, and keys are among them.
-        if not line or self._panicked:
+        if self._panicked:
             return
+        line = redact(line)
         self._panicked = line.startswith(("panic:", "fatal error:"))
         self.last_words.append(line)
         log.info("wireguard-go[%d]: %s", self._pid, line)
@@ -204,7 +225,8 @@ class _Log:
 class Spare:
     """Keeps one engine waiting: starting a process takes longer than all the rest of a create."""
 
-    def __init__(self) -> None:
+    def __init__(self, binary: Path) -> None:
+        self._binary = binary
         self._waiting: Engine | None = None
         self._closed = False
         self.refill()
@@ -213,13 +235,13 @@ class Spare:
         """An engine without a TUN, now the caller's. Raises EngineFailed."""
         engine, self._waiting = self._waiting, None
         asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
-        return engine if engine and not engine.exited.is_set() else Engine()
+        return engine if engine and not engine.exited.is_set() else Engine(self._binary)
 
     def refill(self) -> None:
         if self._closed or (self._waiting and not self._waiting.exited.is_set()):
             return
         try:
-            self._waiting = Engine()
+            self._waiting = Engine(self._binary)
         except EngineFailed as error:
             log.error("%s", error)
 
@@ -230,12 +252,12 @@ class Spare:
             await self._waiting.stop()
 
 
-def _popen(handover_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
+def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            [BINARY],
-            env={"WG_HANDOVER_FD": str(handover_fd)},
-            pass_fds=(handover_fd,),
+            [binary],
+            env={"WG_HANDOVER_FD": str(handover_fd), "WG_EVENT_FD": str(event_fd)},
+            pass_fds=(handover_fd, event_fd),
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
@@ -244,7 +266,7 @@ def _popen(handover_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
             raise
-        raise EngineFailed(f"{BINARY}: {error.strerror}: is wg4netnsd installed whole?") from None
+        raise EngineFailed(f"{binary}: {error.strerror}: is wg4netnsd installed whole?") from None
 
 
 def _listen(path: Path) -> socket.socket:

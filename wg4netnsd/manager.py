@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Final, Protocol
 
 from wg4netnsd import errors, tunnel
 from wg4netnsd.agent import Agent
 from wg4netnsd.engine import Spare
+from wg4netnsd.lifecycle import State
 from wg4netnsd.netns import Netns, NetnsId
-from wg4netnsd.tunnel import Spec, State, Tunnel
+from wg4netnsd.spec import Spec
+from wg4netnsd.tunnel import Tunnel
+
+log = logging.getLogger(__name__)
 
 MAX_TUNNELS: Final = 256
-"""Each takes a process and, here, up to seven fds."""
+"""Each takes a process and, here, up to eight fds."""
 
 
 class Observer(tunnel.Observer, Protocol):
@@ -27,9 +32,10 @@ class Observer(tunnel.Observer, Protocol):
 class Manager:
     """Owns the tunnels. Those being closed count until nothing is left of them."""
 
-    def __init__(self, agent: Agent, directory: Path, observer: Observer) -> None:
+    def __init__(self, agent: Agent, binary: Path, directory: Path, observer: Observer) -> None:
+        """`binary`: the wireguard-go to run; `directory` gets a socket for each tunnel."""
         self._agent = agent
-        self._spare = Spare()
+        self._spare = Spare(binary)
         self._directory = directory
         self._observer = observer
         self._tunnels: dict[str, Tunnel] = {}
@@ -59,13 +65,17 @@ class Manager:
         self._keepers[created] = asyncio.create_task(self._keep(created))
         return created
 
-    async def wait_up(self, created: Tunnel) -> None:
-        """Return when a new tunnel is up. Whatever prevents that, a cancellation too, undoes it.
+    async def wait_ready(self, created: Tunnel) -> None:
+        """Return when a new tunnel is up, and a handshake complete if it was created for one.
+
+        Whatever prevents that, a cancellation too, undoes it.
 
         Raises what went wrong.
         """
         try:
-            await created.wait_for_state({State.UP})
+            await created.lifecycle.wait_for({State.UP})
+            if created.spec.handshake:
+                await created.wait_handshaken()
         except BaseException as error:  # also a cancellation in the moment that it gets up
             await self.close(created, "its creation was given up")
             if isinstance(error, errors.NoSuchTunnel):
@@ -78,6 +88,17 @@ class Manager:
         closed.close(reason)
         if keeper := self._keepers.get(closed):
             await asyncio.wait([keeper])
+
+    def network_moved(self, why: str) -> None:
+        """The host's network is another: have all peers that are in use reached over that."""
+        log.info("%s: new handshakes", why)
+        for one in self.tunnels:
+            one.peers.network_moved()
+
+    def clock_moved(self) -> None:
+        """Time has gone by that timers did not see."""
+        for one in self.tunnels:
+            one.peers.clock_moved()
 
     def get(self, name: str) -> Tunnel:
         """Raises NoSuchTunnel."""

@@ -14,10 +14,11 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from wg4netnsd import blocking, errors, paths
-from wg4netnsd.agent import CLONE_NEWNET, NS_GET_NSTYPE, Agent, Request
+from wg4netnsd.agent import Agent, Change, Request
+from wg4netnsd.syscalls import CLONE_NEWNET, NS_GET_NSTYPE
 
 NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
 
@@ -128,7 +129,7 @@ class Tun(NamedTuple):
 
 
 class Provisioning:
-    """One conversation with a child of the agent: the TUN first, then the rest."""
+    """One conversation with a child of the agent: first the TUN, if it is new, then the rest."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -144,7 +145,7 @@ class Provisioning:
         return Tun(self._fds.pop(), answer["tun"])
 
     async def configured(self) -> None:
-        """Return when the interface has its addresses and routes and is up. Raises TunFailed."""
+        """Return when the interface has all that was asked for. Raises InvalidNetns, TunFailed."""
         await self._answer()
 
     async def give_up(self) -> None:
@@ -201,6 +202,26 @@ async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterat
 
     Raises TunFailed, also when the agent is gone.
     """
+    async with _converse(agent, netns, {"create": request}) as provisioning:
+        yield provisioning
+
+
+async def change(agent: Agent, netns: Netns, request: Change) -> None:
+    """Have the agent change an interface's settings: all of it, or nothing.
+
+    Cancelled, it returns when the agent's child has ended, with the change made or not.
+
+    Raises TunFailed, also when the interface is not there any more, and InvalidNetns.
+    """
+    async with _converse(agent, netns, {"change": request}) as provisioning:
+        await provisioning.configured()
+
+
+@asynccontextmanager
+async def _converse(
+    agent: Agent, netns: Netns, request: dict[str, Request | Change]
+) -> AsyncIterator[Provisioning]:
+    """Left by an exception, it returns when the agent's child has ended."""
     with ExitStack() as stack:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         provisioning = Provisioning(ours)
@@ -209,7 +230,7 @@ async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterat
         try:
             with theirs:
                 _pass(agent.control, netns.fd, theirs.fileno())
-            await asyncio.get_running_loop().sock_sendall(ours, _encode(request))
+            await asyncio.get_running_loop().sock_sendall(ours, json.dumps(request).encode())
             ours.shutdown(socket.SHUT_WR)
         except OSError as error:
             raise errors.TunFailed(f"the agent can't be reached: {error.strerror}") from None
@@ -218,11 +239,6 @@ async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterat
         except BaseException:
             await provisioning.give_up()
             raise
-
-
-def _encode(request: Request) -> bytes:
-    fields: dict[str, Any] = request._asdict()
-    return json.dumps(fields).encode()
 
 
 def _pass(control: socket.socket, *fds: int) -> None:

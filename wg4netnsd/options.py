@@ -1,7 +1,8 @@
-"""The options of CreateTunnel, checked once."""
+"""The options of CreateTunnel and Reconfigure, checked once."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ _SIGNATURES: Final = {
     "timeout_usec": "t",
     "ignore": "as",
 }
+_RECONFIGURE: Final = ("mtu", "ignore")
+_WAIT: Final = ("up", "handshake")
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,26 @@ class Options:
     lifetime: Lifetime = Lifetime.PERSISTENT
     lease: int | None = None
     mtu: int | None = None
+    handshake: bool = False
     timeout_usec: int = 20_000_000  # less than a client's usual 25 s
     ignore: tuple[str, ...] = ()
 
 
-def parse(options: dict[str, Variant]) -> Options:
-    """Raises InvalidArgs, naming the option."""
+def parse(
+    options: dict[str, Variant], known_options: Collection[str] = _SIGNATURES.keys()
+) -> Options:
+    """Those of CreateTunnel. Raises InvalidArgs, naming the option."""
     values: dict[str, Any] = {}
     for key, variant in options.items():
-        if key not in _SIGNATURES:
-            known = ", ".join(_SIGNATURES)
+        if key not in known_options:
+            known = ", ".join(known_options)
             raise InvalidArgs(f"unknown option '{key[:32]}': expected one of {known}")
         if variant.signature != _SIGNATURES[key]:
             raise _refuse(key, f"expected type {_SIGNATURES[key]}, got {variant.signature[:32]}")
         values[key] = variant.value
-    if values.pop("wait", "up") != "up":
-        raise _refuse("wait", "expected 'up'")
+    if (wait := values.pop("wait", "up")) not in _WAIT:
+        raise _refuse("wait", "expected 'up' or 'handshake'")
+    values["handshake"] = wait == "handshake"
     if "lifetime" in values:
         values["lifetime"] = _lifetime(values["lifetime"])
     if "ignore" in values:
@@ -56,6 +63,11 @@ def parse(options: dict[str, Variant]) -> Options:
     parsed = Options(**values)
     _check(parsed)
     return parsed
+
+
+def parse_reconfigure(options: dict[str, Variant]) -> Options:
+    """Those of Reconfigure, a part of the others. Raises InvalidArgs, naming the option."""
+    return parse(options, _RECONFIGURE)
 
 
 def _lifetime(value: str) -> Lifetime:

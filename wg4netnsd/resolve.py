@@ -1,4 +1,4 @@
-"""Endpoints' host names, looked up where the engine's sockets are: in the host's namespace."""
+"""Host names, looked up where the engine's sockets are: in the host's namespace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Final
 
 from wg4netnsd import blocking
-from wg4netnsd.config import Endpoint, Peer
 from wg4netnsd.errors import Error, LimitExceeded, Timeout, Unresolved
 
 LOOKUP_TIME: Final = 5.0
@@ -17,51 +16,40 @@ LOOKUP_TIME: Final = 5.0
 LOOKUPS_AT_ONCE: Final = 8  # of one tunnel
 
 
-async def resolve(peers: Iterable[Peer]) -> tuple[dict[str, Endpoint], list[Error]]:
-    """Each peer's endpoint as an address, by public key, and what went wrong with the others.
+async def look_up_all(hosts: Iterable[str]) -> dict[str, list[str] | Error]:
+    """Each name's addresses, or why there are none."""
+    at_once = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
-    A name that does not resolve is no reason to fail: the far end may speak first, or the network
-    come later.
-    """
-    endpoints = {peer.public_key: peer.endpoint for peer in peers if peer.endpoint}
-    hosts = {endpoint.host for endpoint in endpoints.values()}
-    addresses = {host: host for host in hosts if _is_address(host)}
-    failures: list[Error] = []
-    if names := list(hosts - addresses.keys()):
-        at_once = asyncio.Semaphore(LOOKUPS_AT_ONCE)
-        answers = await asyncio.gather(*(_ask(name, at_once) for name in names))
-        for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer, Error):
-                failures.append(answer)
-            else:
-                addresses[name] = answer
-    found = {
-        public_key: Endpoint(addresses[endpoint.host], endpoint.port)
-        for public_key, endpoint in endpoints.items()
-        if endpoint.host in addresses
-    }
-    return found, failures
-
-
-async def _ask(host: str, at_once: asyncio.Semaphore) -> str | Error:
-    try:
+    async def ask(host: str) -> tuple[str, list[str] | Error]:
         async with at_once:
-            return await blocking.call(LOOKUP_TIME, _look_up, host)
+            try:
+                return host, await look_up(host)
+            except Error as error:
+                return host, error
+
+    return dict(await asyncio.gather(*map(ask, set(hosts))))
+
+
+async def look_up(host: str) -> list[str]:
+    """Its addresses, the best first (RFC 6724). Raises Unresolved, Timeout, LimitExceeded."""
+    try:
+        return await blocking.call(LOOKUP_TIME, _getaddrinfo, host)
     except TimeoutError:
-        return Timeout(f"{host}: no answer within {LOOKUP_TIME:g} s")
+        raise Timeout(f"{host}: no answer within {LOOKUP_TIME:g} s") from None
     except OSError as error:
-        return Unresolved(f"{host}: {error.strerror}")
+        raise Unresolved(f"{host}: {error.strerror}") from None
     except LimitExceeded as error:
-        return error
+        raise LimitExceeded(f"{host}: {error.text}") from None
 
 
-def _look_up(host: str) -> str:
-    # AI_ADDRCONFIG: no IPv6 address on a host without IPv6. The order is RFC 6724's.
+def _getaddrinfo(host: str) -> list[str]:
+    # AI_ADDRCONFIG: no IPv6 address on a host without IPv6.
     answers = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
-    return str(answers[0][4][0])
+    return list(dict.fromkeys(str(address[0]) for *_, address in answers))
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Is it an IP address already?"""
     try:
         ipaddress.ip_address(host)
     except ValueError:

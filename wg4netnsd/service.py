@@ -6,20 +6,24 @@ import asyncio
 import contextlib
 import json
 import os
-import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
-from wg4netnsd import __version__, config, configfile, engine, errors, names, netns, options
+from wg4netnsd import __version__, configfile, engine, errors, names, netns, options
 from wg4netnsd.agent import Agent
 from wg4netnsd.bus import Bus, Call, Reply, Variant
+from wg4netnsd.lifecycle import State
 from wg4netnsd.lifetime import Lease, Lifetime
 from wg4netnsd.manager import MAX_TUNNELS, Manager
 from wg4netnsd.netns import Netns
 from wg4netnsd.objects import Interface, Tree
-from wg4netnsd.tunnel import Spec, State, Tunnel, peer_state
-from wg4netnsd.uapi import PeerStatus
+from wg4netnsd.pace import Told
+from wg4netnsd.peers import Handshake
+from wg4netnsd.session import PeerState
+from wg4netnsd.spec import Spec
+from wg4netnsd.tunnel import Tunnel
+from wg4netnsd.uapi import DeviceStatus
 
 NO_LIMIT: Final = (1 << 64) - 1
 
@@ -30,6 +34,8 @@ _PROPERTIES_OF: Final = {
     "engine_pid": ["EnginePID"],
     "restart_count": ["RestartCount"],
     "error": ["LastError"],
+    "peers": ["Peers"],
+    "spec": ["Mtu", "Addresses", "Dns", "Peers"],
 }
 """A tunnel's attributes that can change, and what a client sees of each."""
 
@@ -37,15 +43,17 @@ _PROPERTIES_OF: Final = {
 class Service:
     """The daemon as the bus sees it: one Manager object, and an object for each tunnel."""
 
-    def __init__(self, agent: Agent, directory: Path) -> None:
-        self.manager = Manager(agent, directory, self)
+    def __init__(self, agent: Agent, binary: Path, directory: Path) -> None:
+        """`binary`: the wireguard-go to run."""
+        self.manager = Manager(agent, binary, directory, self)
+        self._binary = binary
         self._tree = Tree(names.ROOT_PATH)
 
     async def start(self) -> Bus:
         """Connect, export, and only then own the name. Raises BusGone."""
-        engine.version()  # asked now, so that no call has to wait for it
+        engine.version(self._binary)  # asked now, so that no call has to wait for it
         self._bus = await Bus.connect(self._tree.serve)
-        self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, self._bus))
+        self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, self._binary, self._bus))
         self._tree.attach(self._bus)
         await self._bus.own_name(names.BUS_NAME)
         return self._bus
@@ -65,13 +73,36 @@ class Service:
         properties = [prop for name in attributes for prop in _PROPERTIES_OF[name]]
         self._tree.changed(_path(tunnel), properties)
 
+    def handshake(self, tunnel: Tunnel, public_key: str, told: Told[Handshake]) -> None:
+        details = {
+            "role": Variant("s", told.new.role),
+            "endpoint": Variant("s", tunnel.peers.endpoint(public_key)),
+            "missed": Variant("u", told.missed),
+        }
+        at = told.new.realtime_usec
+        self._tree.signal(_path(tunnel), "Handshake", public_key, at, details)
+
+    def peer_state_changed(self, tunnel: Tunnel, public_key: str, told: Told[PeerState]) -> None:
+        details = {
+            "endpoint": Variant("s", tunnel.peers.endpoint(public_key)),
+            "last_handshake_usec": Variant("t", tunnel.peers.last_handshake_usec(public_key)),
+            "missed": Variant("u", told.missed),
+        }
+        body = (public_key, told.new, told.old, details)
+        self._tree.signal(_path(tunnel), "PeerStateChanged", *body)
+
+    def peer_endpoint_changed(self, tunnel: Tunnel, public_key: str, told: Told[str]) -> None:
+        body = (public_key, told.new, told.old, {"missed": Variant("u", told.missed)})
+        self._tree.signal(_path(tunnel), "PeerEndpointChanged", *body)
+
 
 class ManagerInterface(Interface):
     """org.wg4netns1.Manager"""
 
-    def __init__(self, manager: Manager, bus: Bus) -> None:
+    def __init__(self, manager: Manager, binary: Path, bus: Bus) -> None:
         super().__init__(names.MANAGER)
         self._manager = manager
+        self._binary = binary
         self._bus = bus
 
     async def create_tunnel(
@@ -107,9 +138,10 @@ class ManagerInterface(Interface):
             try:
                 async with asyncio.timeout(seconds):
                     tunnel = await self._start(call, asked, open_netns, read_config)
-                    await self._manager.wait_up(tunnel)
+                    await self._manager.wait_ready(tunnel)
             except TimeoutError:
-                raise errors.Timeout(f"the tunnel was not up within {seconds:g} s") from None
+                missing = "no handshake" if asked.handshake else "the tunnel was not up"
+                raise errors.Timeout(f"{missing} within {seconds:g} s") from None
         return _path(tunnel)
 
     async def _start(
@@ -123,6 +155,8 @@ class ManagerInterface(Interface):
             namespace = await open_netns()
             stack.callback(namespace.close)
             parsed = await configfile.parse(await read_config(), asked.ignore)
+            if asked.handshake and not parsed.peers:
+                raise errors.InvalidConfig("no [Peer] section, but wait is 'handshake'")
             lease = None
             if asked.lease is not None:
                 lease = Lease(call.take_fd(asked.lease))
@@ -131,8 +165,9 @@ class ManagerInterface(Interface):
                 name=asked.name or f"ns{namespace.id.inode}",
                 interface=asked.interface,
                 lifetime=asked.lifetime,
-                mtu=parsed.mtu(asked.mtu),
                 config=parsed,
+                mtu_option=asked.mtu,
+                handshake=asked.handshake,
             )
             tunnel = self._manager.create(spec, namespace)
             stack.pop_all()
@@ -177,7 +212,7 @@ class ManagerInterface(Interface):
         return __version__
 
     def read_engine_version(self) -> str:
-        return engine.version()
+        return engine.version(self._binary)
 
     def read_features(self) -> list[str]:
         return []
@@ -204,6 +239,22 @@ class TunnelInterface(Interface):
     async def restart(self, _call: Call) -> None:
         await self._tunnel.restart()
 
+    async def reconfigure(
+        self, call: Call, config_fd: int, raw_options: dict[str, Variant]
+    ) -> None:
+        asked = options.parse_reconfigure(raw_options)
+        await self._reconfigure(asked, await configfile.read_fd(call.take_fd(config_fd)))
+
+    async def reconfigure_from_path(
+        self, _call: Call, config_path: str, raw_options: dict[str, Variant]
+    ) -> None:
+        asked = options.parse_reconfigure(raw_options)
+        await self._reconfigure(asked, await configfile.read_path(config_path))
+
+    async def _reconfigure(self, asked: options.Options, text: bytes) -> None:
+        parsed = await configfile.parse(text, asked.ignore)
+        await self._tunnel.reconfigure(parsed, asked.mtu)
+
     async def wait_for_state(self, call: Call, states: list[str], timeout_usec: int) -> str:
         unknown = [state for state in states if state not in set(State)]
         if unknown or not states:
@@ -213,13 +264,13 @@ class TunnelInterface(Interface):
         try:
             async with asyncio.timeout(seconds):
                 with self._bus.cancelled_without(call):
-                    return await self._tunnel.wait_for_state({State(state) for state in states})
+                    return await self._tunnel.lifecycle.wait_for({State(state) for state in states})
         except TimeoutError:
             name, state = self._tunnel.spec.name, self._tunnel.state
             raise errors.Timeout(f"'{name}' is {state} after {seconds:g} s") from None
 
     async def get_peers(self, _call: Call) -> dict[str, dict[str, Variant]]:
-        self._peers = _peers(self._tunnel.spec.config, await self._tunnel.peers())
+        self._peers = _peers(self._tunnel, await self._tunnel.status())
         return self._peers
 
     async def open_netns(self, _call: Call) -> Reply:
@@ -230,7 +281,7 @@ class TunnelInterface(Interface):
     async def refresh(self) -> None:
         """Without an engine, the peers stay as they were last seen."""
         with contextlib.suppress(errors.Error):
-            self._peers = _peers(self._tunnel.spec.config, await self._tunnel.peers())
+            self._peers = _peers(self._tunnel, await self._tunnel.status())
 
     def read_name(self) -> str:
         return self._tunnel.spec.name
@@ -286,21 +337,21 @@ def _path(tunnel: Tunnel) -> str:
     return names.tunnel_path(tunnel.spec.name)
 
 
-def _peers(configured: config.Config, peers: list[PeerStatus]) -> dict[str, dict[str, Variant]]:
-    now_usec = time.time_ns() // 1000
-    hosts = {peer.public_key: peer.endpoint for peer in configured.peers}
+def _peers(tunnel: Tunnel, status: DeviceStatus) -> dict[str, dict[str, Variant]]:
+    hosts = {peer.public_key: peer.endpoint for peer in tunnel.spec.config.peers}
     return {
         peer.public_key: {
             "endpoint": Variant("s", peer.endpoint),
             "endpoint_host": Variant("s", str(hosts.get(peer.public_key) or "")),
+            "endpoint_error": Variant("s", tunnel.peers.lookup_error(peer.public_key)),
             "allowed_ips": Variant("as", peer.allowed_ips),
-            "state": Variant("s", peer_state(peer.last_handshake_usec, now_usec)),
+            "state": Variant("s", tunnel.peers.state(peer.public_key)),
             "last_handshake_usec": Variant("t", peer.last_handshake_usec),
             "rx_bytes": Variant("t", peer.rx_bytes),
             "tx_bytes": Variant("t", peer.tx_bytes),
             "persistent_keepalive": Variant("q", peer.persistent_keepalive),
         }
-        for peer in peers
+        for peer in status.peers
     }
 
 

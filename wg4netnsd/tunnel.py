@@ -1,60 +1,36 @@
 """One tunnel: a namespace, its TUN, the engine on it, and the one task that keeps them together.
 
-    starting ──► up ⇄ restarting ⇄ failed           out of `failed` by Restart() alone
-        │         │        │          │
-        └─────────┴────────┴──────────┴──► stopping ──► closed
-
 The daemon keeps its own duplicate of the TUN, so an engine that dies takes nothing with it: the
 interface, its routes and the sockets in the namespace stay, traffic waits, and nothing leaves in
-the clear.
+the clear. lifecycle.py draws the states.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import logging
 import os
 import select
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from wg4netnsd import errors, uapi
-from wg4netnsd.agent import Agent, Request
+from wg4netnsd import errors, netns, uapi
+from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.backoff import Backoff
-from wg4netnsd.config import Config, Endpoint
+from wg4netnsd.config import Config
 from wg4netnsd.engine import Engine, Spare
-from wg4netnsd.lifetime import Lifetime
-from wg4netnsd.netns import Netns, provision
-from wg4netnsd.resolve import resolve
+from wg4netnsd.lifecycle import Lifecycle, State
+from wg4netnsd.netns import Netns
+from wg4netnsd.pace import Told
+from wg4netnsd.peers import Handshake, Peers
+from wg4netnsd.session import PeerState
+from wg4netnsd.spec import Spec
 
 log = logging.getLogger(__name__)
-
-REJECT_AFTER_TIME: Final = 180.0  # seconds; WireGuard's paper, section 6.1
-
-
-class State(enum.StrEnum):
-    STARTING = "starting"
-    UP = "up"
-    RESTARTING = "restarting"
-    FAILED = "failed"
-    STOPPING = "stopping"
-    CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a caller asked for."""
-
-    name: str
-    interface: str
-    lifetime: Lifetime
-    mtu: int
-    config: Config
 
 
 class Observer(Protocol):
@@ -63,6 +39,14 @@ class Observer(Protocol):
     def state_changed(self, tunnel: Tunnel, new: State, old: State, reason: str) -> None: ...
 
     def properties_changed(self, tunnel: Tunnel, names: Collection[str]) -> None: ...
+
+    def handshake(self, tunnel: Tunnel, public_key: str, told: Told[Handshake]) -> None: ...
+
+    def peer_state_changed(
+        self, tunnel: Tunnel, public_key: str, told: Told[PeerState]
+    ) -> None: ...
+
+    def peer_endpoint_changed(self, tunnel: Tunnel, public_key: str, told: Told[str]) -> None: ...
 
 
 class _InterfaceGone(Exception):
@@ -78,16 +62,17 @@ class Tunnel:
     def __init__(
         self,
         spec: Spec,
-        netns: Netns,
+        namespace: Netns,
         agent: Agent,
         spare: Spare,
         directory: Path,
         observer: Observer,
     ) -> None:
         self.spec = spec
-        self.netns = netns
+        self.netns = namespace
         self.created_usec = time.time_ns() // 1000
-        self.state = State.STARTING
+        self.lifecycle = Lifecycle(spec.name, self._state_changed)
+        self.peers = Peers(self._set_engine, self.status, self)
         self.error: errors.Error | None = None  # the newest, whatever came of it
         self.failure: errors.Error | None = None  # the one that ended the tunnel
         self.public_key = ""
@@ -100,21 +85,23 @@ class Tunnel:
         self._observer = observer
         self._tun_fd = -1
         self._engine: Engine | None = None
-        self._endpoints: dict[str, Endpoint] = {}
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
-        self._up_since = 0.0
         self._restart_requested = asyncio.Event()
-        self._waiters: dict[asyncio.Future[State], frozenset[State]] = {}
-        self._close_reason = ""
+        self._changing = asyncio.Lock()  # of the interface and of the engine
+        self._changes: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._run(), name=f"tunnel {spec.name}")
+
+    @property
+    def state(self) -> State:
+        return self.lifecycle.state
 
     # ------------------------------------------------------------ what others may ask for
 
     def close(self, reason: str) -> None:
         """Begin the end, in any state; `wait_closed()` waits for it. Repeats are no-ops."""
-        if not self._close_reason:
-            self._close_reason = reason
+        if not self.lifecycle.close_reason:
+            self.lifecycle.close_reason = reason
             # Not at once: a task that is cancelled before its first step never takes any.
             asyncio.get_running_loop().call_soon(self._cancel)
 
@@ -126,24 +113,17 @@ class Tunnel:
         """Return when nothing of the tunnel is left."""
         await asyncio.wait([self._task])
 
-    async def wait_for_state(self, wanted: Collection[State]) -> State:
-        """Return the first state that is one of `wanted`. Raises NoSuchTunnel if it was closed."""
-        if self.state in wanted:
-            return self.state
-        return await self._next_state(wanted)
-
-    async def _next_state(self, wanted: Collection[State]) -> State:
-        if self.state is State.CLOSED:
-            raise self._closed_error()
-        waiter: asyncio.Future[State] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = frozenset(wanted)
+    async def wait_handshaken(self) -> None:
+        """Return when a peer has completed a handshake. Raises NoSuchTunnel if it was closed."""
+        done = asyncio.create_task(self.peers.handshaken.wait())
+        ended = asyncio.create_task(self.lifecycle.wait_for({State.CLOSED}))
         try:
-            return await waiter
+            await asyncio.wait([done, ended], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            del self._waiters[waiter]
-
-    def _closed_error(self) -> errors.Error:
-        return errors.NoSuchTunnel(f"'{self.spec.name}' was closed: {self._close_reason}")
+            done.cancel()
+            ended.cancel()
+        if not self.peers.handshaken.is_set():
+            raise self.lifecycle.closed_error()
 
     async def restart(self) -> None:
         """Replace the engine, also a failed tunnel's, and return when the new one is up.
@@ -152,32 +132,50 @@ class Tunnel:
         """
         if self.state is not State.STARTING:
             self._restart_requested.set()
-        if await self._next_state({State.UP, State.FAILED}) is State.FAILED:
+        if await self.lifecycle.wait_for_next({State.UP, State.FAILED}) is State.FAILED:
             raise self.error or errors.EngineFailed("no reason given")
+
+    async def reconfigure(self, config: Config, mtu_option: int | None) -> None:
+        """Go over to another configuration, or stay with the old one and raise why.
+
+        Without an engine, the next one gets it.
+        """
+        mtu_option = mtu_option or self.spec.mtu_option
+        spec = replace(self.spec, config=config, mtu_option=mtu_option)
+        change = asyncio.create_task(self._change(spec))
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+        try:
+            await change
+        except asyncio.CancelledError:
+            if change.cancelled() and self.lifecycle.close_reason:
+                raise self.lifecycle.closed_error() from None
+            raise
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Have `callback` called when the tunnel ends: what was there for it can go."""
         self._at_end.callback(callback)
 
-    async def peers(self) -> list[uapi.PeerStatus]:
-        """Each peer's endpoint and counters, from the engine. Raises EngineFailed, Timeout."""
+    async def status(self) -> uapi.DeviceStatus:
+        """What the engine knows. Raises EngineFailed, Timeout."""
         if self._engine is None or self.state is not State.UP:
             raise errors.EngineFailed(f"'{self.spec.name}' is {self.state}, its engine is not up")
-        return (await self._engine.status()).peers
+        return await self._engine.status()
 
     # ------------------------------------------------------------ the run task
 
     async def _run(self) -> None:
         try:
-            await self._bring_up()
-            self._enter_state(State.UP, "created")
+            async with self._changing:
+                await self._bring_up()
+            self.lifecycle.enter(State.UP, "created")
             while True:
                 why = await self._engine_ended()
                 await self._bring_back(why)
         except asyncio.CancelledError:
             pass  # close(), which has said why
         except _InterfaceGone:
-            self._close_reason = "the interface was deleted"
+            self.lifecycle.close_reason = "the interface was deleted"
         except errors.Error as error:
             self.failure = error
         except Exception as defect:
@@ -185,47 +183,42 @@ class Tunnel:
             self.failure = errors.Failed(f"internal error ({type(defect).__name__}); see the log")
         if self.failure:
             self._set(error=self.failure)
-            self._close_reason = str(self.failure)
+            self.lifecycle.close_reason = str(self.failure)
         await self._undo()
 
     async def _bring_up(self) -> None:
         """All at once: the engine takes its configuration while the agent makes the TUN."""
-        spec = self.spec
-        request = Request(
-            interface=spec.interface,
-            mtu=spec.mtu,
-            addresses=[str(address) for address in spec.config.interface.addresses],
-            routes=[str(network) for network in spec.config.routes()],
-        )
-        async with provision(self._agent, self.netns, request) as provisioning:
-            engine = await self._configure_engine()
+        peers = self.spec.config.peers
+        request = Request(self.spec.interface, *self.spec.settings)
+        async with netns.provision(self._agent, self.netns, request) as provisioning:
+            self.peers.configure(peers, await self.peers.look_up(peers))
+            every = {peer.public_key for peer in peers} if self.spec.handshake else set()
+            engine = await self._configure_engine(every)
             self._tun_fd = (await provisioning.tun()).fd
             await engine.attach(self._tun_fd)
             await provisioning.configured()
 
-    async def _configure_engine(self) -> Engine:
+    async def _configure_engine(self, initiate: Collection[str]) -> Engine:
         """An engine that has all but its TUN; `_stop_engine()` ends it."""
-        spec = self.spec
-        found, failures = await resolve(spec.config.peers)
-        self._endpoints |= found  # what is not found any more is where it was
-        for failure in failures:
-            log.warning("tunnel %s: %s", spec.name, failure)
-            self._set(error=failure)
         self._engine = self._spare.take()
+        self._engine.watch(self.peers.take)
         await self._engine.listen(self._socket_path)
         self._set(engine_pid=self._engine.pid)
-        port = self.listen_port or spec.config.interface.listen_port
+        config = self.spec.config
         settings = uapi.encode_set(
-            spec.config, mtu=spec.mtu, listen_port=port, endpoints=self._endpoints
+            config,
+            mtu=self.spec.mtu,
+            listen_port=self.listen_port or config.interface.listen_port,
+            endpoints=self.peers.endpoints(),
+            initiate=initiate,
         )
         try:
             status = await self._engine.configure(settings)
         except uapi.PortInUse:
             # Taken while there was no engine. If it was the kernel's choice, let it choose anew.
-            self._set(listen_port=spec.config.interface.listen_port)
+            self._set(listen_port=config.interface.listen_port)
             raise
-        if any(peer.public_key == status.public_key for peer in spec.config.peers):
-            raise errors.InvalidConfig("a peer's PublicKey is the interface's own")
+        _refuse_own_key(config, status.public_key)
         self._set(public_key=status.public_key, listen_port=status.listen_port)
         return self._engine
 
@@ -239,7 +232,8 @@ class Tunnel:
         """From an engine that ended to one that runs, however often that takes."""
         while True:
             self._restart_requested.clear()
-            await self._stop_engine()
+            async with self._changing:
+                await self._stop_engine()
             if _is_gone(self._tun_fd):
                 raise _InterfaceGone
             if why:
@@ -247,26 +241,29 @@ class Tunnel:
                 await self._wait_before_restart(why)
             else:
                 self._backoff.reset()
-                self._enter_state(State.RESTARTING, "asked for")
+                self.lifecycle.enter(State.RESTARTING, "asked for")
             try:
-                engine = await self._configure_engine()
-                await engine.attach(self._tun_fd)
+                async with self._changing:
+                    # Its sessions were lost with the old one, and the far ends don't know.
+                    engine = await self._configure_engine(self.peers.used())
+                    await engine.attach(self._tun_fd)
             except (errors.EngineFailed, errors.Timeout) as error:
                 why = error
                 continue
             self._set(restart_count=self.restart_count + 1)
             self._restart_requested.clear()  # who asked meanwhile has been served
-            self._enter_state(State.UP, "the engine is back")
+            self.lifecycle.enter(State.UP, "the engine is back")
             return
 
     async def _wait_before_restart(self, why: errors.Error) -> None:
-        uptime = time.monotonic() - self._up_since if self.state is State.UP else 0.0
+        up = self.state is State.UP
+        uptime = asyncio.get_running_loop().time() - self.lifecycle.since if up else 0.0
         delay = self._backoff.crashed(uptime)
         if delay is None:
-            self._enter_state(State.FAILED, str(why))
+            self.lifecycle.enter(State.FAILED, str(why))
             await self._restart_requested.wait()
             self._backoff.reset()
-        self._enter_state(State.RESTARTING, str(why) if delay is not None else "asked for")
+        self.lifecycle.enter(State.RESTARTING, str(why) if delay is not None else "asked for")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay or 0):
                 await self._restart_requested.wait()
@@ -276,12 +273,17 @@ class Tunnel:
             await self._engine.stop()
             self._engine = None
             self._set(engine_pid=0)
+            self.peers.engine_ended()
 
     async def _undo(self) -> None:
         """Leave nothing behind; each step is safe where its counterpart never happened."""
-        self._enter_state(State.STOPPING, self._close_reason)
+        self.lifecycle.enter(State.STOPPING, self.lifecycle.close_reason)
+        for change in self._changes:
+            change.cancel()
+        self.peers.close()
         try:
-            await self._stop_engine()
+            async with self._changing:  # a cancelled change ends when the agent's child has
+                await self._stop_engine()
         except (errors.Error, OSError) as error:
             log.error("tunnel %s: %s", self.spec.name, error)
         if self._tun_fd >= 0:
@@ -291,25 +293,57 @@ class Tunnel:
             self._tun_fd = -1
         self._at_end.close()
         self.netns.close()
-        self._enter_state(State.CLOSED, self._close_reason)
+        self.lifecycle.enter(State.CLOSED, self.lifecycle.close_reason)
+
+    # ------------------------------------------------------------ another configuration
+
+    async def _change(self, new: Spec) -> None:
+        """Each step undoes itself if it fails, and those before it if a later one does."""
+        async with self._changing:
+            old = self.spec
+            found = await self.peers.look_up(new.config.peers)
+            there = Change(new.interface, old.settings, new.settings)
+            await netns.change(self._agent, self.netns, there)
+            try:
+                endpoints = self.peers.first_endpoints(new.config.peers, found)
+                await self._change_engine(old, new, endpoints)
+            except BaseException:
+                back = Change(new.interface, new.settings, old.settings)
+                await netns.change(self._agent, self.netns, back)
+                raise
+            self.spec = new
+            self.peers.configure(new.config.peers, found)
+        self._observer.properties_changed(self, ["spec"])
+
+    async def _change_engine(self, old: Spec, new: Spec, endpoints: dict[str, str]) -> None:
+        if self._engine is None or self.state is not State.UP:
+            return
+        if self.public_key and new.config.interface.private_key == old.config.interface.private_key:
+            _refuse_own_key(new.config, self.public_key)
+        port = new.config.interface.listen_port
+        change = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)
+        try:
+            if port and port != self.listen_port:
+                await self._engine.set_listen_port(port, self.listen_port)
+            await self._engine.set(change)
+            status = await self._engine.status()
+            _refuse_own_key(new.config, status.public_key)
+        except uapi.PortInUse:
+            raise
+        except BaseException:
+            # Nobody knows how much of it was applied. The next engine gets the old one whole.
+            log.warning("tunnel %s: half changed, so its engine is replaced", self.spec.name)
+            self._restart_requested.set()
+            raise
+        self._set(public_key=status.public_key, listen_port=status.listen_port)
+
+    async def _set_engine(self, text: bytes) -> None:
+        """One change of the peers' own, after whatever is under way."""
+        async with self._changing:
+            if self._engine:
+                await self._engine.set(text)
 
     # ------------------------------------------------------------ the one place of each change
-
-    def _enter_state(self, new: State, reason: str) -> None:
-        old, self.state = self.state, new
-        for waiter, wanted in self._waiters.items():
-            if not waiter.done() and new in wanted:
-                waiter.set_result(new)
-            elif not waiter.done() and new is State.CLOSED:
-                waiter.set_exception(self._closed_error())
-        if new is State.UP:
-            self._up_since = time.monotonic()
-        level = logging.WARNING if new is State.FAILED else logging.INFO
-        log.log(level, "tunnel %s: %s → %s: %s", self.spec.name, old, new, reason)
-        if new is old:  # one more try at restarting: no edge
-            return
-        self._observer.properties_changed(self, ["state"])
-        self._observer.state_changed(self, new, old, reason)
 
     def _set(self, **values: Any) -> None:
         changed = [name for name, value in values.items() if getattr(self, name) != value]
@@ -317,6 +351,28 @@ class Tunnel:
             setattr(self, name, values[name])
         if changed:
             self._observer.properties_changed(self, changed)
+
+    def _state_changed(self, new: State, old: State, reason: str) -> None:
+        self._observer.properties_changed(self, ["state"])
+        self._observer.state_changed(self, new, old, reason)
+
+    # ------------------------------------------------------------ peers.Listener
+
+    def handshake(self, public_key: str, told: Told[Handshake]) -> None:
+        self._observer.handshake(self, public_key, told)
+
+    def peer_state_changed(self, public_key: str, told: Told[PeerState]) -> None:
+        self._observer.peer_state_changed(self, public_key, told)
+
+    def peer_endpoint_changed(self, public_key: str, told: Told[str]) -> None:
+        self._observer.peer_endpoint_changed(self, public_key, told)
+
+    def peers_changed(self) -> None:
+        self._observer.properties_changed(self, ["peers"])
+
+    def lookup_failed(self, error: errors.Error) -> None:
+        log.warning("tunnel %s: %s", self.spec.name, error)
+        self._set(error=error)
 
 
 async def _first_of(*events: asyncio.Event) -> None:
@@ -336,9 +392,7 @@ def _is_gone(tun_fd: int) -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
-def peer_state(last_handshake_usec: int, now_usec: int) -> str:
-    """`idle`: none yet; `active`: the session is younger than REJECT_AFTER_TIME; else `stale`."""
-    if not last_handshake_usec:
-        return "idle"
-    age = (now_usec - last_handshake_usec) / 1e6
-    return "active" if age < REJECT_AFTER_TIME else "stale"
+def _refuse_own_key(config: Config, public_key: str) -> None:
+    """The engine ignores such a peer, so nobody else would say so."""
+    if any(peer.public_key == public_key for peer in config.peers):
+        raise errors.InvalidConfig("a peer's PublicKey is the interface's own")

@@ -11,11 +11,12 @@ import base64
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from wg4netnsd.config import Config, Endpoint
+from wg4netnsd.config import Config, Network, Peer
 from wg4netnsd.errors import EngineFailed, Timeout
 
 REPLY_TIME: Final = 10.0
@@ -49,27 +50,133 @@ class DeviceStatus:
 
 
 def encode_set(
-    config: Config, *, mtu: int, listen_port: int, endpoints: Mapping[str, Endpoint]
+    config: Config,
+    *,
+    mtu: int,
+    listen_port: int,
+    endpoints: Mapping[str, str],
+    initiate: Collection[str] = (),
 ) -> bytes:
     """The one `set` that makes a new engine run `config`.
 
-    `endpoints`: public key → address; a peer that is not in it waits for the far end to speak.
-    `listen_port` 0 leaves the port to the engine.
+    `endpoints`: public key → address and port; a peer that is not in it waits for the far end to
+    speak. `initiate`: the public keys of those to begin a handshake with at once. `listen_port` 0
+    leaves the port to the engine.
     """
-    lines = ["set=1", f"private_key={config.interface.private_key.get_secret_value().hex()}"]
-    lines.append(f"mtu={mtu}")  # our own key, see wireguard-go.patch
+    lines = ["set=1", _private_key(config), f"mtu={mtu}"]
     if listen_port:
         lines.append(f"listen_port={listen_port}")
     lines.append("replace_peers=true")
     for peer in config.peers:
-        lines.append(f"public_key={base64.b64decode(peer.public_key).hex()}")
-        if peer.preshared_key:
-            lines.append(f"preshared_key={peer.preshared_key.get_secret_value().hex()}")
-        if endpoint := endpoints.get(peer.public_key):
-            lines.append(f"endpoint={endpoint}")
-        lines.append("replace_allowed_ips=true")
-        lines += [f"allowed_ip={network}" for network in peer.allowed_ips]
-        lines.append(f"persistent_keepalive_interval={peer.persistent_keepalive}")
+        lines += _new_peer(peer, endpoints.get(peer.public_key), peer.allowed_ips)
+        if peer.public_key in initiate:
+            lines.append(INITIATE)
+    return _text(lines)
+
+
+def encode_change(old: Config, new: Config, *, mtu: int, endpoints: Mapping[str, str]) -> bytes:
+    """The one `set` that makes an engine that runs `old` run `new`, but for its port.
+
+    A peer that stays gets what is different, and so keeps its session. `endpoints`: public key →
+    address and port, of peers that are new or have another Endpoint.
+    """
+    lines = ["set=1"]
+    if new.interface.private_key != old.interface.private_key:
+        lines.append(_private_key(new))
+    lines.append(f"mtu={mtu}")
+    before = {peer.public_key: peer for peer in old.peers}
+    gains, losses = _moved_networks(old, new)
+    for peer in new.peers:
+        key = peer.public_key
+        known = before.pop(key, None)
+        if known is None:
+            lines += _new_peer(peer, endpoints.get(key), gains[key])
+            continue
+        lines.append(f"public_key={_hex(key)}")
+        if peer.preshared_key != known.preshared_key:
+            lines.append(_preshared_key(peer))
+        if peer.endpoint != known.endpoint and key in endpoints:
+            lines.append(f"endpoint={endpoints[key]}")
+        if peer.persistent_keepalive != known.persistent_keepalive:
+            lines.append(f"persistent_keepalive_interval={peer.persistent_keepalive}")
+        # One by one: replace_allowed_ips would leave the peer without any for a moment.
+        lines += [f"allowed_ip={network}" for network in gains[key]]
+        lines += [f"allowed_ip=-{network}" for network in losses[key]]
+    for public_key in before:  # last, so that what was theirs has gone to others already
+        lines += [f"public_key={_hex(public_key)}", "remove=true"]
+    return _text(lines)
+
+
+def encode_listen_port(port: int) -> bytes:
+    return _text(["set=1", f"listen_port={port}"])
+
+
+def encode_initiate(public_keys: Iterable[str]) -> bytes:
+    """Begin a handshake with each of them now."""
+    lines = [line for key in public_keys for line in (*_known_peer(key), INITIATE)]
+    return _text(["set=1", *lines])
+
+
+def encode_endpoint(public_key: str, endpoint: str, *, initiate: bool) -> bytes:
+    """Look for a peer there; `initiate`: by beginning a handshake now."""
+    lines = ["set=1", *_known_peer(public_key), f"endpoint={endpoint}"]
+    return _text([*lines, INITIATE] if initiate else lines)
+
+
+INITIATE: Final = "initiate=true"
+"""Our own key, see wireguard-go.patch."""
+
+
+def _new_peer(peer: Peer, endpoint: str | None, networks: Iterable[Network]) -> list[str]:
+    lines = [f"public_key={_hex(peer.public_key)}"]
+    if peer.preshared_key:
+        lines.append(_preshared_key(peer))
+    if endpoint:
+        lines.append(f"endpoint={endpoint}")
+    lines.append("replace_allowed_ips=true")
+    lines += [f"allowed_ip={network}" for network in networks]
+    lines.append(f"persistent_keepalive_interval={peer.persistent_keepalive}")
+    return lines
+
+
+def _known_peer(public_key: str) -> tuple[str, str]:
+    return f"public_key={_hex(public_key)}", "update_only=true"
+
+
+def _moved_networks(
+    old: Config, new: Config
+) -> tuple[defaultdict[str, list[Network]], defaultdict[str, list[Network]]]:
+    """By public key, the networks that come to lead to a peer, and those that lead nowhere now."""
+    gains, losses = defaultdict[str, list[Network]](list), defaultdict[str, list[Network]](list)
+    owners, new_owners = _owners(old), _owners(new)
+    for network, owner in new_owners.items():
+        if owners.get(network) != owner:
+            gains[owner].append(network)
+    for network, owner in owners.items():
+        if network not in new_owners:
+            losses[owner].append(network)
+    return gains, losses
+
+
+def _owners(config: Config) -> dict[Network, str]:
+    """Which peer each network leads to: the last that lists it, as the engine has it."""
+    return {network: peer.public_key for peer in config.peers for network in peer.allowed_ips}
+
+
+def _private_key(config: Config) -> str:
+    return f"private_key={config.interface.private_key.get_secret_value().hex()}"
+
+
+def _preshared_key(peer: Peer) -> str:
+    key = peer.preshared_key.get_secret_value() if peer.preshared_key else bytes(32)
+    return f"preshared_key={key.hex()}"
+
+
+def _hex(public_key: str) -> str:
+    return base64.b64decode(public_key).hex()
+
+
+def _text(lines: list[str]) -> bytes:
     return "\n".join(lines).encode() + b"\n\n"
 
 

@@ -1,4 +1,6 @@
-"""Makes the far end's keys and its clients': identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME
+"""Makes the far end's keys and its clients'.
+
+  identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME SHORT
 
 The first two files are for `wg setconf`: at the far end, and at the stock client that benchmarks
 compare with. The third tells the user's suite all that it needs to connect. The keys are made by
@@ -52,7 +54,9 @@ def stock_conf(public_key: str, me: dict[str, object]) -> str:
     )
 
 
-def stage(public_key: str, clients: list[dict[str, object]], runtime: str) -> dict[str, object]:
+def stage(
+    public_key: str, clients: list[dict[str, object]], runtime: str, short: str
+) -> dict[str, object]:
     return {
         "far": {
             "public_key": public_key,
@@ -63,6 +67,12 @@ def stage(public_key: str, clients: list[dict[str, object]], runtime: str) -> di
             "echo_port": 7,
             "iperf3_port": 5201,
         },
+        "moving": {
+            "endpoint_v4": f"192.0.3.2:{PORT}",
+            "endpoint_v6": f"[2001:db8:3::2]:{PORT}",
+        },
+        "control": "/run/wg4netnsd-control",
+        "short_engine": short,
         "clients": clients,
         "roots_netns": "/run/netns/roots",
         "no_tun_runtime": f"{runtime}.no-tun",
@@ -81,7 +91,7 @@ def main() -> None:
     write(sys.argv[1], far_conf(private_key, clients))
     public_key = wg("pubkey", stdin=private_key)
     write(sys.argv[2], stock_conf(public_key, clients[-1]))
-    description = stage(public_key, clients[:-1], sys.argv[4])
+    description = stage(public_key, clients[:-1], *sys.argv[4:])
     description["stock_address"] = clients[-1]["ipv4"]
     write(sys.argv[3], json.dumps(description, indent=1))
 

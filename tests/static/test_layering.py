@@ -8,7 +8,11 @@ PACKAGE = Path(__file__).parents[2] / "wg4netnsd"
 MAY_IMPORT: dict[str, set[str]] = {
     "names": set(),
     "errors": {"names"},
-    "agent": set(),  # what runs inside a caller's namespace has nothing of ours
+    # What runs inside a caller's namespace has nothing of ours but one another.
+    "syscalls": set(),
+    "rtnetlink": set(),
+    "interface": {"rtnetlink", "syscalls"},
+    "agent": {"interface", "rtnetlink", "syscalls"},
     "systemd": set(),
     "backoff": set(),
     "blocking": {"errors"},
@@ -18,30 +22,46 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wgquick": {"config", "errors"},
     "lifetime": {"blocking", "errors", "paths"},
     "uapi": {"config", "errors"},
-    "engine": {"errors", "uapi"},
-    "netns": {"agent", "blocking", "errors", "paths"},
-    "resolve": {"blocking", "config", "errors"},
-    "configfile": {"blocking", "config", "errors", "paths", "wgquick"},
-    "tunnel": {
-        "agent", "backoff", "blocking", "config", "engine", "errors", "lifetime", "netns",
-        "resolve", "uapi",
+    "lines": set(),
+    "events": set(),
+    "session": {"events"},
+    "pace": set(),
+    "engine": {"errors", "events", "lines", "uapi"},
+    "netns": {"agent", "blocking", "errors", "paths", "syscalls"},
+    "resolve": {"blocking", "errors"},
+    "endpoints": {"config", "errors", "events", "resolve"},
+    "peers": {
+        "config", "endpoints", "errors", "events", "pace", "resolve", "session", "uapi",
     },
-    "manager": {"agent", "engine", "errors", "netns", "tunnel"},
+    "lifecycle": {"errors"},
+    "configfile": {"blocking", "config", "errors", "paths", "wgquick"},
+    "spec": {"agent", "config", "lifetime"},
+    "tunnel": {
+        "agent", "backoff", "config", "engine", "errors", "lifecycle", "netns", "pace", "peers",
+        "session", "spec", "uapi",
+    },
+    "manager": {"agent", "engine", "errors", "lifecycle", "netns", "spec", "tunnel"},
     "bus": {"blocking", "errors"},
+    "hostnet": {"rtnetlink"},
+    "suspend": {"bus"},
     "objects": {"bus", "contract", "errors"},
     "options": {"bus", "config", "errors", "lifetime", "names", "wgquick"},
     "service": {
-        "agent", "bus", "config", "configfile", "engine", "errors", "lifetime", "manager",
-        "names", "netns", "objects", "options", "tunnel", "uapi",
+        "agent", "bus", "configfile", "engine", "errors", "lifecycle", "lifetime", "manager",
+        "names", "netns", "objects", "options", "pace", "peers", "session", "spec", "tunnel",
+        "uapi",
     },
     "setup": {"contract", "errors", "names"},
-    "ctl": {"errors", "names", "setup"},
-    "daemon": {"agent", "bus", "service", "systemd"},
+    "busctl": {"errors", "names", "syscalls"},
+    "changes": {"busctl", "names"},
+    "monitor": {"busctl", "changes", "errors", "names"},
+    "ctl": {"busctl", "errors", "monitor", "names", "setup"},
+    "daemon": {"agent", "bus", "engine", "hostnet", "manager", "service", "suspend", "systemd"},
     "__main__": {"daemon"},
     "__init__": set(),
 }  # fmt: skip
 
-ONLY_IN = {"dbus_next": {"bus"}, "pyroute2": {"agent"}, "systemd": {"systemd"}}
+ONLY_IN = {"dbus_next": {"bus"}, "pyroute2": {"hostnet", "rtnetlink"}, "systemd": {"systemd"}}
 """Third parties' packages that have one door."""
 
 

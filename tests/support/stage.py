@@ -1,7 +1,8 @@
-"""What tests/stage has prepared: the far end, identities to reach it with, other buses."""
+"""What tests/stage has prepared: far ends, identities to reach them with, other buses."""
 
 import json
 import os
+import socket
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,15 @@ class Far:
 
 
 @dataclass(frozen=True)
+class Moving:
+    """The far end that Control stops, starts and moves. Inside its tunnel it is Far's like."""
+
+    endpoint_v4: str
+    endpoint_v6: str
+    """Where it is at first, 192.0.3.2 and 2001:db8:3::2; moving.test is both."""
+
+
+@dataclass(frozen=True)
 class Client:
     """One of the identities the far end knows. Use each in one tunnel at a time."""
 
@@ -36,6 +46,11 @@ class Client:
 @dataclass(frozen=True)
 class Stage:
     far: Far
+    moving: Moving
+    control: str
+    """The socket of Control."""
+    short_engine: str
+    """The path of our wireguard-go with the protocol's times 20 times shorter."""
     clients: list[Client]
     stock_address: str
     """The address of the stock client, which benchmarks compare with and tests do without."""
@@ -78,9 +93,74 @@ def read() -> Stage | None:
         **described
         | {
             "far": Far(**described["far"]),
+            "moving": Moving(**described["moving"]),
             "clients": [Client(**each) for each in described["clients"]],
         }
     )
+
+
+class ControlError(Exception):
+    """The request was refused, or failed."""
+
+
+class Control:
+    """Asks root for what changes around a test: tests/stage/control.py does it.
+
+    Each method returns once its effect is there; it raises ControlError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def far_stop(self) -> None:
+        """Kill the moving far end's wireguard-go; its uplink and servers stay."""
+        self.request("far stop")
+
+    def far_start(self) -> None:
+        """Start it anew. It knows its peers and their addresses, and not where they are."""
+        self.request("far start")
+
+    def far_move(self, address: str) -> None:
+        """Have it at another address of 192.0.3.0/24, and no longer where it was."""
+        self.request("far move", address)
+
+    def host_address_add(self, address: str) -> None:
+        """ADDRESS/PREFIX, of either family, on the host's side of the moving far end's link."""
+        self.request("host address add", address)
+
+    def host_address_delete(self, address: str) -> None:
+        self.request("host address delete", address)
+
+    def host_default_add(self) -> None:
+        """An IPv4 default route by that link, of metric 4242."""
+        self.request("host default add")
+
+    def host_default_delete(self) -> None:
+        self.request("host default delete")
+
+    def host_link_up(self) -> None:
+        self.request("host link up")
+
+    def host_link_down(self) -> None:
+        """The addresses stay, as far as they can; a default route is gone for good."""
+        self.request("host link down")
+
+    def host_name(self, name: str, *addresses: str) -> None:
+        """What NAME.test resolves to from now on; without addresses it does not."""
+        self.request("host-name", name, *addresses)
+
+    def reset(self) -> None:
+        """Everything as it was at the start."""
+        self.request("reset")
+
+    def request(self, *words: str) -> None:
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile("r") as answer:
+            connection.settimeout(30)
+            connection.connect(self.path)
+            connection.sendall(f"{' '.join(words)}\n".encode())
+            line = answer.readline().strip()
+        if line != "ok":
+            raise ControlError(line or "no answer")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,269 @@
+"""Does as root what tests need to change while they run: control.py USER STOCK
+
+The user's suite asks on a socket: one line a connection, answered by `ok` or by what went wrong,
+once the effect is there. This is all there is to ask for:
+
+  far stop | far start            the engine of `far-moving`, its interface with it
+  far move ADDRESS                its uplink's IPv4 address, in place of the present one
+  host address add|delete ADDRESS/PREFIX        on the host's side of that link
+  host default add|delete         a default route by that link
+  host link up|down               the host's side
+  host-name NAME.test ADDRESS…    all addresses of the name; none removes it
+  reset                           everything as it was when this program started
+
+What comes in is parsed here and written anew. STOCK is the program of the far end's engine;
+tests/stage/world exports `far_engine`, which starts it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socketserver
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SOCKET = "/run/wg4netnsd-control"
+HOSTS = Path("/run/hosts")
+NETNS = LINK = "far-moving"
+FAR_ADDRESS = "192.0.3.2"
+LINK_NETWORKS = (ip_network("192.0.3.0/24"), ip_network("2001:db8:3::/64"))
+NETWORKS = (*LINK_NETWORKS, ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))
+MOST_BYTES = 1024
+
+
+class Refused(Exception):
+    """What the user reads."""
+
+
+class Control:
+    def __init__(self, stock: str) -> None:
+        self.stock = stock
+        self.far_address = uplink_address()
+        self.host_addresses = host_addresses()
+        self.hosts = HOSTS.read_text()
+
+    def obey(self, line: str) -> None:
+        if not line.endswith("\n"):
+            raise Refused("not a line, or too long a one")
+        match line.split():
+            case ["far", "stop"]:
+                self.far_stop()
+            case ["far", "start"]:
+                self.far_start()
+            case ["far", "move", address]:
+                far_move(link_ipv4(address))
+            case ["host", "address", "add" | "delete" as verb, address]:
+                host_address(verb, link_address(address))
+            case ["host", "default", "add" | "delete" as verb]:
+                host_default(verb)
+            case ["host", "link", "up"]:
+                host_link_up()
+            case ["host", "link", "down"]:
+                ip("link", "set", LINK, "down")
+            case ["host-name", name, *addresses]:
+                host_name(hostname(name), [stage_address(each) for each in addresses])
+            case ["reset"]:
+                self.reset()
+            case _:
+                raise Refused(f"no such request: {line.strip()!r}")
+
+    def far_engines(self) -> list[int]:
+        pids = run("ip", "netns", "pids", NETNS).split()
+        return [int(pid) for pid in pids if os.readlink(f"/proc/{pid}/exe") == self.stock]
+
+    def far_stop(self) -> None:
+        for pid in self.far_engines():
+            engine = os.pidfd_open(pid)
+            signal.pidfd_send_signal(engine, signal.SIGKILL)
+            select.select([engine], [], [])  # then its sockets and its interface are gone too
+            os.close(engine)
+
+    def far_start(self) -> None:
+        if not self.far_engines():
+            # It keeps our stderr: who captured that would wait for the engine's end.
+            subprocess.run(["bash", "-c", "set -euo pipefail; far_engine far-moving"], check=True)
+
+    def reset(self) -> None:
+        write_hosts(self.hosts)
+        host_link_up()
+        for address in host_addresses() - self.host_addresses:
+            host_address("delete", address)
+        for address in self.host_addresses - host_addresses():
+            host_address("add", address)
+        if run("ip", "route", "show", *DEFAULT):
+            host_default("delete")
+        self.far_start()
+        far_move(self.far_address)
+
+
+# --- what may be asked for -----------------------------------------------------------------
+
+
+def stage_address(text: str) -> IPv4Address | IPv6Address:
+    address = parse(ip_address, text)
+    if not any(address in network for network in NETWORKS):
+        raise Refused(f"not an address of the stage: {text!r}")
+    return address
+
+
+def link_ipv4(text: str) -> str:
+    address = parse(IPv4Address, text)
+    if address not in LINK_NETWORKS[0].hosts() or f"{address}/24" in host_addresses():
+        raise Refused(f"not an address for the far end: {text!r}")
+    return f"{address}/24"
+
+
+def link_address(text: str) -> str:
+    interface = parse(ip_interface, text)
+    network = interface.network
+    if not any(
+        network.version == each.version and network.subnet_of(each) for each in LINK_NETWORKS
+    ):
+        raise Refused(f"not an address of the link: {text!r}")
+    return str(interface)
+
+
+def parse(kind: Callable[[str], T], text: str) -> T:
+    if "%" in text:  # ipaddress takes any text for the zone after it
+        raise Refused(f"not an address: {text!r}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise Refused(f"not an address: {text!r}") from None
+
+
+def hostname(text: str) -> str:
+    if not re.fullmatch(r"[a-z-]+\.test", text):
+        raise Refused(f"not a name: {text!r}")
+    return text
+
+
+# --- what is done --------------------------------------------------------------------------
+
+DEFAULT = ("default", "via", FAR_ADDRESS, "dev", LINK, "metric", "4242")
+
+
+def far_move(new: str) -> None:
+    old = uplink_address()
+    if new == old:
+        return
+    ip("-netns", NETNS, "address", "add", new, "dev", "uplink")
+    ip("-netns", NETNS, "address", "delete", old, "dev", "uplink")
+    # An engine sends from the address that it was last reached at, gone or not. A new mark makes
+    # it forget that address (Device.BindSetMark).
+    for mark in ("1", "0") if far_is_up() else ():
+        run("ip", "netns", "exec", NETNS, "wg", "set", NETNS, "fwmark", mark)
+
+
+def far_is_up() -> bool:
+    return any(each["ifname"] == NETNS for each in shown("-netns", NETNS, "link", "show"))
+
+
+def uplink_address() -> str:
+    (address,) = addresses("-netns", NETNS, "-4", "address", "show", "dev", "uplink")
+    return address
+
+
+def host_addresses() -> set[str]:
+    return addresses("address", "show", "dev", LINK)
+
+
+def host_address(verb: str, address: str) -> None:
+    nodad = ["nodad"] if verb == "add" and ":" in address else []  # usable at once
+    ip("address", verb, address, "dev", LINK, *nodad)
+
+
+def host_default(verb: str) -> None:
+    ip("route", verb, *DEFAULT)
+
+
+def host_link_up() -> None:
+    ip("link", "set", LINK, "up")
+    # Until the carrier is noticed, a moment later, packets are dropped.
+    deadline = time.monotonic() + 5
+    while Path(f"/sys/class/net/{LINK}/operstate").read_text() != "up\n":
+        if time.monotonic() > deadline:
+            raise Refused("the link does not come up")
+        time.sleep(0.01)
+
+
+def host_name(name: str, addresses: list[IPv4Address | IPv6Address]) -> None:
+    lines = []
+    for line in HOSTS.read_text().splitlines():
+        address, *names = line.split()
+        if others := [each for each in names if each != name]:
+            lines.append(" ".join([address, *others]))
+    lines += [f"{address} {name}" for address in addresses]
+    write_hosts("".join(f"{line}\n" for line in lines))
+
+
+def write_hosts(text: str) -> None:
+    with HOSTS.open("r+") as file:  # in place, as it is mounted at /etc/hosts
+        file.write(text)
+        file.truncate()
+
+
+def addresses(*command: str) -> set[str]:
+    (device,) = shown(*command)
+    return {
+        f"{each['local']}/{each['prefixlen']}"
+        for each in device["addr_info"]
+        if each["scope"] == "global"
+    }
+
+
+def shown(*command: str) -> list[dict[str, Any]]:
+    return json.loads(run("ip", "-json", *command) or "[]")
+
+
+def ip(*arguments: str) -> None:
+    run("ip", *arguments)
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise Refused(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+# --- who asks ------------------------------------------------------------------------------
+
+
+class Handler(socketserver.StreamRequestHandler):
+    timeout = 5  # of who connects and says nothing: requests are done one after the other
+
+    def handle(self) -> None:
+        line = self.rfile.readline(MOST_BYTES).decode(errors="replace")
+        try:
+            self.server.control.obey(line)
+            answer = "ok"
+        except (Refused, OSError, subprocess.CalledProcessError) as error:
+            answer = " ".join(f"{error}".split())
+        with contextlib.suppress(BrokenPipeError):  # who asked may have gone
+            self.wfile.write(f"{answer}\n".encode())
+
+
+def main() -> None:
+    user, stock = sys.argv[1:]
+    os.umask(0o177)
+    with socketserver.UnixStreamServer(f"{SOCKET}.new", Handler) as server:
+        os.umask(0o022)
+        server.control = Control(stock)
+        shutil.chown(f"{SOCKET}.new", user)
+        os.rename(f"{SOCKET}.new", SOCKET)  # there once it listens
+        server.serve_forever()
+
+
+main()

@@ -1,0 +1,275 @@
+"""What the daemon's signals tell that has not been told yet: `wg4netnsctl monitor`'s memory.
+
+The stream of signals begins before the snapshot is taken, so that nothing is lost in between, and
+some of what it brings is in the snapshot already. A tunnel is known again by its time of creation,
+a handshake by its time, and of a state's changes those before the snapshot's state are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from wg4netnsd import names
+from wg4netnsd.busctl import Message, sent_usec
+
+_STANDARD: Final = "org.freedesktop.DBus."
+_ENDED: Final = "wg4netnsd has ended"
+_DETAILS: Final = ("role", "endpoint", "last_handshake_usec", "missed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing to show. None is what does not apply."""
+
+    event: str
+    usec: int
+    """When, since 1970."""
+    state: str
+    """Of what it is about, as it is now."""
+    snapshot: bool = False
+    tunnel: str | None = None
+    peer: str | None = None
+    new: str | None = None
+    old: str | None = None
+    reason: str | None = None
+    error: str | None = None
+    role: str | None = None
+    endpoint: str | None = None
+    realtime_usec: int | None = None
+    last_handshake_usec: int | None = None
+    missed: int | None = None
+
+
+@dataclass
+class _Peer:
+    """What has been shown of it; None is nothing so far."""
+
+    state: str | None = None
+    endpoint: str | None = None
+    handshake_usec: int = 0
+
+
+@dataclass
+class _Tunnel:
+    name: str
+    created_usec: int
+    state: str
+    error: list[str] = field(default_factory=list)
+    peers: dict[str, _Peer] = field(default_factory=dict)
+
+
+class Changes:
+    """Turns snapshots and messages into events."""
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        """`wanted`: the names of the tunnels to tell of; empty for all."""
+        self._wanted = wanted
+        self._running: bool | None = None
+        self._tunnels: dict[str, _Tunnel] = {}
+
+    # ------------------------------------------------------------ the daemon
+
+    def started(self, usec: int) -> Iterator[Event]:
+        if self._running is not True:
+            first = self._running is None
+            yield Event(event="daemon-started", usec=usec, state="running", snapshot=first)
+        self._running = True
+
+    def stopped(self, usec: int) -> Iterator[Event]:
+        """Its tunnels have gone with it, which nobody may have been left to say."""
+        for path in list(self._tunnels):
+            yield from self._removed(usec, path, _ENDED)
+        if self._running is not False:
+            first = self._running is None
+            yield Event(event="daemon-stopped", usec=usec, state="stopped", snapshot=first)
+        self._running = False
+
+    # ------------------------------------------------------------ the snapshot
+
+    def snapshot(
+        self, objects: Mapping[str, Any], usec: int, early: Iterable[Message]
+    ) -> Iterator[Event]:
+        """`objects`: of GetManagedObjects. `early`: of the stream, till after that."""
+        for path, interfaces in objects.items():
+            if names.TUNNEL in interfaces:
+                yield from self._found(path, _plain(interfaces[names.TUNNEL]), usec)
+        for message in self._of_these(list(early)):
+            yield from self.take(message, early=True)
+
+    def _found(self, path: str, properties: dict[str, Any], usec: int) -> Iterator[Event]:
+        yield from self._added(path, properties, usec, snapshot=True)
+        if path not in self._tunnels:
+            return
+        tunnel = self._tunnels[path]
+        if any(properties["LastError"]):
+            yield self._error(usec, tunnel, properties["LastError"], snapshot=True)
+        for key, peer in properties["Peers"].items():
+            known = _Peer(peer["state"], peer["endpoint"], peer["last_handshake_usec"])
+            tunnel.peers[key] = known
+            yield Event(
+                event="peer-state",
+                usec=usec,
+                state=peer["state"],
+                snapshot=True,
+                tunnel=tunnel.name,
+                peer=key,
+                new=peer["state"],
+                endpoint=peer["endpoint"],
+                last_handshake_usec=peer["last_handshake_usec"],
+            )
+
+    def _of_these(self, messages: list[Message]) -> Iterator[Message]:
+        """But those about an earlier tunnel of the same name as one of the snapshot."""
+        begins = {
+            path: i
+            for i, message in enumerate(messages)
+            if (path := self._announces_a_known_one(message))
+        }
+        for i, message in enumerate(messages):
+            if i > begins.get(_subject(message), -1):
+                yield message
+
+    def _announces_a_known_one(self, message: Message) -> str:
+        if message["member"] != "InterfacesAdded":
+            return ""
+        path, interfaces, *_ = message["payload"]["data"]
+        created = _plain(interfaces.get(names.TUNNEL, {})).get("CreatedUSec")
+        known = self._tunnels.get(path)
+        return path if known and known.created_usec == created else ""
+
+    # ------------------------------------------------------------ the stream
+
+    def take(self, message: Message, early: bool = False) -> Iterator[Event]:
+        """`early`: it may have been sent before the snapshot was taken."""
+        usec = sent_usec(message)
+        body = message["payload"]["data"]
+        tunnel = self._tunnels.get(_subject(message))
+        match message["interface"].removeprefix(_STANDARD), message["member"]:
+            case names.TUNNEL, member if tunnel:
+                yield from self._of_tunnel(usec, tunnel, member, body, early)
+            case "Properties", "PropertiesChanged" if tunnel and body[0] == names.TUNNEL:
+                error = _plain(body[1]).get("LastError", [])
+                if any(error) and not (early and error == tunnel.error):
+                    yield self._error(usec, tunnel, error)
+            case "ObjectManager", "InterfacesAdded" if names.TUNNEL in body[1]:
+                yield from self._added(body[0], _plain(body[1][names.TUNNEL]), usec)
+            case "ObjectManager", "InterfacesRemoved" if names.TUNNEL in body[1]:
+                yield from self._removed(usec, body[0])
+
+    def _of_tunnel(
+        self, usec: int, tunnel: _Tunnel, member: str, body: list[Any], early: bool
+    ) -> Iterator[Event]:
+        match member, body:
+            case "StateChanged", [new, old, reason, *_]:
+                if _is_news(tunnel.state, new, old, early=early):
+                    yield Event(
+                        event="tunnel-state",
+                        usec=usec,
+                        state=new,
+                        tunnel=tunnel.name,
+                        new=new,
+                        old=old,
+                        reason=reason,
+                    )
+                    tunnel.state = new
+            case "Handshake", [key, realtime_usec, details, *_]:
+                peer = tunnel.peers.setdefault(key, _Peer())
+                shown = peer.handshake_usec
+                if realtime_usec != shown and not (early and realtime_usec < shown):
+                    yield _of_peer(
+                        "handshake", usec, tunnel, key, details, realtime_usec=realtime_usec
+                    )
+                    peer.handshake_usec = realtime_usec
+            case "PeerStateChanged", [key, new, old, details, *_]:
+                peer = tunnel.peers.setdefault(key, _Peer())
+                if _is_news(peer.state, new, old, _missed(details), early):
+                    peer.state = new
+                    yield _of_peer("peer-state", usec, tunnel, key, details, new=new, old=old)
+            case "PeerEndpointChanged", [key, new, old, details, *_]:
+                peer = tunnel.peers.setdefault(key, _Peer())
+                if _is_news(peer.endpoint, new, old, _missed(details), early):
+                    peer.endpoint = new
+                    yield _of_peer("peer-endpoint", usec, tunnel, key, details, new=new, old=old)
+
+    def _added(
+        self, path: str, properties: dict[str, Any], usec: int, snapshot: bool = False
+    ) -> Iterator[Event]:
+        name, created, state = (properties[key] for key in ("Name", "CreatedUSec", "State"))
+        known = self._tunnels.get(path)
+        if (self._wanted and name not in self._wanted) or (known and known.created_usec == created):
+            return
+        self._tunnels[path] = _Tunnel(name, created, state)
+        yield Event(
+            event="tunnel-added",
+            usec=usec,
+            state=state,
+            snapshot=snapshot,
+            tunnel=name,
+            new=state,
+        )
+
+    def _removed(self, usec: int, path: str, reason: str | None = None) -> Iterator[Event]:
+        if tunnel := self._tunnels.pop(path, None):
+            yield Event(
+                event="tunnel-removed",
+                usec=usec,
+                state="closed",
+                tunnel=tunnel.name,
+                old=tunnel.state,
+                reason=reason,
+            )
+
+    def _error(self, usec: int, tunnel: _Tunnel, error: list[str], snapshot: bool = False) -> Event:
+        tunnel.error = error
+        name, message = error
+        return Event(
+            event="error",
+            usec=usec,
+            state="error",
+            snapshot=snapshot,
+            tunnel=tunnel.name,
+            error=name,
+            reason=message,
+        )
+
+
+def _is_news(shown: str | None, new: str, old: str, missed: int = 0, early: bool = False) -> bool:
+    """Early changes that do not begin where the snapshot is came before it."""
+    if shown is None or missed:
+        return True
+    return new != shown and (old == shown or not early)
+
+
+def _of_peer(
+    event: str, usec: int, tunnel: _Tunnel, key: str, details: dict[str, Any], **more: Any
+) -> Event:
+    """What the details say that we have a name for; later versions add to them."""
+    known = _plain({name: details[name] for name in _DETAILS if name in details})
+    state = "active" if event == "handshake" else tunnel.peers[key].state or "idle"
+    return Event(event=event, usec=usec, state=state, tunnel=tunnel.name, peer=key, **known, **more)
+
+
+def _missed(details: dict[str, Any]) -> int:
+    return int(_plain(details).get("missed", 0))
+
+
+def _subject(message: Message) -> str:
+    """The path of the tunnel that a message is about."""
+    if message["member"] in ("InterfacesAdded", "InterfacesRemoved"):
+        return str(message["payload"]["data"][0])
+    return str(message["path"])
+
+
+def _plain(value: Any) -> Any:
+    """A value of busctl's JSON without its variants, {"type": …, "data": …}."""
+    match value:
+        case {"type": str(), "data": data, **rest} if not rest:
+            return _plain(data)
+        case dict():
+            return {key: _plain(inner) for key, inner in value.items()}
+        case list():
+            return [_plain(inner) for inner in value]
+        case _:
+            return value

@@ -1,0 +1,150 @@
+"""Endpoints with a host name: which of its addresses is tried, and when it is looked up again.
+
+It is looked up when the tunnel begins, and then only as long as it is needed: while it has no
+address, and when a peer that was or could not be reached is tried or given up. Nothing is looked up
+for a peer that is silent, or that answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from wg4netnsd.config import Endpoint
+from wg4netnsd.errors import Error
+from wg4netnsd.events import Timers
+from wg4netnsd.resolve import look_up
+
+TRIES: Final = 2
+"""Initiations that an address gets before the next one's turn; a packet may be lost."""
+FIRST_DELAY, MAX_DELAY = 1.0, 300.0
+"""Seconds from one look-up of a name to the next; twice as long each time, until a peer answers."""
+
+
+class NamedEndpoint:
+    """One peer's. Calls `use(endpoint, initiate)` when its packets should go elsewhere."""
+
+    def __init__(
+        self, name: Endpoint, use: Callable[[Endpoint, bool], None], failed: Callable[[Error], None]
+    ) -> None:
+        """`use`'s `initiate`: a handshake is to begin at once. `failed` gets look-ups' errors."""
+        self.error: Error | None = None
+        self.timers = Timers()
+        self._name = name
+        self._use = use
+        self._failed = failed
+        self._addresses: list[str] = []  # the one in use is the first
+        self._unanswered = 0
+        self._delay = FIRST_DELAY
+        self._looked_up_at: float | None = None
+        self._look_up: asyncio.Task[None] | None = None
+        self._next_turn: asyncio.TimerHandle | None = None
+
+    def start(self, found: list[str] | Error) -> Endpoint | None:
+        """Begin with what a first look-up gave. The endpoint to begin with, if there is one."""
+        self._looked_up_at = asyncio.get_running_loop().time()
+        if isinstance(found, Error):
+            self._note(found)
+            return None
+        self._addresses = found
+        return self._endpoint()
+
+    # ------------------------------------------------------------ what becomes of handshakes
+
+    def initiated(self) -> None:
+        """An initiation was sent, or could have been were there an address."""
+        self._unanswered += 1
+        if self._unanswered % TRIES == 0:
+            # Not at once: this one may yet be answered. Before the next, after REKEY_TIMEOUT.
+            delay = self.timers.rekey_attempt / 36
+            self._cancel_turn()
+            self._next_turn = asyncio.get_running_loop().call_later(delay, self._take_turn)
+
+    def answered(self) -> None:
+        self._unanswered = 0
+        self._delay = FIRST_DELAY
+        self._cancel_turn()
+
+    def moved(self, address: str) -> None:
+        """The peer speaks from `address` now."""
+        if address in self._addresses:
+            self._put_first(address)
+
+    def gone_stale(self) -> None:
+        self.look_up_again()
+
+    # ------------------------------------------------------------ look-ups
+
+    def look_up_again(self, now: bool = False) -> None:
+        """Have it looked up as soon as the delay allows; or `now`, when the network is another."""
+        if now:
+            self._delay = FIRST_DELAY
+            self._looked_up_at = None
+            self._cancel_look_up()
+        if self._look_up is None:
+            self._look_up = asyncio.create_task(self._look_up_until_found())
+
+    def close(self) -> None:
+        self._cancel_turn()
+        self._cancel_look_up()
+
+    async def _look_up_until_found(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._looked_up_at is not None:
+                await asyncio.sleep(self._looked_up_at + self._delay - loop.time())
+                self._delay = min(self._delay * 2, MAX_DELAY)
+            try:
+                found = await look_up(self._name.host)
+            except Error as error:
+                self._looked_up_at = loop.time()
+                self._note(error)
+                if self._addresses:  # the old ones may do; the next failure asks anew
+                    break
+            else:
+                self._looked_up_at = loop.time()
+                self._take(found)
+                break
+        self._look_up = None
+
+    def _take(self, found: list[str]) -> None:
+        unresolved, self.error = self.error is not None and not self._addresses, None
+        in_use = self._addresses[:1]
+        self._addresses = found
+        if in_use and in_use[0] in found:
+            self._put_first(in_use[0])
+        self._use(self._endpoint(), unresolved or self._unanswered > 0)
+
+    def _note(self, error: Error) -> None:
+        self.error = error
+        self._failed(error)
+        if not self._addresses and self._look_up is None:
+            self.look_up_again()
+
+    # ------------------------------------------------------------ turns
+
+    def _take_turn(self) -> None:
+        self._next_turn = None
+        if len(self._addresses) > 1:
+            self._put_first(self._addresses[1])
+            self._use(self._endpoint(), False)
+        if self._unanswered >= TRIES * len(self._addresses):  # each has had its turn
+            self.look_up_again()
+
+    def _put_first(self, address: str) -> None:
+        at = self._addresses.index(address)
+        self._addresses = self._addresses[at:] + self._addresses[:at]
+
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(self._addresses[0], self._name.port)
+
+    def _cancel_turn(self) -> None:
+        if self._next_turn:
+            self._next_turn.cancel()
+            self._next_turn = None
+
+    def _cancel_look_up(self) -> None:
+        if self._look_up:
+            self._look_up.cancel()
+            self._look_up = None

@@ -1,0 +1,81 @@
+"""What an engine tells unasked, a line an event: device/events.go in wireguard-go.patch."""
+
+from __future__ import annotations
+
+import base64
+from typing import NamedTuple
+
+
+class Timers(NamedTuple):
+    """The protocol's own times, in seconds; WireGuard's paper, section 6.1."""
+
+    reject_after: float = 180.0
+    rekey_attempt: float = 90.0
+
+
+class Initiated(NamedTuple):
+    """A handshake initiation is sent, or sent again."""
+
+    public_key: str
+
+
+class Completed(NamedTuple):
+    """A handshake is complete. `age`: that of the session, in seconds."""
+
+    public_key: str
+    role: str  # "initiator" or "responder"
+    realtime_usec: int
+    age: float
+
+
+class GaveUp(NamedTuple):
+    """A handshake had no answer, and is not tried again."""
+
+    public_key: str
+
+
+class Expired(NamedTuple):
+    """The session's keys are no more."""
+
+    public_key: str
+
+
+class Moved(NamedTuple):
+    """The peer speaks from another address."""
+
+    public_key: str
+    endpoint: str
+
+
+class Dropped(NamedTuple):
+    """Events were lost: the engine has to be asked."""
+
+
+Event = Timers | Initiated | Completed | GaveUp | Expired | Moved | Dropped
+
+
+def parse(line: str) -> Event:
+    """Raises ValueError where the line is none of these."""
+    match line.split():
+        case ["timers", reject_after, rekey_attempt]:
+            return Timers(int(reject_after) / 1000, int(rekey_attempt) / 1000)
+        case ["initiated", peer]:
+            return Initiated(_public_key(peer))
+        case ["completed", peer, ("initiator" | "responder") as role, unix_ns, age_ms]:
+            return Completed(_public_key(peer), role, int(unix_ns) // 1000, int(age_ms) / 1000)
+        case ["gave-up", peer]:
+            return GaveUp(_public_key(peer))
+        case ["expired", peer]:
+            return Expired(_public_key(peer))
+        case ["endpoint", peer, endpoint]:
+            return Moved(_public_key(peer), endpoint)
+        case ["dropped"]:
+            return Dropped()
+    raise ValueError("not an event")
+
+
+def _public_key(hexadecimal: str) -> str:
+    raw = bytes.fromhex(hexadecimal)
+    if len(raw) != 32:
+        raise ValueError("not a key")
+    return base64.b64encode(raw).decode()

@@ -1,0 +1,70 @@
+"""A tunnel's states, and those who wait for them.
+
+starting ──► up ⇄ restarting ⇄ failed           out of `failed` by Restart() alone
+    │         │        │          │
+    └─────────┴────────┴──────────┴──► stopping ──► closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Collection
+
+from wg4netnsd.errors import NoSuchTunnel
+
+log = logging.getLogger(__name__)
+
+
+class State(enum.StrEnum):
+    STARTING = "starting"
+    UP = "up"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+
+
+class Lifecycle:
+    """The one place where a tunnel changes its state."""
+
+    def __init__(self, name: str, changed: Callable[[State, State, str], None]) -> None:
+        """`changed(new, old, reason)` is called after each change."""
+        self.state = State.STARTING
+        self.since = asyncio.get_running_loop().time()
+        self.close_reason = ""
+        self._name = name
+        self._changed = changed
+        self._waiters: dict[asyncio.Future[State], frozenset[State]] = {}
+
+    def enter(self, new: State, reason: str) -> None:
+        old, self.state = self.state, new
+        self.since = asyncio.get_running_loop().time()
+        for waiter, wanted in self._waiters.items():
+            if not waiter.done() and new in wanted:
+                waiter.set_result(new)
+            elif not waiter.done() and new is State.CLOSED:
+                waiter.set_exception(self.closed_error())
+        level = logging.WARNING if new is State.FAILED else logging.INFO
+        log.log(level, "tunnel %s: %s → %s: %s", self._name, old, new, reason)
+        if new is not old:  # else one more try at restarting: no edge
+            self._changed(new, old, reason)
+
+    async def wait_for(self, wanted: Collection[State]) -> State:
+        """Return the first state that is one of `wanted`. Raises NoSuchTunnel if it was closed."""
+        return self.state if self.state in wanted else await self.wait_for_next(wanted)
+
+    async def wait_for_next(self, wanted: Collection[State]) -> State:
+        """The same, but of the states to come."""
+        if self.state is State.CLOSED:
+            raise self.closed_error()
+        waiter: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = frozenset(wanted)
+        try:
+            return await waiter
+        finally:
+            del self._waiters[waiter]
+
+    def closed_error(self) -> NoSuchTunnel:
+        return NoSuchTunnel(f"'{self._name}' was closed: {self.close_reason}")

@@ -1,0 +1,36 @@
+"""Lines from a child's pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Final
+
+MAX_LINE: Final = 4096
+"""Bytes; what is longer comes in parts."""
+
+
+class Lines:
+    """Owns the read end of a pipe, hands on each line that comes, and closes it at its end."""
+
+    def __init__(self, fd: int, take: Callable[[str], None]) -> None:
+        self.ended = asyncio.Event()
+        self._fd = fd
+        self._take = take
+        self._buffer = b""
+        asyncio.get_running_loop().add_reader(fd, self._on_readable)
+
+    def _on_readable(self) -> None:
+        data = os.read(self._fd, 65536)
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if not data or len(self._buffer) > MAX_LINE:
+            lines.append(self._buffer)
+            self._buffer = b""
+        for line in lines:
+            if line:
+                self._take(line.decode(errors="replace"))
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self.ended.set()

@@ -1,0 +1,200 @@
+"""`wg4netnsctl monitor`: prints what happens to the tunnels and their peers, as it happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from wg4netnsd import busctl, errors, names
+from wg4netnsd.busctl import Message, Stream
+from wg4netnsd.changes import Changes, Event
+
+_ENDING: Final = ("ShuttingDown", "disconnected", "NoReply", "did not receive a reply")
+"""What a call says whose daemon ends meanwhile; its name will have no owner soon."""
+
+_COLOURS: Final = {
+    **dict.fromkeys(("up", "active", "running"), 32),  # green
+    **dict.fromkeys(("starting", "restarting", "stopping", "handshaking", "stale"), 33),  # yellow
+    **dict.fromkeys(("failed", "error", "stopped"), 31),  # red
+}
+_BOLD, _FAINT = 1, 2
+
+
+def run(wanted: Collection[str], as_json: bool, full: bool) -> None:
+    """Until interrupted, or nobody reads on. `full`: keys as they are."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+    lines = Lines(wanted, full, _wants_colours())
+    try:
+        with Stream(sys.stdout.fileno()) as stream:
+            for event in _events(stream, Changes(wanted)):
+                print(lines.json(event) if as_json else lines.human(event), flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _events(stream: Stream, changes: Changes) -> Iterator[Event]:
+    stream.catch_up()  # from here on it misses nothing
+    yield from _snapshot(stream, changes)
+    while True:
+        message = stream.next()
+        if not _changes_owner(message):
+            yield from changes.take(message)
+            continue
+        yield from changes.stopped(busctl.sent_usec(message))
+        if _new_owner(message):
+            yield from _snapshot(stream, changes)
+
+
+def _snapshot(stream: Stream, changes: Changes) -> Iterator[Event]:
+    """What there is now. It is asked for anew if meanwhile the daemon comes or goes."""
+    early: list[Message] = []
+    while True:
+        usec = busctl.now_usec()
+        objects = _managed_objects()
+        early += stream.catch_up()
+        comings = [i for i, message in enumerate(early) if _changes_owner(message)]
+        if not comings:
+            break
+        yield from changes.stopped(busctl.sent_usec(early[comings[-1]]))
+        early = early[comings[-1] + 1 :]
+    if objects is None:
+        yield from changes.stopped(usec)
+    else:
+        yield from changes.started(usec)
+        yield from changes.snapshot(objects, usec, early)
+
+
+def _managed_objects() -> dict[str, Any] | None:
+    """None where the daemon does not run, or not for long."""
+    interface = "org.freedesktop.DBus.ObjectManager"
+    try:
+        reply = busctl.call(names.ROOT_PATH, interface, "GetManagedObjects", start=False)
+    except errors.Failed as error:
+        if any(words in error.text for words in _ENDING):
+            return None
+        raise
+    return None if reply is None else reply[0]
+
+
+def _changes_owner(message: Message) -> bool:
+    return bool(message["member"] == "NameOwnerChanged")
+
+
+def _new_owner(message: Message) -> str:
+    return str(message["payload"]["data"][2])
+
+
+def _wants_colours() -> bool:
+    """https://no-color.org"""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
+
+
+class Lines:
+    """How an event looks."""
+
+    def __init__(self, wanted: Iterable[str], full: bool, colours: bool) -> None:
+        self._full = full
+        self._colours = colours
+        self._ran = False
+        self._width = max(map(len, wanted), default=0)
+
+    def human(self, event: Event) -> str:
+        """TIME  TUNNEL  PEER  what happened"""
+        time = self._paint(_local_time(event.usec), _FAINT)
+        prose = self._paint(self._prose(event), _COLOURS.get(event.state))
+        if event.tunnel is None:
+            return f"{time}  {prose}"
+        self._width = max(self._width, len(event.tunnel))
+        return f"{time}  {self._paint(f'{event.tunnel:<{self._width}}', _BOLD)}  {prose}"
+
+    def json(self, event: Event) -> str:
+        """For jq and waybar."""
+        known = {key: value for key, value in asdict(event).items() if value is not None}
+        state, usec = known.pop("state"), known.pop("usec")
+        time = datetime.fromtimestamp(usec // 1_000_000, UTC).replace(microsecond=usec % 1_000_000)
+        prose = self._prose(event)
+        about = [event.tunnel, self._peer(event), state if event.tunnel else prose]
+        subject = [event.tunnel] if event.tunnel else []
+        shown = {
+            "text": " ".join(part for part in about if part),
+            "alt": state,
+            "class": state,
+            "tooltip": "  ".join([_local_time(usec), *subject, prose]),
+        }
+        stamp = time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        first = {"event": known.pop("event"), "time": stamp}
+        return json.dumps(first | known | shown, separators=(",", ":"))
+
+    def _prose(self, event: Event) -> str:
+        what = _printable(self._what(event))
+        return f"{self._peer(event)}  {what}" if event.peer else what
+
+    def _peer(self, event: Event) -> str:
+        if event.peer is None or self._full:
+            return event.peer or ""
+        return f"{event.peer[:8]}…"
+
+    def _what(self, event: Event) -> str:
+        match event.event:
+            case "daemon-started":
+                again, self._ran = self._ran, True
+                return "wg4netnsd runs again" if again else "wg4netnsd is running"
+            case "daemon-stopped":
+                return "wg4netnsd is not running"
+            case "tunnel-added":
+                return f"{event.new}" if event.snapshot else f"added, {event.new}"
+            case "tunnel-removed":
+                return f"removed: {event.reason}" if event.reason else "removed"
+            case "tunnel-state":
+                return f"{event.old} → {event.new}: {event.reason}"
+            case "error":
+                return f"error: {event.reason}"
+            case "peer-state" if event.snapshot:
+                return f"{event.new}{_at(event.endpoint)}{_last_handshake(event)}"
+            case "peer-state":
+                return f"{event.old} → {event.new}{_missed(event.missed)}"
+            case "peer-endpoint":
+                where = f"{event.old or 'nowhere'} → {event.new or 'nowhere'}"
+                return f"at {where}{_missed(event.missed)}"
+            case _:
+                role = f", as {event.role}" if event.role else ""
+                return f"handshake{_at(event.endpoint)}{role}{_missed(event.missed)}"
+
+    def _paint(self, text: str, colour: int | None) -> str:
+        return f"\x1b[{colour}m{text}\x1b[m" if self._colours and colour else text
+
+
+def _local_time(usec: int) -> str:
+    return datetime.fromtimestamp(usec // 1_000_000).strftime("%H:%M:%S")
+
+
+def _at(endpoint: str | None) -> str:
+    return f" at {endpoint}" if endpoint else ""
+
+
+def _last_handshake(event: Event) -> str:
+    if not event.last_handshake_usec:
+        return ", no handshake yet"
+    seconds = max(0, event.usec - event.last_handshake_usec) // 1_000_000
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f", handshake {seconds // length} {unit} ago"
+    return f", handshake {seconds} s ago"
+
+
+def _missed(count: int | None) -> str:
+    return f" ({count} more before)" if count else ""
+
+
+def _printable(text: str) -> str:
+    """One line, and nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else "�" for c in text)

@@ -1,0 +1,338 @@
+"""rtnetlink(7) over one raw socket: what can be asked of the kernel, and what it tells.
+
+pyroute2's classes encode and decode; its IPRoute would bring a thread and a cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import (
+    IPv4Interface,
+    IPv4Network,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
+from typing import Any, Final, NamedTuple, Self
+
+from pyroute2.netlink import (
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_MULTI,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+)
+from pyroute2.netlink.rtnl import (
+    RTM_DELADDR,
+    RTM_DELROUTE,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+)
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+IFF_UP = 1  # linux/if.h
+IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # linux/if_link.h
+IPV4_DEVCONF_PROMOTE_SECONDARIES = 20  # linux/ip.h
+IN6_ADDR_GEN_MODE_NONE = 1  # linux/if_link.h
+RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1  # linux/rtnetlink.h
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTNH_F_ONLINK = 4
+DEFAULT_METRIC: Final = {4: 0, 6: 1024}  # IP6_RT_PRIO_USER of linux/ipv6_route.h
+ACKS_AT_ONCE = 64  # an ack takes 768 bytes of a receive buffer of 212,992
+
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+EVERY_ERROR: Final = range(1, 4096)  # MAX_ERRNO of linux/err.h
+NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
+
+
+class Message(NamedTuple):
+    """A request; `operation` names it in the OSError of a refusal, unless that is `fine`."""
+
+    operation: str
+    encoded: bytes
+    fine: Container[int] = ()
+
+
+@dataclass(frozen=True)
+class Link:
+    """An interface. By its index, as its owner may rename it meanwhile."""
+
+    name: str
+    index: int
+
+
+class LinkStatus(NamedTuple):
+    link: Link
+    kind: str
+    """The driver's name, as `tun`; empty for what has none."""
+    up: bool
+    mtu: int
+
+
+class Route(NamedTuple):
+    """One that leads to an interface, in any table; `encoded` is how the kernel told of it."""
+
+    network: Network
+    table: int
+    protocol: int
+    metric: int
+    encoded: bytes
+
+    @property
+    def plain(self) -> bool:
+        """Is it where and what `new_route()` would make, whoever made it?"""
+        return self.table == RT_TABLE_MAIN and self.metric == DEFAULT_METRIC[self.network.version]
+
+    def again(self) -> Message:
+        """Set it as it was, if it went and if that is still possible.
+
+        What the kernel told is also how to ask for it; `ip route restore` lives by that.
+        """
+        how = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND
+        encoded = bytearray(self.encoded)
+        NLMSGHDR.pack_into(encoded, 0, len(encoded), RTM_NEWROUTE, how, 0, 0)
+        # rtm_flags also tell of a dead next hop, and the kernel refuses to be told so.
+        (flags,) = struct.unpack_from("=I", encoded, NLMSGHDR.size + 8)
+        struct.pack_into("=I", encoded, NLMSGHDR.size + 8, flags & RTNH_F_ONLINK)
+        return Message(f"route {self.network}", bytes(encoded), EVERY_ERROR)
+
+
+class Netlink:
+    """A socket of the namespace that we are in."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.bind((0, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def apply(self, messages: Iterable[Message]) -> None:
+        """One send for all; the kernel works in order, acknowledges each, and goes on after one
+        that it refuses. Raises OSError for the first of those."""
+        todo = list(messages)
+        for start in range(0, len(todo), ACKS_AT_ONCE):
+            self._apply(todo[start : start + ACKS_AT_ONCE])
+
+    def _apply(self, messages: list[Message]) -> None:
+        self._socket.send(b"".join(message.encoded for message in messages))
+        # Each of them, also after a refusal: what is left unread would answer the next request.
+        codes = [_code(self._socket.recv(65536)) for _ in messages]
+        for message, code in zip(messages, codes, strict=True):
+            if code and code not in message.fine:
+                raise OSError(code, os.strerror(code), message.operation)
+
+    def find(self, name: str) -> LinkStatus | None:
+        """The interface of that name, if there is one."""
+        request = _encode(f"link {name}", ifinfmsg(), RTM_GETLINK, 0, attrs=[("IFLA_IFNAME", name)])
+        try:
+            (found,) = (_decode(ifinfmsg, data) for data in self._ask(request))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
+        information = found.get_attr("IFLA_LINKINFO")
+        kind = information.get_attr("IFLA_INFO_KIND") if information else ""
+        link = Link(name, found["index"])
+        return LinkStatus(link, kind, bool(found["flags"] & IFF_UP), found.get_attr("IFLA_MTU"))
+
+    def addresses(self, link: Link) -> list[Interface]:
+        """Those that are set on the interface."""
+        found = []
+        for _, message in self._dump(ifaddrmsg, RTM_GETADDR):
+            if message["index"] == link.index:
+                ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+                found.append(ip_interface(f"{ip}/{message['prefixlen']}"))
+        return found
+
+    def routes(self, link: Link) -> list[Route]:
+        """Those whose one next hop is the interface."""
+        found = []
+        for data, message in self._dump(rtmsg, RTM_GETROUTE):
+            if message.get_attr("RTA_OIF") == link.index:
+                nowhere = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+                target = message.get_attr("RTA_DST") or nowhere
+                route = Route(
+                    network=ip_network(f"{target}/{message['dst_len']}"),
+                    table=message.get_attr("RTA_TABLE") or message["table"],
+                    protocol=message["proto"],
+                    metric=message.get_attr("RTA_PRIORITY") or 0,
+                    encoded=data,
+                )
+                found.append(route)
+        return found
+
+    def _dump(self, decoder: Any, kind: int) -> Iterator[tuple[bytes, Any]]:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = _encode("dump", decoder(), kind, NLM_F_DUMP, family=family)
+            # Where IPv6 is off, the kernel answers with all other families.
+            answers = [data for data in self._ask(request) if data[NLMSGHDR.size] == family]
+            for data in answers:
+                yield data, _decode(decoder, data)
+
+    def _ask(self, request: Message) -> list[bytes]:
+        """What the kernel answers, one or many."""
+        self._socket.send(request.encoded)
+        answers: list[bytes] = []
+        while True:
+            data = self._socket.recv(65536)
+            while data:
+                length, kind, flags, _, _ = NLMSGHDR.unpack_from(data)
+                if kind == NLMSG_ERROR:
+                    code = _code(data)
+                    raise OSError(code, os.strerror(code), request.operation)
+                if kind == NLMSG_DONE:
+                    return answers
+                answers.append(data[:length])
+                if not flags & NLM_F_MULTI:
+                    return answers
+                data = data[(length + 3) & ~3 :]
+
+
+# ---------------------------------------------------------------- what can be asked for
+
+
+def link_up(link: Link) -> Message:
+    return _set_link(f"link {link.name} up", link, flags=IFF_UP, change=IFF_UP)
+
+
+def link_mtu(link: Link, mtu: int) -> Message:
+    return _set_link(f"MTU {mtu} on {link.name}", link, attrs=[("IFLA_MTU", mtu)])
+
+
+def no_link_local(link: Link) -> Message:
+    """No link-local address, as the kernel's own WireGuard has none: its router solicitations
+    would start handshakes that nobody asked for."""
+    mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+    attrs = [("IFLA_AF_SPEC", {"attrs": [("AF_INET6", mode)]})]
+    return _set_link(f"addrgenmode on {link.name}", link, attrs=attrs)
+
+
+def promote_secondaries(link: Link) -> Message:
+    """Have a subnet's next IPv4 address take the place of its first, when that is deleted.
+
+    By hand: pyroute2 knows IFLA_INET_CONF only as what the kernel tells.
+    """
+    attribute = struct.pack("=I", 1)
+    for kind in (
+        IPV4_DEVCONF_PROMOTE_SECONDARIES,
+        IFLA_INET_CONF,
+        socket.AF_INET,
+        IFLA_AF_SPEC,
+    ):
+        attribute = struct.pack("=HH", 4 + len(attribute), kind) + attribute
+    body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, link.index, 0, 0) + attribute
+    header = NLMSGHDR.pack(NLMSGHDR.size + len(body), RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, 0, 0)
+    return Message(f"promote_secondaries on {link.name}", header + body)
+
+
+def new_address(link: Link, address: Interface) -> Message:
+    return _address(link, address, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
+
+
+def del_address(link: Link, address: Interface) -> Message:
+    return _address(link, address, RTM_DELADDR)._replace(fine=(errno.EADDRNOTAVAIL,))
+
+
+def new_route(link: Link, network: Network) -> Message:
+    """Refused (EEXIST) where something else leads there with the same metric."""
+    return _route(link, network, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
+
+
+def add_route(link: Link, network: Network) -> Message:
+    """Beside what else leads there; the kernel goes by the older one."""
+    message = _route(link, network, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
+    return message._replace(fine=(errno.EEXIST,))  # the very same route
+
+
+def del_route(link: Link, network: Network) -> Message:
+    message = _route(link, network, RTM_DELROUTE, metric=DEFAULT_METRIC[network.version])
+    return message._replace(fine=(errno.ESRCH,))
+
+
+def _set_link(operation: str, link: Link, **fields: Any) -> Message:
+    return _encode(operation, ifinfmsg(), RTM_NEWLINK, NLM_F_ACK, index=link.index, **fields)
+
+
+def _address(link: Link, address: Interface, kind: int, flags: int = 0) -> Message:
+    return _encode(
+        f"address {address} on {link.name}",
+        ifaddrmsg(),
+        kind,
+        NLM_F_ACK | flags,
+        family=_family(address.version),
+        prefixlen=address.network.prefixlen,
+        index=link.index,
+        attrs=[("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))],
+    )
+
+
+def _route(link: Link, network: Network, kind: int, flags: int = 0, metric: int = 0) -> Message:
+    target = [("RTA_DST", str(network.network_address))] if network.prefixlen else []
+    priority = [("RTA_PRIORITY", metric)] if metric else []
+    return _encode(
+        f"route {network} dev {link.name}",
+        rtmsg(),
+        kind,
+        NLM_F_ACK | flags,
+        family=_family(network.version),
+        dst_len=network.prefixlen,
+        table=RT_TABLE_MAIN,
+        proto=RTPROT_STATIC,
+        scope=RT_SCOPE_LINK if network.version == 4 else RT_SCOPE_UNIVERSE,
+        type=RTN_UNICAST,
+        attrs=[*target, *priority, ("RTA_OIF", link.index)],
+    )
+
+
+# ---------------------------------------------------------------- struct nlmsghdr
+
+
+def _encode(operation: str, message: Any, kind: int, how: int, **fields: Any) -> Message:
+    for field, value in fields.items():
+        message[field] = value
+    message["header"] = {
+        "type": kind,
+        "flags": NLM_F_REQUEST | how,
+        "sequence_number": 0,
+        "pid": 0,
+    }
+    message.encode()
+    return Message(operation, bytes(message.data))
+
+
+def _decode(decoder: Any, data: bytes) -> Any:
+    message = decoder(data)
+    message.decode()
+    return message
+
+
+def _code(answer: bytes) -> int:
+    """The errno of an answer, or 0: after the header, struct nlmsgerr begins with its negative."""
+    code: int = struct.unpack_from("=i", answer, NLMSGHDR.size)[0]
+    return -code
+
+
+def _family(version: int) -> int:
+    return socket.AF_INET if version == 4 else socket.AF_INET6

@@ -1,0 +1,37 @@
+"""What a caller asked a tunnel to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wg4netnsd.agent import Settings
+from wg4netnsd.config import Config
+from wg4netnsd.lifetime import Lifetime
+
+
+@dataclass(frozen=True)
+class Spec:
+    name: str
+    interface: str
+    lifetime: Lifetime
+    config: Config
+    mtu_option: int | None = None  # overrides the configuration's
+    handshake: bool = False  # begin one with each peer at once
+
+    def __post_init__(self) -> None:
+        """Raises InvalidConfig where the MTU is too small for the addresses."""
+        assert self.mtu
+
+    @property
+    def mtu(self) -> int:
+        """Of the interface, in bytes."""
+        return self.config.mtu(self.mtu_option)
+
+    @property
+    def settings(self) -> Settings:
+        """The interface's."""
+        return Settings(
+            mtu=self.mtu,
+            addresses=[str(address) for address in self.config.interface.addresses],
+            routes=[str(network) for network in self.config.routes()],
+        )
