@@ -135,8 +135,9 @@ class Stream:
 
     def _last_words(self) -> str:
         assert self._process.stderr
-        said: list[str] = self._process.stderr.read().decode(errors="replace").splitlines()
-        return said[-1] if said else f"status {self._process.wait()}"
+        said = self._process.stderr.read().decode(errors="replace").splitlines()
+        words = [line for line in said if not line.startswith("Monitoring ")]  # its greeting
+        return words[-1] if words else f"status {self._process.wait()}"
 
     def _emit_mark(self, number: int) -> None:
         body = ("ss", self._token, str(number))

@@ -8,6 +8,7 @@ for a peer that is silent, or that answers.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +16,8 @@ from wg4netnsd.config import Endpoint
 from wg4netnsd.errors import Error
 from wg4netnsd.events import Timers
 from wg4netnsd.resolve import look_up
+
+log = logging.getLogger(__name__)
 
 TRIES: Final = 2
 """Initiations that an address gets before the next one's turn; a packet may be lost."""
@@ -117,8 +120,10 @@ class NamedEndpoint:
         self._use(self._endpoint(), unresolved or self._unanswered > 0)
 
     def _note(self, error: Error) -> None:
+        log.debug("%s", error)
+        if str(error) != str(self.error):  # else it has been told
+            self._failed(error)
         self.error = error
-        self._failed(error)
         if not self._addresses and self._look_up is None:
             self.look_up_again()
 

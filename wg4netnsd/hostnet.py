@@ -12,13 +12,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from pyroute2.netlink import NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 from pyroute2.netlink.rtnl import (
     RTM_DELADDR,
     RTM_DELLINK,
@@ -37,7 +35,16 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from wg4netnsd.rtnetlink import IFF_UP, NLMSGHDR, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST
+from wg4netnsd.rtnetlink import (
+    IFF_UP,
+    NLMSGHDR,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTN_UNICAST,
+    Netlink,
+    decode,
+    split,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +58,6 @@ BOTH_CHANGED: Final = "the host's addresses and default route changed"
 _GROUPS: Final = (
     RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
 )
-DUMP_TRIES: Final = 3
 
 LOOPBACK_IFINDEX = 1  # net/net_namespace.h
 IFA_F_TENTATIVE = 0x40  # linux/if_addr.h
@@ -150,7 +156,7 @@ def address_of(message: bytes, known: Collection[Address]) -> Address | None:
     Nor by a tentative one. But one that was good is tentative again each time that its link comes
     back, until it has been probed again (RFC 4862, 5.4): that is not its end.
     """
-    found = _decode(ifaddrmsg, message)
+    found = decode(ifaddrmsg, message)
     if found["scope"] != RT_SCOPE_UNIVERSE or found["index"] == LOOPBACK_IFINDEX:
         return None
     # IFA_ADDRESS is the peer's where the link is point-to-point; IPv6 has IFA_LOCAL only there.
@@ -164,7 +170,7 @@ def route_of(message: bytes) -> Route | None:
     family, prefixlen = message[NLMSGHDR.size], message[NLMSGHDR.size + 1]  # of struct rtmsg
     if prefixlen != 0 or family not in (socket.AF_INET, socket.AF_INET6):
         return None  # most are: they cost no decoding
-    found = _decode(rtmsg, message)
+    found = decode(rtmsg, message)
     if found["type"] != RTN_UNICAST or found.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
         return None
     if hops := found.get_attr("RTA_MULTIPATH"):
@@ -177,12 +183,6 @@ def route_of(message: bytes) -> Route | None:
 def _gateway(hop: Any) -> str:
     """RTA_VIA has it where its family is not the route's (RFC 5549)."""
     return str(hop.get_attr("RTA_GATEWAY") or hop.get_attr("RTA_VIA") or "")
-
-
-def _decode(message_class: Any, message: bytes) -> Any:
-    decoded = message_class(message)
-    decoded.decode()
-    return decoded
 
 
 def difference(before: Place, after: Place) -> str:
@@ -257,46 +257,5 @@ class Coalescer:
 
 def look(before: Place) -> Place:
     """Ask the kernel where the host is. Raises OSError."""
-    return place(dump(RTM_GETADDR), dump(RTM_GETROUTE), before)
-
-
-def dump(request: int) -> list[bytes]:
-    """All objects of a kind and of every family, a message each. Raises OSError.
-
-    A dump that a change has interrupted may lack what was there all the time. Where changes never
-    end, the last try has to do.
-    """
-    for _ in range(DUMP_TRIES):
-        found, interrupted = _dump_once(request)
-        if not interrupted:
-            break
-    return found
-
-
-def _dump_once(request: int) -> tuple[list[bytes], bool]:
-    """Never waits: the kernel answers within send() and recv()."""
-    found: list[bytes] = []
-    interrupted = False
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        # After the header, a struct that begins with the family: 0, AF_UNSPEC.
-        flags = NLM_F_REQUEST | NLM_F_DUMP
-        netlink.send(NLMSGHDR.pack(NLMSGHDR.size + 12, request, flags, 0, 0) + bytes(12))
-        while True:
-            for kind, message in split(netlink.recv(65536)):
-                _, _, flags, _, _ = NLMSGHDR.unpack_from(message)
-                interrupted |= bool(flags & NLM_F_DUMP_INTR)
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    # Both begin with an int: 0, or a negative errno.
-                    code = -struct.unpack_from("=i", message, NLMSGHDR.size)[0]
-                    if code:
-                        raise OSError(code, os.strerror(code), "rtnetlink dump")
-                    return found, interrupted
-                found.append(message)
-
-
-def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Its messages, each with its type. Each begins at a multiple of 4."""
-    while len(datagram) >= NLMSGHDR.size:
-        length, kind, *_ = NLMSGHDR.unpack_from(datagram)
-        yield kind, datagram[:length]
-        datagram = datagram[(length + 3) & ~3 :]
+    with Netlink() as netlink:  # never waits: the kernel answers within send() and recv()
+        return place(netlink.dump(RTM_GETADDR), netlink.dump(RTM_GETROUTE), before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from wg4netnsd import busctl, errors, names
 from wg4netnsd.busctl import Message, Stream
 from wg4netnsd.changes import Changes, Event
 
-_ENDING: Final = ("ShuttingDown", "disconnected", "NoReply", "did not receive a reply")
+_ENDING: Final = ("ShuttingDown", "disconnected")
 """What a call says whose daemon ends meanwhile; its name will have no owner soon."""
 
 _COLOURS: Final = {
@@ -30,31 +31,37 @@ def run(wanted: Collection[str], as_json: bool, full: bool) -> None:
     """Until interrupted, or nobody reads on. `full`: keys as they are."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the locale has no arrow
     lines = Lines(wanted, full, _wants_colours())
     try:
         with Stream(sys.stdout.fileno()) as stream:
-            for event in _events(stream, Changes(wanted)):
-                print(lines.json(event) if as_json else lines.human(event), flush=True)
+            for events in _events(stream, Changes(wanted)):
+                lines.make_room(events)
+                for event in events:
+                    print(lines.json(event) if as_json else lines.human(event), flush=True)
     except BrokenPipeError:
         # Python flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _events(stream: Stream, changes: Changes) -> Iterator[Event]:
+def _events(stream: Stream, changes: Changes) -> Iterator[list[Event]]:
+    """Those that come at once are a list."""
     stream.catch_up()  # from here on it misses nothing
-    yield from _snapshot(stream, changes)
+    yield _snapshot(stream, changes)
     while True:
         message = stream.next()
         if not _changes_owner(message):
-            yield from changes.take(message)
+            yield list(changes.take(message))
             continue
-        yield from changes.stopped(busctl.sent_usec(message))
+        yield list(changes.stopped(busctl.sent_usec(message)))
         if _new_owner(message):
-            yield from _snapshot(stream, changes)
+            yield _snapshot(stream, changes)
 
 
-def _snapshot(stream: Stream, changes: Changes) -> Iterator[Event]:
+def _snapshot(stream: Stream, changes: Changes) -> list[Event]:
     """What there is now. It is asked for anew if meanwhile the daemon comes or goes."""
+    events: list[Event] = []
     early: list[Message] = []
     while True:
         usec = busctl.now_usec()
@@ -63,13 +70,11 @@ def _snapshot(stream: Stream, changes: Changes) -> Iterator[Event]:
         comings = [i for i, message in enumerate(early) if _changes_owner(message)]
         if not comings:
             break
-        yield from changes.stopped(busctl.sent_usec(early[comings[-1]]))
+        events += changes.stopped(busctl.sent_usec(early[comings[-1]]))
         early = early[comings[-1] + 1 :]
     if objects is None:
-        yield from changes.stopped(usec)
-    else:
-        yield from changes.started(usec)
-        yield from changes.snapshot(objects, usec, early)
+        return [*events, *changes.stopped(usec)]
+    return [*events, *changes.started(usec), *changes.snapshot(objects, usec, early)]
 
 
 def _managed_objects() -> dict[str, Any] | None:
@@ -107,13 +112,16 @@ class Lines:
         self._ran = False
         self._width = max(map(len, wanted), default=0)
 
+    def make_room(self, events: Iterable[Event]) -> None:
+        """These are aligned with one another, and so is what follows."""
+        self._width = max(self._width, *(len(event.tunnel or "") for event in events), 0)
+
     def human(self, event: Event) -> str:
         """TIME  TUNNEL  PEER  what happened"""
         time = self._paint(_local_time(event.usec), _FAINT)
         prose = self._paint(self._prose(event), _COLOURS.get(event.state))
         if event.tunnel is None:
             return f"{time}  {prose}"
-        self._width = max(self._width, len(event.tunnel))
         return f"{time}  {self._paint(f'{event.tunnel:<{self._width}}', _BOLD)}  {prose}"
 
     def json(self, event: Event) -> str:
@@ -163,11 +171,11 @@ class Lines:
             case "peer-state":
                 return f"{event.old} → {event.new}{_missed(event.missed)}"
             case "peer-endpoint":
-                where = f"{event.old or 'nowhere'} → {event.new or 'nowhere'}"
-                return f"at {where}{_missed(event.missed)}"
+                moved = f"{event.old or 'unknown'} → {event.new or 'unknown'}"
+                return f"endpoint {moved}{_missed(event.missed)}"
             case _:
-                role = f", as {event.role}" if event.role else ""
-                return f"handshake{_at(event.endpoint)}{role}{_missed(event.missed)}"
+                role = f" as {event.role}" if event.role else ""
+                return f"handshake{role}{_at(event.endpoint)}{_missed(event.missed)}"
 
     def _paint(self, text: str, colour: int | None) -> str:
         return f"\x1b[{colour}m{text}\x1b[m" if self._colours and colour else text
@@ -178,7 +186,7 @@ def _local_time(usec: int) -> str:
 
 
 def _at(endpoint: str | None) -> str:
-    return f" at {endpoint}" if endpoint else ""
+    return f", at {endpoint}" if endpoint else ""
 
 
 def _last_handshake(event: Event) -> str:

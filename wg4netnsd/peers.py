@@ -297,7 +297,6 @@ class Peers:
             known.session.gave_up()  # those were initiations into the old network
             if known.name and known.state is not PeerState.ACTIVE:
                 known.name.look_up_again(now=True)
-            known.settle()
         if reachable := self.used() & self.endpoints().keys():
             self._set(uapi.encode_initiate(reachable))
 

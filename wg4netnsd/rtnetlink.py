@@ -26,6 +26,7 @@ from pyroute2.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
     NLM_F_EXCL,
     NLM_F_MULTI,
     NLM_F_REQUEST,
@@ -54,6 +55,7 @@ RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1  # linux
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTNH_F_ONLINK = 4
 DEFAULT_METRIC: Final = {4: 0, 6: 1024}  # IP6_RT_PRIO_USER of linux/ipv6_route.h
+DUMP_TRIES: Final = 3
 ACKS_AT_ONCE = 64  # an ack takes 768 bytes of a receive buffer of 212,992
 
 Interface = IPv4Interface | IPv6Interface
@@ -147,11 +149,12 @@ class Netlink:
         """The interface of that name, if there is one."""
         request = _encode(f"link {name}", ifinfmsg(), RTM_GETLINK, 0, attrs=[("IFLA_IFNAME", name)])
         try:
-            (found,) = (_decode(ifinfmsg, data) for data in self._ask(request))
+            ((answer,), _) = self._ask(request)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
             return None
+        found = decode(ifinfmsg, answer)
         information = found.get_attr("IFLA_LINKINFO")
         kind = information.get_attr("IFLA_INFO_KIND") if information else ""
         link = Link(name, found["index"])
@@ -160,7 +163,7 @@ class Netlink:
     def addresses(self, link: Link) -> list[Interface]:
         """Those that are set on the interface."""
         found = []
-        for _, message in self._dump(ifaddrmsg, RTM_GETADDR):
+        for _, message in self._decoded(ifaddrmsg, RTM_GETADDR):
             if message["index"] == link.index:
                 ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
                 found.append(ip_interface(f"{ip}/{message['prefixlen']}"))
@@ -169,7 +172,7 @@ class Netlink:
     def routes(self, link: Link) -> list[Route]:
         """Those whose one next hop is the interface."""
         found = []
-        for data, message in self._dump(rtmsg, RTM_GETROUTE):
+        for data, message in self._decoded(rtmsg, RTM_GETROUTE):
             if message.get_attr("RTA_OIF") == link.index:
                 nowhere = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
                 target = message.get_attr("RTA_DST") or nowhere
@@ -183,31 +186,45 @@ class Netlink:
                 found.append(route)
         return found
 
-    def _dump(self, decoder: Any, kind: int) -> Iterator[tuple[bytes, Any]]:
+    def _decoded(self, decoder: Any, kind: int) -> Iterator[tuple[bytes, Any]]:
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = _encode("dump", decoder(), kind, NLM_F_DUMP, family=family)
-            # Where IPv6 is off, the kernel answers with all other families.
-            answers = [data for data in self._ask(request) if data[NLMSGHDR.size] == family]
-            for data in answers:
-                yield data, _decode(decoder, data)
+            for data in self.dump(kind, family):
+                # Where IPv6 is off, the kernel answers with all other families.
+                if data[NLMSGHDR.size] == family:
+                    yield data, decode(decoder, data)
 
-    def _ask(self, request: Message) -> list[bytes]:
-        """What the kernel answers, one or many."""
+    def dump(self, kind: int, family: int = socket.AF_UNSPEC) -> list[bytes]:
+        """All objects of a kind, a message each. Raises OSError.
+
+        A dump that a change has interrupted may lack what was there all the time. Where changes
+        never end, the last try has to do.
+        """
+        # After the header, a struct that begins with the family.
+        how = NLM_F_REQUEST | NLM_F_DUMP
+        header = NLMSGHDR.pack(NLMSGHDR.size + 12, kind, how, 0, 0)
+        request = Message("dump", header + struct.pack("=B11x", family))
+        for _ in range(DUMP_TRIES):
+            answers, interrupted = self._ask(request)
+            if not interrupted:
+                break
+        return answers
+
+    def _ask(self, request: Message) -> tuple[list[bytes], bool]:
+        """What the kernel answers, one or many, and whether a change has interrupted it."""
         self._socket.send(request.encoded)
         answers: list[bytes] = []
+        interrupted = False
         while True:
-            data = self._socket.recv(65536)
-            while data:
-                length, kind, flags, _, _ = NLMSGHDR.unpack_from(data)
-                if kind == NLMSG_ERROR:
-                    code = _code(data)
-                    raise OSError(code, os.strerror(code), request.operation)
-                if kind == NLMSG_DONE:
-                    return answers
-                answers.append(data[:length])
+            for kind, message in split(self._socket.recv(65536)):
+                _, _, flags, _, _ = NLMSGHDR.unpack_from(message)
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    if code := _code(message):
+                        raise OSError(code, os.strerror(code), request.operation)
+                    return answers, interrupted
+                answers.append(message)
                 if not flags & NLM_F_MULTI:
-                    return answers
-                data = data[(length + 3) & ~3 :]
+                    return answers, interrupted
 
 
 # ---------------------------------------------------------------- what can be asked for
@@ -322,14 +339,23 @@ def _encode(operation: str, message: Any, kind: int, how: int, **fields: Any) ->
     return Message(operation, bytes(message.data))
 
 
-def _decode(decoder: Any, data: bytes) -> Any:
+def decode(decoder: Any, data: bytes) -> Any:
+    """A message as pyroute2's class for its kind has it."""
     message = decoder(data)
     message.decode()
     return message
 
 
+def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    """Its messages, each with its type. Each begins at a multiple of 4."""
+    while len(datagram) >= NLMSGHDR.size:
+        length, kind, *_ = NLMSGHDR.unpack_from(datagram)
+        yield kind, datagram[:length]
+        datagram = datagram[(length + 3) & ~3 :]
+
+
 def _code(answer: bytes) -> int:
-    """The errno of an answer, or 0: after the header, struct nlmsgerr begins with its negative."""
+    """The errno of an NLMSG_ERROR or NLMSG_DONE, or 0: they begin with its negative."""
     code: int = struct.unpack_from("=i", answer, NLMSGHDR.size)[0]
     return -code
 

@@ -13,7 +13,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from wg4netnsd.engine import Engine, Spare
 from wg4netnsd.lifecycle import Lifecycle, State
 from wg4netnsd.netns import Netns
 from wg4netnsd.pace import Told
-from wg4netnsd.peers import Handshake, Peers
+from wg4netnsd.peers import Found, Handshake, Peers
 from wg4netnsd.session import PeerState
 from wg4netnsd.spec import Spec
 
@@ -76,15 +76,15 @@ class Tunnel:
         self.error: errors.Error | None = None  # the newest, whatever came of it
         self.failure: errors.Error | None = None  # the one that ended the tunnel
         self.public_key = ""
-        self.listen_port = 0
-        self.engine_pid = 0
-        self.restart_count = 0
+        self.listen_port = self.engine_pid = self.restart_count = 0
         self._agent = agent
         self._spare = spare
         self._socket_path = directory / spec.name / f"{spec.interface}.sock"
         self._observer = observer
         self._tun_fd = -1
         self._engine: Engine | None = None
+        self._half_changed = False  # the engine was, and nobody knows how far
+        self._creators_mtu = spec.mtu_option
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
         self._restart_requested = asyncio.Event()
@@ -115,13 +115,7 @@ class Tunnel:
 
     async def wait_handshaken(self) -> None:
         """Return when a peer has completed a handshake. Raises NoSuchTunnel if it was closed."""
-        done = asyncio.create_task(self.peers.handshaken.wait())
-        ended = asyncio.create_task(self.lifecycle.wait_for({State.CLOSED}))
-        try:
-            await asyncio.wait([done, ended], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            done.cancel()
-            ended.cancel()
+        await _first_of(self.peers.handshaken.wait(), self.lifecycle.wait_for({State.CLOSED}))
         if not self.peers.handshaken.is_set():
             raise self.lifecycle.closed_error()
 
@@ -140,8 +134,9 @@ class Tunnel:
 
         Without an engine, the next one gets it.
         """
-        mtu_option = mtu_option or self.spec.mtu_option
-        spec = replace(self.spec, config=config, mtu_option=mtu_option)
+        if self.lifecycle.close_reason:
+            raise self.lifecycle.closed_error()
+        spec = replace(self.spec, config=config, mtu_option=mtu_option or self._creators_mtu)
         change = asyncio.create_task(self._change(spec))
         self._changes.add(change)
         change.add_done_callback(self._changes.discard)
@@ -150,6 +145,10 @@ class Tunnel:
         except asyncio.CancelledError:
             if change.cancelled() and self.lifecycle.close_reason:
                 raise self.lifecycle.closed_error() from None
+            raise
+        except errors.Error:
+            if self._half_changed:  # until its successor has the old configuration
+                await self.lifecycle.wait_for_next({State.UP, State.FAILED})
             raise
 
     def at_end(self, callback: Callable[[], object]) -> None:
@@ -219,13 +218,14 @@ class Tunnel:
             self._set(listen_port=config.interface.listen_port)
             raise
         _refuse_own_key(config, status.public_key)
+        self._half_changed = False
         self._set(public_key=status.public_key, listen_port=status.listen_port)
         return self._engine
 
     async def _engine_ended(self) -> errors.Error | None:
         """Wait until the engine needs replacing. Returns why, None if it was asked for."""
         assert self._engine
-        await _first_of(self._engine.exited, self._restart_requested)
+        await _first_of(self._engine.exited.wait(), self._restart_requested.wait())
         return await self._engine.obituary() if self._engine.exited.is_set() else None
 
     async def _bring_back(self, why: errors.Error | None) -> None:
@@ -247,7 +247,7 @@ class Tunnel:
                     # Its sessions were lost with the old one, and the far ends don't know.
                     engine = await self._configure_engine(self.peers.used())
                     await engine.attach(self._tun_fd)
-            except (errors.EngineFailed, errors.Timeout) as error:
+            except (errors.EngineFailed, errors.Timeout, errors.InvalidConfig) as error:
                 why = error
                 continue
             self._set(restart_count=self.restart_count + 1)
@@ -305,8 +305,7 @@ class Tunnel:
             there = Change(new.interface, old.settings, new.settings)
             await netns.change(self._agent, self.netns, there)
             try:
-                endpoints = self.peers.first_endpoints(new.config.peers, found)
-                await self._change_engine(old, new, endpoints)
+                await self._change_engine(old, new, found)
             except BaseException:
                 back = Change(new.interface, new.settings, old.settings)
                 await netns.change(self._agent, self.netns, back)
@@ -315,25 +314,29 @@ class Tunnel:
             self.peers.configure(new.config.peers, found)
         self._observer.properties_changed(self, ["spec"])
 
-    async def _change_engine(self, old: Spec, new: Spec, endpoints: dict[str, str]) -> None:
-        if self._engine is None or self.state is not State.UP:
-            return
+    async def _change_engine(self, old: Spec, new: Spec, found: Found) -> None:
+        port = new.config.interface.listen_port
         if self.public_key and new.config.interface.private_key == old.config.interface.private_key:
             _refuse_own_key(new.config, self.public_key)
-        port = new.config.interface.listen_port
+        if self._engine is None or self.state is not State.UP or self._half_changed:
+            self._set(listen_port=port or self.listen_port)  # the next one's
+            return
+        endpoints = self.peers.first_endpoints(new.config.peers, found)
         change = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)
+        both = {peer.public_key: peer for peer in (*new.config.peers, *old.config.peers)}
         try:
             if port and port != self.listen_port:
                 await self._engine.set_listen_port(port, self.listen_port)
-            await self._engine.set(change)
-            status = await self._engine.status()
+            self.peers.configure(both.values(), found)  # it tells of new ones at once
+            status = await self._engine.configure(change)
             _refuse_own_key(new.config, status.public_key)
         except uapi.PortInUse:
             raise
         except BaseException:
-            # Nobody knows how much of it was applied. The next engine gets the old one whole.
             log.warning("tunnel %s: half changed, so its engine is replaced", self.spec.name)
+            self._half_changed = True
             self._restart_requested.set()
+            self.peers.configure(old.config.peers, {})
             raise
         self._set(public_key=status.public_key, listen_port=status.listen_port)
 
@@ -375,9 +378,9 @@ class Tunnel:
         self._set(error=error)
 
 
-async def _first_of(*events: asyncio.Event) -> None:
-    """Return when one of `events` is set."""
-    tasks = [asyncio.create_task(event.wait()) for event in events]
+async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Return when one of them has; the others are cancelled."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
