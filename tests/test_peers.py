@@ -268,6 +268,22 @@ def test_a_host_that_moves_begins_anew_at_once(
         assert client.get(used, "RestartCount") == 0
 
 
+def test_a_peer_that_went_stale_in_silence_is_not_woken(
+    quick: Daemon, namespace: NewNamespace, stage: Stage, control: Control
+) -> None:
+    client = quick.client
+    with (
+        tunnel(client, namespace(), stage.conf(0), wait="handshake") as silent,
+        tunnel(client, namespace(), keepalive(stage, 1), wait="handshake") as kept,
+    ):
+        Told(client, silent).until_state("stale")
+        _, before, _ = _newest_handshake(client, silent)
+        told = Told(client, kept)
+        control.host_address_add("192.0.3.9/24")
+        told.next("Handshake")
+        assert _newest_handshake(client, silent)[1:] == (before, "stale")
+
+
 def test_another_default_route_too(
     daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, control: Control
 ) -> None:

@@ -195,8 +195,8 @@ def _watch_host(manager: Manager) -> contextlib.ExitStack:
     from wg4netnsd.suspend import Suspend
 
     def resumed(why: str) -> None:
+        manager.network_moved(why)  # first: by the clock, sessions have ended meanwhile
         manager.clock_moved()
-        manager.network_moved(why)
 
     watching = contextlib.ExitStack()
     for watch in (

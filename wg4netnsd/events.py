@@ -51,7 +51,8 @@ class Dropped(NamedTuple):
     """Events were lost: the engine has to be asked."""
 
 
-Event = Timers | Initiated | Completed | GaveUp | Expired | Moved | Dropped
+PeerEvent = Initiated | Completed | GaveUp | Expired | Moved
+Event = Timers | PeerEvent | Dropped
 
 
 def parse(line: str) -> Event:

@@ -1,8 +1,11 @@
-"""A tunnel's peers: what their engine tells of them, kept, and told on at the pace of pace.py.
+"""A tunnel's peers: what their engine tells of them is kept, and told on.
 
-engine ──events──► Peers ──► session (states), endpoints (names) ──► Listener
-   ▲                 │
-   └─── endpoints, handshakes to begin, and one question when events were lost
+    engine ──events──► Peers ──► session (states), endpoints (names) ──► Listener
+       ▲                 │
+       └─── endpoints, handshakes to begin, and one question when events were lost
+
+Nothing here polls: each peer has one timer, for when its state will change by itself or when
+pace.py lets something more be told, and none while neither is to come.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from wg4netnsd.resolve import is_address, look_up_all
 from wg4netnsd.session import PeerState, Session
 
 log = logging.getLogger(__name__)
+
+
+Found = dict[str, list[str] | Error]
+"""Host names, and what look-ups gave."""
 
 
 class Handshake(NamedTuple):
@@ -62,11 +69,21 @@ class _Known:
         self._endpoints = Pace(first)  # nobody needs to be told of the first
         self._listener = listener
         self._timer: asyncio.TimerHandle | None = None
+        self._lost = False
         self._closed = False
 
     @property
     def state(self) -> PeerState:
         return self.session.state(_now())
+
+    @property
+    def in_use(self) -> bool:
+        """Was it, when its state was last looked at, or when its engine ended?
+
+        Then a session is wanted. One that went stale in silence is not to be woken.
+        """
+        answers = self._state.newest in (PeerState.ACTIVE, PeerState.HANDSHAKING)
+        return self._lost or answers or self.session.trying(_now())
 
     def look_for(
         self,
@@ -95,12 +112,10 @@ class _Known:
         if self.name:
             self.name.timers = timers
 
-    def take(
-        self,
-        event: events.Initiated | events.Completed | events.GaveUp | events.Expired | events.Moved,
-    ) -> None:
+    def take(self, event: events.PeerEvent) -> None:
         match event:
             case events.Initiated():
+                self._lost = False
                 self.session.initiated(_now())
                 if self.name:
                     self.name.initiated()
@@ -117,6 +132,13 @@ class _Known:
                 self.endpoint = event.endpoint
                 if self.name:
                     self.name.moved(event.endpoint.rpartition(":")[0].strip("[]"))
+        self.settle()
+
+    def engine_ended(self) -> None:
+        """Its session has ended with it."""
+        self._lost = self.in_use
+        self.session.gave_up()
+        self.session.expired()
         self.settle()
 
     def resync(self, status: uapi.PeerStatus) -> None:
@@ -176,10 +198,6 @@ class _Known:
             self._timer.cancel()
         if self.name:
             self.name.close()
-
-
-Found = dict[str, list[str] | Error]
-"""Host names, and what look-ups gave."""
 
 
 class Peers:
@@ -246,9 +264,9 @@ class Peers:
         """Where each peer was last, but those that nobody knows."""
         return {key: known.endpoint for key, known in self._known.items() if known.endpoint}
 
-    def used(self) -> set[str]:
-        """Those that there was, or was to be, a session with."""
-        return {key for key, known in self._known.items() if known.session.used}
+    def in_use(self) -> set[str]:
+        """Those that a session is wanted with."""
+        return {key for key, known in self._known.items() if known.in_use}
 
     def state(self, public_key: str) -> PeerState:
         known = self._known.get(public_key)
@@ -287,18 +305,17 @@ class Peers:
     def engine_ended(self) -> None:
         """All sessions have ended with it."""
         for known in self._known.values():
-            known.session.gave_up()
-            known.session.expired()
-            known.settle()
+            known.engine_ended()
 
     def network_moved(self) -> None:
-        """The host's network is another: begin anew with all that were in use, and now."""
+        """The host's network is another: begin anew with all that are in use, and now."""
+        if reachable := self.in_use() & self.endpoints().keys():
+            for key in reachable:
+                self._known[key].session.gave_up()  # what was sent into the old network
+            self._set(uapi.encode_initiate(reachable))
         for known in self._known.values():
-            known.session.gave_up()  # those were initiations into the old network
             if known.name and known.state is not PeerState.ACTIVE:
                 known.name.look_up_again(now=True)
-        if reachable := self.used() & self.endpoints().keys():
-            self._set(uapi.encode_initiate(reachable))
 
     def clock_moved(self) -> None:
         """Timers may be late: the machine was suspended."""

@@ -55,8 +55,7 @@ class Session:
     """Has there been a session or an initiation?"""
 
     def initiated(self, now: float) -> None:
-        # A long silence: that those before were given up was missed.
-        if self.tried_at is None or now - self.tried_at >= self.timers.rekey_attempt:
+        if not self.trying(now):  # also after a silence in which we missed that it was given up
             self.trying_since = now
         self.tried_at = _later(self.tried_at, now)
         self.used = True
@@ -74,6 +73,10 @@ class Session:
     def expired(self) -> None:
         """The keys are no more, or the engine that had them."""
         self.began = None
+
+    def trying(self, now: float) -> bool:
+        """Is an answer still waited for, however long already?"""
+        return self.tried_at is not None and now - self.tried_at < self.timers.rekey_attempt
 
     def state(self, now: float) -> PeerState:
         if self.began is not None and now - self.began < self.timers.reject_after:

@@ -130,10 +130,8 @@ class Tunnel:
             raise self.error or errors.EngineFailed("no reason given")
 
     async def reconfigure(self, config: Config, mtu_option: int | None) -> None:
-        """Go over to another configuration, or stay with the old one and raise why.
-
-        Without an engine, the next one gets it.
-        """
+        """Go over to another configuration, with an engine to come if there is none; or raise why
+        the old one stays."""
         if self.lifecycle.close_reason:
             raise self.lifecycle.closed_error()
         spec = replace(self.spec, config=config, mtu_option=mtu_option or self._creators_mtu)
@@ -245,7 +243,7 @@ class Tunnel:
             try:
                 async with self._changing:
                     # Its sessions were lost with the old one, and the far ends don't know.
-                    engine = await self._configure_engine(self.peers.used())
+                    engine = await self._configure_engine(self.peers.in_use())
                     await engine.attach(self._tun_fd)
             except (errors.EngineFailed, errors.Timeout, errors.InvalidConfig) as error:
                 why = error
@@ -300,12 +298,14 @@ class Tunnel:
     async def _change(self, new: Spec) -> None:
         """Each step undoes itself if it fails, and those before it if a later one does."""
         async with self._changing:
-            old = self.spec
-            found = await self.peers.look_up(new.config.peers)
+            old, found = self.spec, await self.peers.look_up(new.config.peers)
+            key_stays = new.config.interface.private_key == old.config.interface.private_key
+            public_key = self.public_key if key_stays else ""  # which only an engine can tell
+            _refuse_own_key(new.config, public_key)
             there = Change(new.interface, old.settings, new.settings)
             await netns.change(self._agent, self.netns, there)
             try:
-                await self._change_engine(old, new, found)
+                await self._change_engine(old, new, found, public_key)
             except BaseException:
                 back = Change(new.interface, new.settings, old.settings)
                 await netns.change(self._agent, self.netns, back)
@@ -314,12 +314,10 @@ class Tunnel:
             self.peers.configure(new.config.peers, found)
         self._observer.properties_changed(self, ["spec"])
 
-    async def _change_engine(self, old: Spec, new: Spec, found: Found) -> None:
+    async def _change_engine(self, old: Spec, new: Spec, found: Found, public_key: str) -> None:
         port = new.config.interface.listen_port
-        if self.public_key and new.config.interface.private_key == old.config.interface.private_key:
-            _refuse_own_key(new.config, self.public_key)
         if self._engine is None or self.state is not State.UP or self._half_changed:
-            self._set(listen_port=port or self.listen_port)  # the next one's
+            self._set(public_key=public_key, listen_port=port or self.listen_port)  # the next one's
             return
         endpoints = self.peers.first_endpoints(new.config.peers, found)
         change = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)

@@ -1,0 +1,560 @@
+"""`wg4netnsctl monitor`: the real program against the real daemon, and what it takes for news."""
+
+import contextlib
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jeepney import DBusAddress, MessageType, new_method_return, new_signal
+
+from support.bus import ROOT, TUNNEL, Bus, Client
+from support.configs import key
+from support.daemon import Daemon
+from support.namespaces import Namespace
+from support.processes import children, is_alive, wait_for
+from support.stage import Stage, keys
+from wg4netnsd.busctl import Stream
+from wg4netnsd.changes import Changes
+
+CTL = Path(sys.executable).parent / "wg4netnsctl"
+Namespaces = Callable[..., Namespace]
+
+
+class Monitor:
+    """`wg4netnsctl monitor`, whose output goes into a file."""
+
+    def __init__(self, address: str, directory: Path, *arguments: str, **environment: str) -> None:
+        self.output, self.errors = directory / "output", directory / "errors"
+        with self.output.open("wb") as output, self.errors.open("wb") as error:
+            self.process = subprocess.Popen(
+                [CTL, "monitor", *arguments],
+                env=os.environ | {"DBUS_SESSION_BUS_ADDRESS": address} | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=error,
+            )
+
+    @property
+    def lines(self) -> list[str]:
+        """Those that are complete."""
+        *complete, _ = self.output.read_text().split("\n")
+        return complete
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+    def wait_line(self, *parts: str) -> str:
+        """The first line that has all these in it."""
+        return wait_for(lambda: self._line(parts), f"a line with {parts}")
+
+    def _line(self, parts: tuple[str, ...]) -> str:
+        return next((line for line in self.lines if all(part in line for part in parts)), "")
+
+    def wait_event(self, event: str, **wanted: Any) -> dict[str, Any]:
+        return wait_for(lambda: self._event(wanted | {"event": event}), f"{event}, {wanted}")
+
+    def _event(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        return next((each for each in self.events if wanted.items() <= each.items()), {})
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Its status, after a signal."""
+        busctl = children(self.process.pid)
+        self.process.send_signal(number)
+        status = self.process.wait(10)
+        wait_for(lambda: not any(map(is_alive, busctl)), "its busctl has ended")
+        return status
+
+
+@pytest.fixture
+def monitor() -> Iterator[Callable[..., Monitor]]:
+    """Starts them: monitor(address, *arguments, **environment). They end well and say nothing."""
+    with contextlib.ExitStack() as stack:
+        started: list[Monitor] = []
+
+        def start(address: str, *arguments: str, **environment: str) -> Monitor:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            started.append(Monitor(address, directory, *arguments, **environment))
+            stack.callback(started[-1].process.kill)
+            return started[-1]
+
+        yield start
+        for each in started:
+            if each.process.poll() is None:
+                assert each.end() == 0
+                assert each.errors.read_text() == ""
+
+
+@pytest.fixture
+def own_bus() -> Iterator[Bus]:
+    """One that nothing else is on."""
+    with tempfile.TemporaryDirectory(prefix="wg-") as directory:
+        started = Bus(Path(directory))
+        yield started
+        started.close()
+
+
+def conf(interface: str = "") -> str:
+    """Without a peer."""
+    return f"[Interface]\nPrivateKey = {key()}\nAddress = 10.9.0.2/24\n{interface}"
+
+
+def assert_consistent(events: list[dict[str, Any]]) -> None:
+    """Each thing is added before all else, and changes from what it was said to be."""
+    known: dict[tuple[Any, ...], str] = {}
+    for event in events:
+        tunnel, peer = event.get("tunnel"), event.get("peer")
+        match event["event"]:
+            case "tunnel-added":
+                assert (tunnel,) not in known
+                known[(tunnel,)] = event["new"]
+            case "tunnel-removed":
+                assert event["old"] == known.pop((tunnel,))
+            case "tunnel-state":
+                assert event["old"] == known[(tunnel,)]
+                known[(tunnel,)] = event["new"]
+            case "peer-state":
+                assert event.get("old") == known.get((tunnel, peer), event.get("old"))
+                known[(tunnel, peer)] = event["new"]
+
+
+# ---------------------------------------------------------------- what it shows
+
+
+def test_a_tunnels_life(
+    daemon: Daemon,
+    client: Client,
+    namespace: Namespaces,
+    stage: Stage,
+    monitor: Callable[..., Monitor],
+) -> None:
+    human, machine = monitor(daemon.address), monitor(daemon.address, "--json")
+    human.wait_line("wg4netnsd is running")
+    assert machine.wait_event("daemon-started")["snapshot"] is True
+
+    path = client.create(namespace(), stage.conf(0), name="office", wait="handshake")
+    far = stage.far.public_key
+    added = machine.wait_event("tunnel-added", tunnel="office")
+    assert (added["new"], added["snapshot"], added["class"]) == ("starting", False, "starting")
+    machine.wait_event("tunnel-state", tunnel="office", new="up", old="starting")
+    shaken = machine.wait_event("handshake", tunnel="office", peer=far, role="initiator")
+    assert shaken["endpoint"] == stage.far.endpoint_v4
+    assert shaken["realtime_usec"] == client.peers(path)[far]["last_handshake_usec"]
+    active = machine.wait_event("peer-state", peer=far, new="active", old="handshaking")
+    assert (active["class"], active["text"]) == ("active", f"office {far[:8]}… active")
+    assert active["last_handshake_usec"] == shaken["realtime_usec"]
+
+    human.wait_line("office", "starting → up")
+    line = human.wait_line("office", f"{far[:8]}…", "handshake as initiator")
+    assert line.endswith(f", at {stage.far.endpoint_v4}")
+    assert line[2] == line[5] == ":" and line[8:10] == "  "
+    assert far not in line
+
+    os.kill(client.get(path, "EnginePID"), signal.SIGKILL)
+    error = machine.wait_event("error", tunnel="office")
+    assert error["error"] == "org.wg4netns1.Error.EngineFailed"
+    assert error["reason"].startswith("EngineFailed: ")
+    human.wait_line("office", "error: EngineFailed: ")
+    machine.wait_event("tunnel-state", new="restarting", old="up")
+    machine.wait_event("tunnel-state", new="up", old="restarting")
+
+    client.close_tunnel(path)
+    machine.wait_event("tunnel-state", tunnel="office", new="closed")
+    machine.wait_event("tunnel-removed", tunnel="office", old="closed")
+    human.wait_line("office", "stopping → closed: closed by request")
+    assert human.wait_line("office", "removed").endswith("removed")
+    assert_consistent(machine.events)
+    assert all(each["text"] and each["tooltip"] and each["class"] for each in machine.events)
+    assert "\x1b" not in human.output.read_text()
+    if jq := shutil.which("jq"):
+        command = [
+            jq,
+            "-r",
+            'select(.event == "handshake") | .tunnel, (.time[:19] + "Z" | fromdate)',
+        ]
+        done = subprocess.run(command, input=machine.output.read_bytes(), capture_output=True)
+        assert done.stdout.startswith(b"office\n") and done.returncode == 0
+
+
+def test_a_peer_that_comes_to_us(
+    daemon: Daemon, client: Client, namespace: Namespaces, monitor: Callable[..., Monitor]
+) -> None:
+    watched = monitor(daemon.address, "ours", "--json")
+    watched.wait_event("daemon-started")
+    ours, theirs = keys(), keys()
+    known = f"[Peer]\nPublicKey = {theirs.public}\nAllowedIPs = 10.9.0.3/32\n"
+    section = f"[Interface]\nPrivateKey = {ours.private}\nAddress = 10.9.0.2/24\n"
+    listening = client.create(namespace(), section + known, name="ours")
+    port = client.get(listening, "ListenPort")
+    section = f"[Interface]\nPrivateKey = {theirs.private}\nAddress = 10.9.0.3/24\n"
+    known = f"[Peer]\nPublicKey = {ours.public}\nEndpoint = 127.0.0.1:{port}\n"
+    client.create(namespace(), section + known, name="theirs", wait="handshake")
+
+    watched.wait_event("handshake", role="responder", peer=theirs.public)
+    moved = watched.wait_event("peer-endpoint", peer=theirs.public)
+    assert moved["old"] == "" and moved["new"].startswith("127.0.0.1:")
+    watched.wait_event("peer-state", new="active", endpoint=moved["new"])
+    assert {each.get("tunnel") for each in watched.events} == {None, "ours"}
+
+
+def test_what_there_is_comes_first(
+    daemon: Daemon,
+    client: Client,
+    namespace: Namespaces,
+    stage: Stage,
+    monitor: Callable[..., Monitor],
+) -> None:
+    client.create(namespace(), stage.conf(0), name="office", wait="handshake")
+    client.create(namespace(), conf(), name="a-longer-name")
+    human, full = monitor(daemon.address), monitor(daemon.address, "--full")
+    machine, one = monitor(daemon.address, "--json"), monitor(daemon.address, "office")
+    far = stage.far.public_key
+    peer = machine.wait_event("peer-state", tunnel="office", snapshot=True)
+    assert (peer["peer"], peer["new"], peer["endpoint"]) == (far, "active", stage.far.endpoint_v4)
+    assert peer["last_handshake_usec"] > 0
+    machine.wait_event("tunnel-added", tunnel="a-longer-name", snapshot=True, new="up")
+    line = human.wait_line("office", f"{far[:8]}…  active, at {stage.far.endpoint_v4}, handshake ")
+    assert line.endswith(" s ago")
+    full.wait_line("office         ", f"{far}  active")
+    human.wait_line("  a-longer-name  up")
+    human.wait_line("  office         up")
+    client.close_tunnel(client.manager("GetTunnel", "s", "a-longer-name"))
+    client.close_tunnel(client.manager("GetTunnel", "s", "office"))
+    one.wait_line("office", "removed")
+    assert not any("a-longer-name" in line for line in one.lines)
+
+
+def test_a_locale_without_arrows(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
+    """Any text can be shown, if not well."""
+    watching = monitor(own_bus.address, PYTHONIOENCODING="ascii")
+    with Client(own_bus.address) as played:
+        watching.wait_line("is not running")
+        played.bus("RequestName", "su", "org.wg4netns1", 4)
+        call = played.connection.receive(timeout=10)
+        while call.header.message_type is not MessageType.method_call:
+            call = played.connection.receive(timeout=10)
+        played.connection.send(new_method_return(call, "a{oa{sa{sv}}}", ({},)))
+        watching.wait_line("is running")
+        properties = {"Name": ("s", "t"), "CreatedUSec": ("t", 1), "State": ("s", "up")}
+        root = DBusAddress(ROOT, interface="org.freedesktop.DBus.ObjectManager")
+        added = new_signal(root, "InterfacesAdded", "oa{sa{sv}}", (PATH, {TUNNEL: properties}))
+        played.connection.send(added)
+        body = ("failed", "up", "a bell\a and\nanother line")
+        its = DBusAddress(PATH, interface=TUNNEL)
+        played.connection.send(new_signal(its, "StateChanged", "sss", body))
+        watching.wait_line("t  up ? failed: a bell? and?another line")
+    watching.wait_line("t  removed: wg4netnsd has ended")
+
+
+def test_colours_are_for_terminals(own_bus: Bus) -> None:
+    for environment, coloured in ({"TERM": "xterm"}, True), ({"NO_COLOR": "1"}, False):
+        ours, its = pty.openpty()
+        process = subprocess.Popen(
+            [CTL, "monitor"],
+            env=os.environ | {"DBUS_SESSION_BUS_ADDRESS": own_bus.address} | environment,
+            stdout=its,
+        )
+        os.close(its)
+        shown = b""
+        while b"\n" not in shown:
+            shown += os.read(ours, 1000)
+        assert (b"\x1b[31m" in shown) is coloured
+        os.close(ours)  # the terminal hangs up
+        assert process.wait(10) == 0
+
+
+# ---------------------------------------------------------------- the daemon comes and goes
+
+
+def test_the_daemon_is_waited_for_and_never_started(
+    own_bus: Bus, monitor: Callable[..., Monitor], tmp_path: Path, namespace: Namespaces
+) -> None:
+    started = tmp_path / "started"
+    service = f"[D-BUS Service]\nName=org.wg4netns1\nExec=/usr/bin/touch {started}\n"
+    (own_bus.directory / "dbus-1/services/org.wg4netns1.service").write_text(service)
+    with Client(own_bus.address) as client:
+        client.bus("ReloadConfig")
+    human, machine = monitor(own_bus.address, "a"), monitor(own_bus.address, "--json")
+    human.wait_line("wg4netnsd is not running")
+    assert machine.wait_event("daemon-stopped")["snapshot"] is True
+
+    for number, words in enumerate(["is running", "runs again"]):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        daemon = Daemon(own_bus, directory)
+        human.wait_line(f"wg4netnsd {words}")
+        with Client(own_bus.address) as client:
+            client.create(namespace(), conf(), name="a")
+        wait_for(lambda n=number: _count(machine, "tunnel-added") == n + 1, "it is seen")
+        daemon.stop()
+        wait_for(lambda n=number: _count(machine, "daemon-stopped") == n + 2, "its end is seen")
+        assert _count(machine, "tunnel-removed") == number + 1
+    assert_consistent(machine.events)
+    assert not started.exists()
+
+
+def _count(monitor: Monitor, event: str) -> int:
+    return sum(each["event"] == event for each in monitor.events)
+
+
+def test_the_bus_goes_away(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
+    watching = monitor(own_bus.address)
+    watching.wait_line("wg4netnsd is not running")
+    own_bus.process.terminate()
+    assert watching.process.wait(10) == 1
+    (complaint,) = watching.errors.read_text().splitlines()
+    assert complaint.startswith("wg4netnsctl: busctl monitor has ended: ")
+
+
+def test_no_bus_at_all(monitor: Callable[..., Monitor], tmp_path: Path) -> None:
+    address = f"unix:path={tmp_path}/nowhere"
+    watching = monitor(address)
+    assert watching.process.wait(10) == 1
+    environment = os.environ | {"DBUS_SESSION_BUS_ADDRESS": address}
+    listing = subprocess.run([CTL, "list"], env=environment, capture_output=True, text=True)
+    assert watching.errors.read_text() == listing.stderr != ""
+    assert watching.lines == []
+
+
+def test_a_name_that_no_tunnel_can_have(monitor: Callable[..., Monitor]) -> None:
+    watching = monitor("unix:path=/nowhere", "no/tunnel")
+    assert watching.process.wait(10) == 2
+    assert "no tunnel can be named 'no/tunnel'" in watching.errors.read_text()
+
+
+# ---------------------------------------------------------------- how it ends
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_it_and_its_busctl(
+    own_bus: Bus, monitor: Callable[..., Monitor], number: signal.Signals
+) -> None:
+    watching = monitor(own_bus.address)
+    watching.wait_line("wg4netnsd is not running")
+    assert watching.end(number) == (-number if number is signal.SIGKILL else 0)
+    assert watching.errors.read_text() == ""
+
+
+def test_nobody_reads_on(own_bus: Bus) -> None:
+    """It ends at once, not only with the next line."""
+    command = f"{CTL} monitor | head -n 1; echo ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"DBUS_SESSION_BUS_ADDRESS": own_bus.address}
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=20
+    )
+    first, status = done.stdout.splitlines()
+    assert first.endswith("wg4netnsd is not running") and status == "0"
+    assert done.stderr == ""
+
+
+# ---------------------------------------------------------------- what counts
+
+
+def test_only_the_daemons_signals_are_listened_to(
+    daemon: Daemon,
+    client: Client,
+    namespace: Namespaces,
+    monitor: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", daemon.address)
+    watching = monitor(daemon.address)
+    with Stream(sys.__stdout__.fileno()) as stream, Client(daemon.address) as forger:
+        stream.catch_up()
+        watching.wait_line("is running")
+        path = client.create(namespace(), conf(), name="real")
+        forged = new_signal(
+            DBusAddress(path, interface=TUNNEL), "StateChanged", "sss", ("failed", "up", "forged")
+        )
+        forger.connection.send(forged)
+        properties = {TUNNEL: {"Name": ("s", "forged")}}
+        root = DBusAddress(ROOT, interface="org.freedesktop.DBus.ObjectManager")
+        body = ("/org/wg4netns1/tunnel/forged", properties)
+        forger.connection.send(new_signal(root, "InterfacesAdded", "oa{sa{sv}}", body))
+        forger.bus("GetId")
+        client.close_tunnel(path)
+        seen = stream.catch_up()
+    watching.wait_line("real", "removed")
+    assert not any("forged" in line for line in watching.lines)
+    owner = client.bus("GetNameOwner", "s", "org.wg4netns1")
+    assert seen and {message["type"] for message in seen} == {"signal"}
+    assert {message["sender"] for message in seen} == {owner}
+
+
+def held_busctl(directory: Path) -> Path:
+    """A busctl whose `call` waits for open_gate() before it asks, and before it answers."""
+    for gate in ("asking", "ask", "answered", "answer"):
+        os.mkfifo(directory / gate)
+    program = directory / "busctl"
+    program.write_text(
+        f"""#!/bin/sh
+        case " $* " in *" call "*)
+            : >{directory}/asking; : <{directory}/ask
+            answer=$({shutil.which("busctl")} "$@")
+            : >{directory}/answered; : <{directory}/answer
+            echo "$answer"; exit;;
+        esac
+        exec {shutil.which("busctl")} "$@"
+        """
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_nothing_is_lost_and_nothing_shown_twice(
+    daemon: Daemon,
+    client: Client,
+    namespace: Namespaces,
+    monitor: Callable[..., Monitor],
+    tmp_path: Path,
+) -> None:
+    """The stream, then the snapshot: what happens before, between and after them."""
+    held_busctl(tmp_path)
+    before = client.create(namespace(), conf(), name="before")
+    again = client.create(namespace(), conf(), name="again")
+    watching = monitor(daemon.address, "--json", PATH=f"{tmp_path}:{os.environ['PATH']}")
+
+    (tmp_path / "asking").read_text()  # it listens, and has not asked
+    client.create(namespace(), conf(), name="during")
+    client.close_tunnel(again)
+    again = client.create(namespace(), conf(), name="again")
+    brief = client.create(namespace(), conf(), name="brief")
+    client.close_tunnel(brief)
+    (tmp_path / "ask").write_text("")
+    (tmp_path / "answered").read_text()  # the daemon has told, but we have not heard it yet
+    client.create(namespace(), conf(), name="after")
+    client.tunnel(again, "Restart")
+    client.close_tunnel(before)
+    assert len(watching.lines) == 0
+    (tmp_path / "answer").write_text("")
+
+    watching.wait_event("tunnel-removed", tunnel="before")
+    events = watching.events
+    assert_consistent(events)
+    added = [each["tunnel"] for each in events if each["event"] == "tunnel-added"]
+    assert sorted(added) == ["after", "again", "before", "brief", "during"]
+    snapshot = {each["tunnel"] for each in events if each["snapshot"] and "tunnel" in each}
+    assert snapshot == {"before", "during", "again"}
+    removed = [each["tunnel"] for each in events if each["event"] == "tunnel-removed"]
+    assert removed == ["brief", "before"]
+    restarted = [(e["old"], e["new"]) for e in events if e.get("tunnel") == "again" and "old" in e]
+    assert restarted == [("up", "restarting"), ("restarting", "up")]
+
+
+def test_many_monitors_start_while_tunnels_come(
+    daemon: Daemon, client: Client, namespace: Namespaces, monitor: Callable[..., Monitor]
+) -> None:
+    tunnels = [f"t{number}" for number in range(8)]
+    monitors = []
+    for name in tunnels:
+        monitors.append(monitor(daemon.address, "--json"))
+        client.create(namespace(), conf(), name=name)
+    for watching in monitors:
+        watching.wait_event("tunnel-added", tunnel=tunnels[-1])
+        assert_consistent(watching.events)
+        added = [each["tunnel"] for each in watching.events if each["event"] == "tunnel-added"]
+        assert sorted(added) == tunnels
+
+
+# ---------------------------------------------------------------- what is news, without a bus
+
+PATH = "/org/wg4netns1/tunnel/t"
+PEER = "peer's key"
+
+
+def v(signature: str, value: Any) -> dict[str, Any]:
+    return {"type": signature, "data": value}
+
+
+def message(member: str, *body: Any, path: str = PATH, interface: str = TUNNEL) -> dict[str, Any]:
+    return {
+        "timestamp-realtime": 2,
+        "path": path,
+        "interface": interface,
+        "member": member,
+        "payload": {"data": list(body)},
+    }
+
+
+def objects(peer_state: str, handshake_usec: int = 0) -> dict[str, Any]:
+    """A snapshot of one tunnel with one peer."""
+    peer = {
+        "state": v("s", peer_state),
+        "endpoint": v("s", "192.0.2.1:1"),
+        "last_handshake_usec": v("t", handshake_usec),
+    }
+    properties = {
+        "Name": v("s", "t"),
+        "CreatedUSec": v("t", 1),
+        "State": v("s", "up"),
+        "LastError": v("(ss)", ["", ""]),
+        "Peers": v("a{sa{sv}}", {PEER: peer}),
+    }
+    return {PATH: {TUNNEL: properties}}
+
+
+def peer_state(new: str, old: str, missed: int = 0) -> dict[str, Any]:
+    return message("PeerStateChanged", PEER, new, old, {"missed": v("u", missed)})
+
+
+def news(snapshot: dict[str, Any], *early: dict[str, Any]) -> list[tuple[str | None, str | None]]:
+    """(old, new) of what follows the snapshot."""
+    events = Changes([]).snapshot(snapshot, 1, early)
+    return [(each.old, each.new) for each in events if not each.snapshot]
+
+
+def test_what_led_to_the_snapshot_is_no_news() -> None:
+    to_active = [peer_state("handshaking", "idle"), peer_state("active", "handshaking")]
+    assert news(objects("active"), *to_active) == []
+    assert news(objects("handshaking"), *to_active) == [("handshaking", "active")]
+    assert news(objects("idle"), *to_active) == [("idle", "handshaking"), ("handshaking", "active")]
+
+
+def test_changes_that_were_merged_are_shown() -> None:
+    """Their old state is the last that was told, not the one before them."""
+    assert news(objects("stale"), peer_state("active", "idle", missed=3)) == [("idle", "active")]
+
+
+def test_a_handshake_is_shown_once() -> None:
+    handshakes = [message("Handshake", PEER, at, {"role": v("s", "initiator")}) for at in (4, 5, 6)]
+    events = Changes([]).snapshot(objects("active", handshake_usec=5), 1, handshakes)
+    assert [each.realtime_usec for each in events if each.event == "handshake"] == [6]
+
+
+def test_the_engine_may_tell_of_a_handshake_when_asked_and_then_again() -> None:
+    changes = Changes([])
+    list(changes.snapshot(objects("active", handshake_usec=5), 1, []))
+    assert list(changes.take(message("Handshake", PEER, 5, {}))) == []
+    assert list(changes.take(peer_state("active", "handshaking"))) == []
+    assert [each.new for each in changes.take(peer_state("stale", "active"))] == ["stale"]
+
+
+def test_a_daemon_that_is_killed_takes_its_tunnels_with_it() -> None:
+    changes = Changes([])
+    list(changes.started(1))
+    list(changes.snapshot(objects("idle"), 1, []))
+    ended = [(each.event, each.tunnel, each.reason) for each in changes.stopped(2)]
+    assert ended == [
+        ("tunnel-removed", "t", "wg4netnsd has ended"),
+        ("daemon-stopped", None, None),
+    ]
+    assert list(changes.take(message("StateChanged", "up", "failed", "late"))) == []
+    assert list(changes.stopped(3)) == []
+
+
+def test_later_daemons_say_more() -> None:
+    changes = Changes([])
+    list(changes.snapshot(objects("idle"), 1, []))
+    details = {"missed": v("u", 0), "colour": v("s", "red")}
+    later = message("PeerStateChanged", PEER, "dancing", "idle", details, "more")
+    assert [each.new for each in changes.take(later)] == ["dancing"]
+    assert list(changes.take(message("Rained", "cats"))) == []
