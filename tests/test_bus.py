@@ -267,17 +267,16 @@ def test_what_changes_is_announced(
 ) -> None:
     with Client(bus.address) as applet:
         applet.subscribe(interface=PROPERTIES, member="PropertiesChanged")
+        applet.subscribe(interface=OBJECT_MANAGER, member="InterfacesAdded")
         path = client.create(inside, conf)
         now = client.get_all(path)
-        seen: dict[str, Any] = {}
-        for interface, changed, _invalidated in body_of(
-            applet.pending_signals(), "PropertiesChanged"
-        ):
+        told = applet.pending_signals()
+        ((_, interfaces),) = body_of(told, "InterfacesAdded")
+        seen = {name: value for name, (_, value) in interfaces[TUNNEL].items()}
+        for interface, changed, _invalidated in body_of(told, "PropertiesChanged"):
             assert interface == TUNNEL
             seen |= {name: value for name, (_, value) in changed.items()}
-        assert seen == {
-            name: now[name] for name in ("State", "PublicKey", "ListenPort", "EnginePID")
-        }
+        assert seen == now
         assert client.get_all(path) == now
         assert applet.pending_signals() == []  # reading changes nothing
         client.tunnel(path, "Restart")

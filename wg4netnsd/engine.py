@@ -140,9 +140,12 @@ class Engine:
         """Have it listen at `port`. Raises EngineFailed: PortInUse where it is still at the old."""
         try:
             await self.set(uapi.encode_listen_port(port))
-        except uapi.PortInUse:
-            await self.set(uapi.encode_listen_port(old_port))  # else it has no socket at all
-            raise
+        except uapi.PortInUse as refusal:
+            try:
+                await self.set(uapi.encode_listen_port(old_port))  # else it has no socket at all
+            except uapi.PortInUse:
+                raise EngineFailed("ListenPort: both ports are in use on the host now") from None
+            raise refusal from None
 
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its peers, counters and port. Raises EngineFailed, Timeout."""

@@ -74,6 +74,7 @@ class Tree:
     def __init__(self, root: str) -> None:
         self._root = root
         self._objects: dict[str, Interface] = {}
+        self._announced: set[str] = set()
         self._bus: Bus | None = None
 
     def attach(self, bus: Bus) -> None:
@@ -81,27 +82,38 @@ class Tree:
         self._bus = bus
 
     def add(self, path: str, interface: Interface) -> None:
-        """Export an object, and announce it as soon as what it stands for is under way."""
+        """Export an object, and announce it as soon as what it stands for is under way.
+
+        Of what changes before, nobody needs to be told: the announcement has all values.
+        """
         self._objects[path] = interface
         if path != self._root:
             asyncio.get_running_loop().call_soon(self._announce, path, interface)
 
     def _announce(self, path: str, interface: Interface) -> None:
         """From the root: GDBus clients look nowhere else."""
+        if self._objects.get(path) is not interface:
+            return  # it has gone already
+        self._announced.add(path)
         everything = {interface.contract.name: interface.get_all()}
         self.emit(self._root, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, everything)
 
     def remove(self, path: str) -> None:
         name = self._objects.pop(path).contract.name
-        self.emit(self._root, OBJECT_MANAGER, "InterfacesRemoved", "oas", path, [name])
+        if path in self._announced:
+            self._announced.remove(path)
+            self.emit(self._root, OBJECT_MANAGER, "InterfacesRemoved", "oas", path, [name])
 
     def signal(self, path: str, member: str, *body: Any) -> None:
         """Emit a signal of the object's own interface."""
-        own = self._objects[path].contract
-        self.emit(path, own.name, member, own.signals[member], *body)
+        if path in self._announced:
+            own = self._objects[path].contract
+            self.emit(path, own.name, member, own.signals[member], *body)
 
     def changed(self, path: str, properties: Iterable[str]) -> None:
         """PropertiesChanged: with the value, or as invalidated, as the contract says."""
+        if path not in self._announced:
+            return
         interface = self._objects[path]
         values: Properties = {}
         invalidated: list[str] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from wg4netnsd import events, uapi
@@ -36,6 +36,17 @@ class Handshake(NamedTuple):
 
     realtime_usec: int = 0
     role: str = ""
+
+
+class PeerView(NamedTuple):
+    """What is known of a peer, with an engine or without."""
+
+    configured: Peer
+    endpoint: str  # address and port; empty where unknown
+    lookup_error: str  # why its host name has no address; empty where it has, or is an address
+    state: PeerState
+    last_handshake_usec: int  # since 1970; 0 for never
+    status: uapi.PeerStatus | None  # the engine's newest answer; None where it has given none
 
 
 class Listener(Protocol):
@@ -64,6 +75,7 @@ class _Known:
         self.name: NamedEndpoint | None = None
         self.endpoint = first
         self.handshake = Handshake()
+        self.status: uapi.PeerStatus | None = None
         self._state = Pace(PeerState.IDLE)
         self._handshakes = Pace(Handshake())
         self._endpoints = Pace(first)  # nobody needs to be told of the first
@@ -73,10 +85,6 @@ class _Known:
         self._closed = False
 
     @property
-    def state(self) -> PeerState:
-        return self.session.state(_now())
-
-    @property
     def in_use(self) -> bool:
         """Was it, when its state was last looked at, or when its engine ended?
 
@@ -84,6 +92,16 @@ class _Known:
         """
         answers = self._state.newest in (PeerState.ACTIVE, PeerState.HANDSHAKING)
         return self._lost or answers or self.session.trying(_now())
+
+    def view(self) -> PeerView:
+        return PeerView(
+            configured=self.peer,
+            endpoint=self.endpoint,
+            lookup_error=str(self.name.error or "") if self.name else "",
+            state=self.session.state(_now()),
+            last_handshake_usec=self.handshake.realtime_usec,
+            status=self.status,
+        )
 
     def look_for(
         self,
@@ -137,6 +155,7 @@ class _Known:
     def engine_ended(self) -> None:
         """Its session has ended with it."""
         self._lost = self.in_use
+        self.status = None
         self.session.gave_up()
         self.session.expired()
         self.settle()
@@ -251,6 +270,7 @@ class Peers:
             if is_new or kept.peer.endpoint != peer.endpoint:
                 kept.look_for(peer.endpoint, first.get(key, ""), found, self._use)
             kept.peer = peer
+            kept.settle()
         for gone in known.values():
             gone.close()
 
@@ -268,21 +288,17 @@ class Peers:
         """Those that a session is wanted with."""
         return {key for key, known in self._known.items() if known.in_use}
 
-    def state(self, public_key: str) -> PeerState:
-        known = self._known.get(public_key)
-        return known.state if known else PeerState.IDLE
+    def __getitem__(self, public_key: str) -> PeerView:
+        return self._known[public_key].view()
 
-    def lookup_error(self, public_key: str) -> str:
-        known = self._known.get(public_key)
-        return str(known.name.error or "") if known and known.name else ""
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
 
-    def endpoint(self, public_key: str) -> str:
-        """Address and port; empty where unknown."""
-        return self._known[public_key].endpoint
-
-    def last_handshake_usec(self, public_key: str) -> int:
-        """Since 1970; 0 for never."""
-        return self._known[public_key].handshake.realtime_usec
+    def note(self, statuses: Iterable[uapi.PeerStatus]) -> None:
+        """Keep the engine's answer to a question that somebody asked."""
+        for status in statuses:
+            if known := self._known.get(status.public_key):
+                known.status = status
 
     # ------------------------------------------------------------ what happens
 
@@ -314,7 +330,7 @@ class Peers:
                 self._known[key].session.gave_up()  # what was sent into the old network
             self._set(uapi.encode_initiate(reachable))
         for known in self._known.values():
-            if known.name and known.state is not PeerState.ACTIVE:
+            if known.name and known.view().state is not PeerState.ACTIVE:
                 known.name.look_up_again(now=True)
 
     def clock_moved(self) -> None:

@@ -54,6 +54,7 @@ IN6_ADDR_GEN_MODE_NONE = 1  # linux/if_link.h
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1  # linux/rtnetlink.h
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTNH_F_ONLINK = 4
+RTM_F_CLONED = 0x200  # of linux/rtnetlink.h: learned of a path, as its MTU, and nobody's route
 DEFAULT_METRIC: Final = {4: 0, 6: 1024}  # IP6_RT_PRIO_USER of linux/ipv6_route.h
 DUMP_TRIES: Final = 3
 ACKS_AT_ONCE = 64  # an ack takes 768 bytes of a receive buffer of 212,992
@@ -173,7 +174,8 @@ class Netlink:
         """Those whose one next hop is the interface."""
         found = []
         for data, message in self._decoded(rtmsg, RTM_GETROUTE):
-            if message.get_attr("RTA_OIF") == link.index:
+            learned = message["flags"] & RTM_F_CLONED
+            if message.get_attr("RTA_OIF") == link.index and not learned:
                 nowhere = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
                 target = message.get_attr("RTA_DST") or nowhere
                 route = Route(

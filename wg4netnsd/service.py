@@ -19,11 +19,10 @@ from wg4netnsd.manager import MAX_TUNNELS, Manager
 from wg4netnsd.netns import Netns
 from wg4netnsd.objects import Interface, Tree
 from wg4netnsd.pace import Told
-from wg4netnsd.peers import Handshake
+from wg4netnsd.peers import Handshake, PeerView
 from wg4netnsd.session import PeerState
 from wg4netnsd.spec import Spec
 from wg4netnsd.tunnel import Tunnel
-from wg4netnsd.uapi import DeviceStatus
 
 NO_LIMIT: Final = (1 << 64) - 1
 
@@ -35,7 +34,9 @@ _PROPERTIES_OF: Final = {
     "restart_count": ["RestartCount"],
     "error": ["LastError"],
     "peers": ["Peers"],
-    "spec": ["Mtu", "Addresses", "Dns", "Peers"],
+    "mtu": ["Mtu"],
+    "addresses": ["Addresses"],
+    "dns": ["Dns"],
 }
 """A tunnel's attributes that can change, and what a client sees of each."""
 
@@ -76,7 +77,7 @@ class Service:
     def handshake(self, tunnel: Tunnel, public_key: str, told: Told[Handshake]) -> None:
         details = {
             "role": Variant("s", told.new.role),
-            "endpoint": Variant("s", tunnel.peers.endpoint(public_key)),
+            "endpoint": Variant("s", tunnel.peers[public_key].endpoint),
             "missed": Variant("u", told.missed),
         }
         at = told.new.realtime_usec
@@ -84,8 +85,8 @@ class Service:
 
     def peer_state_changed(self, tunnel: Tunnel, public_key: str, told: Told[PeerState]) -> None:
         details = {
-            "endpoint": Variant("s", tunnel.peers.endpoint(public_key)),
-            "last_handshake_usec": Variant("t", tunnel.peers.last_handshake_usec(public_key)),
+            "endpoint": Variant("s", tunnel.peers[public_key].endpoint),
+            "last_handshake_usec": Variant("t", tunnel.peers[public_key].last_handshake_usec),
             "missed": Variant("u", told.missed),
         }
         body = (public_key, told.new, told.old, details)
@@ -231,7 +232,6 @@ class TunnelInterface(Interface):
         self._tunnel = tunnel
         self._manager = manager
         self._bus = bus
-        self._peers: dict[str, dict[str, Variant]] = {}
 
     async def close(self, _call: Call) -> None:
         await self._manager.close(self._tunnel, "closed by request")
@@ -270,8 +270,8 @@ class TunnelInterface(Interface):
             raise errors.Timeout(f"'{name}' is {state} after {seconds:g} s") from None
 
     async def get_peers(self, _call: Call) -> dict[str, dict[str, Variant]]:
-        self._peers = _peers(self._tunnel, await self._tunnel.status())
-        return self._peers
+        await self._tunnel.status()
+        return self.read_peers()
 
     async def open_netns(self, _call: Call) -> Reply:
         if self._tunnel.state is State.CLOSED:
@@ -279,9 +279,9 @@ class TunnelInterface(Interface):
         return Reply("h", (0,), [os.dup(self._tunnel.netns.fd)])
 
     async def refresh(self) -> None:
-        """Without an engine, the peers stay as they were last seen."""
+        """Without an engine, there are no counters."""
         with contextlib.suppress(errors.Error):
-            self._peers = _peers(self._tunnel, await self._tunnel.status())
+            await self._tunnel.status()
 
     def read_name(self) -> str:
         return self._tunnel.spec.name
@@ -314,10 +314,10 @@ class TunnelInterface(Interface):
         return self._tunnel.spec.mtu
 
     def read_addresses(self) -> list[str]:
-        return [str(address) for address in self._tunnel.spec.config.interface.addresses]
+        return [str(address) for address in self._tunnel.spec.addresses]
 
     def read_dns(self) -> list[str]:
-        return [str(entry) for entry in self._tunnel.spec.config.interface.dns]
+        return [str(entry) for entry in self._tunnel.spec.dns]
 
     def read_engine_pid(self) -> int:
         return self._tunnel.engine_pid
@@ -330,28 +330,26 @@ class TunnelInterface(Interface):
         return [error.dbus_name, str(error)] if error else ["", ""]
 
     def read_peers(self) -> dict[str, dict[str, Variant]]:
-        return self._peers
+        return {key: _peer(self._tunnel.peers[key]) for key in self._tunnel.peers}
 
 
 def _path(tunnel: Tunnel) -> str:
     return names.tunnel_path(tunnel.spec.name)
 
 
-def _peers(tunnel: Tunnel, status: DeviceStatus) -> dict[str, dict[str, Variant]]:
-    hosts = {peer.public_key: peer.endpoint for peer in tunnel.spec.config.peers}
+def _peer(peer: PeerView) -> dict[str, Variant]:
+    configured, status = peer.configured, peer.status
+    networks = status.allowed_ips if status else [str(n) for n in configured.allowed_ips]
     return {
-        peer.public_key: {
-            "endpoint": Variant("s", peer.endpoint),
-            "endpoint_host": Variant("s", str(hosts.get(peer.public_key) or "")),
-            "endpoint_error": Variant("s", tunnel.peers.lookup_error(peer.public_key)),
-            "allowed_ips": Variant("as", peer.allowed_ips),
-            "state": Variant("s", tunnel.peers.state(peer.public_key)),
-            "last_handshake_usec": Variant("t", peer.last_handshake_usec),
-            "rx_bytes": Variant("t", peer.rx_bytes),
-            "tx_bytes": Variant("t", peer.tx_bytes),
-            "persistent_keepalive": Variant("q", peer.persistent_keepalive),
-        }
-        for peer in status.peers
+        "endpoint": Variant("s", peer.endpoint),
+        "endpoint_host": Variant("s", str(configured.endpoint or "")),
+        "endpoint_error": Variant("s", peer.lookup_error),
+        "allowed_ips": Variant("as", networks),
+        "state": Variant("s", peer.state),
+        "last_handshake_usec": Variant("t", peer.last_handshake_usec),
+        "rx_bytes": Variant("t", status.rx_bytes if status else 0),
+        "tx_bytes": Variant("t", status.tx_bytes if status else 0),
+        "persistent_keepalive": Variant("q", configured.persistent_keepalive),
     }
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from wg4netnsd.agent import Settings
-from wg4netnsd.config import Config
+from wg4netnsd.config import Address, Config, Peer
 from wg4netnsd.lifetime import Lifetime
 
 
 @dataclass(frozen=True)
 class Spec:
+    VISIBLE: ClassVar = ("mtu", "addresses", "dns", "peers")
+    """What another configuration can change and a client can see."""
+
     name: str
     interface: str
     lifetime: Lifetime
@@ -28,10 +32,23 @@ class Spec:
         return self.config.mtu(self.mtu_option)
 
     @property
+    def addresses(self) -> tuple[Address, ...]:
+        return self.config.interface.addresses
+
+    @property
+    def dns(self) -> tuple[object, ...]:
+        """Name servers' addresses, and search domains."""
+        return self.config.interface.dns
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        return self.config.peers
+
+    @property
     def settings(self) -> Settings:
         """The interface's."""
         return Settings(
             mtu=self.mtu,
-            addresses=[str(address) for address in self.config.interface.addresses],
+            addresses=[str(address) for address in self.addresses],
             routes=[str(network) for network in self.config.routes()],
         )

@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import time
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from wg4netnsd import errors, netns, uapi
+from wg4netnsd import errors, netns, tun, uapi
 from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
@@ -145,7 +144,8 @@ class Tunnel:
                 raise self.lifecycle.closed_error() from None
             raise
         except errors.Error:
-            if self._half_changed:  # until its successor has the old configuration
+            # The old configuration is in force again when the engine's successor has it.
+            if self._half_changed and self.state is not State.FAILED:
                 await self.lifecycle.wait_for_next({State.UP, State.FAILED})
             raise
 
@@ -157,7 +157,9 @@ class Tunnel:
         """What the engine knows. Raises EngineFailed, Timeout."""
         if self._engine is None or self.state is not State.UP:
             raise errors.EngineFailed(f"'{self.spec.name}' is {self.state}, its engine is not up")
-        return await self._engine.status()
+        status = await self._engine.status()
+        self.peers.note(status.peers)
+        return status
 
     # ------------------------------------------------------------ the run task
 
@@ -232,7 +234,7 @@ class Tunnel:
             self._restart_requested.clear()
             async with self._changing:
                 await self._stop_engine()
-            if _is_gone(self._tun_fd):
+            if tun.is_gone(self._tun_fd):
                 raise _InterfaceGone
             if why:
                 self._set(error=why)
@@ -302,6 +304,9 @@ class Tunnel:
             key_stays = new.config.interface.private_key == old.config.interface.private_key
             public_key = self.public_key if key_stays else ""  # which only an engine can tell
             _refuse_own_key(new.config, public_key)
+            if (name := tun.name(self._tun_fd)) != new.interface:
+                what = f"was renamed to '{name}'" if name else "is gone"
+                raise errors.TunFailed(f"the interface '{new.interface}' {what}")
             there = Change(new.interface, old.settings, new.settings)
             await netns.change(self._agent, self.netns, there)
             try:
@@ -312,7 +317,8 @@ class Tunnel:
                 raise
             self.spec = new
             self.peers.configure(new.config.peers, found)
-        self._observer.properties_changed(self, ["spec"])
+        if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:
+            self._observer.properties_changed(self, changed)
 
     async def _change_engine(self, old: Spec, new: Spec, found: Found, public_key: str) -> None:
         port = new.config.interface.listen_port
@@ -384,13 +390,6 @@ async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _is_gone(tun_fd: int) -> bool:
-    """Has the interface been deleted under its fd? (tun_chr_poll() then gives EPOLLERR.)"""
-    poll = select.poll()
-    poll.register(tun_fd, select.POLLIN)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _refuse_own_key(config: Config, public_key: str) -> None:

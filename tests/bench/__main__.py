@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import create, throughput
+from bench import create, signals, throughput
 
 
 def main() -> None:
@@ -12,6 +12,13 @@ def main() -> None:
     command = what.add_parser("create", help="time to a configured interface, beside slirp4netns")
     command.add_argument("--rounds", type=int, default=200)
     command.set_defaults(run=create.run)
+
+    command = what.add_parser("signals", help="their delay, and what it costs to wait for them")
+    command.add_argument("--tunnels", type=int, default=25, help="with handshakes; at most 31")
+    command.add_argument("--rounds", type=int, default=20, help="handshakes of each tunnel")
+    command.add_argument("--idle-tunnels", type=int, default=50)
+    command.add_argument("--idle-seconds", type=float, default=120, help="0: leave it out")
+    command.set_defaults(run=signals.run)
 
     command = what.add_parser("throughput", help="TCP, beside stock wireguard-go run as root")
     command.add_argument("--rounds", type=int, default=8)

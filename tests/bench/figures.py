@@ -1,7 +1,7 @@
-"""Medians, percentiles, and the table that shows them."""
+"""Medians, percentiles, and the tables that show them."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -10,14 +10,22 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, -(-len(ordered) * int(percent) // 100) - 1)]
 
 
-def table(unit: str, rows: dict[str, Sequence[float]]) -> str:
-    """One row each: p50, p95, minimum, maximum, and the p50's ratio to the last row's."""
+def table(unit: str, rows: Mapping[str, Sequence[float]]) -> str:
+    """One row each: p50, p95, p99, minimum, maximum, and the p50's ratio to the last row's."""
     reference = statistics.median(rows[list(rows)[-1]])
-    width = max(map(len, rows))
-    lines = [f"{'':{width}}  {'p50':>9} {'p95':>9} {'min':>9} {'max':>9} {'ratio':>7}   {unit}"]
+    shown = {}
     for name, values in rows.items():
         middle = statistics.median(values)
-        figures = (middle, percentile(values, 95), min(values), max(values))
-        shown = " ".join(f"{figure:9.2f}" for figure in figures)
-        lines.append(f"{name:{width}}  {shown} {middle / reference:7.2f}   n={len(values)}")
+        rest = percentile(values, 95), percentile(values, 99), min(values), max(values)
+        shown[f"{name}, n={len(values)}"] = (middle, *rest, middle / reference)
+    return grid(unit, ("p50", "p95", "p99", "min", "max", "ratio"), shown)
+
+
+def grid(unit: str, columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:
+    """One row each, of one figure for each column."""
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  {' '.join(f'{name:>9}' for name in columns)}   {unit}"]
+    for name, values in rows.items():
+        shown = (f"{'-':>9}" if value is None else f"{value:9.2f}" for value in values)
+        lines.append(f"{name:{width}}  {' '.join(shown)}")
     return "\n".join(lines)

@@ -1,0 +1,606 @@
+"""What the daemon says unasked, as those hear it who will: busctl, gdbus and GLib, all real."""
+
+import base64
+import json
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jeepney import HeaderFields
+
+from support.bus import (
+    MANAGER,
+    NAME,
+    OBJECT_MANAGER,
+    PROPERTIES,
+    ROOT,
+    TUNNEL,
+    Bus,
+    Client,
+    DBusError,
+)
+from support.configs import Secrets
+from support.daemon import Daemon
+from support.fds import memfd
+from support.monitors import Busctl, Gdbus, Gio, Message, Signal, as_signal
+from support.namespaces import Namespace
+from support.processes import wait_for
+from support.stage import Control, Stage
+from support.transfer import Transfer
+
+NewNamespace = Callable[..., Namespace]
+
+MOVED = "192.0.3.77"
+PATH = f"{ROOT}/tunnel/watched"
+
+# What makes each signal what it is: its member, and so many of its first values.
+VALUES = {
+    "InterfacesAdded": 1,
+    "InterfacesRemoved": 1,
+    "StateChanged": 2,
+    "PeerStateChanged": 3,
+    "PeerEndpointChanged": 3,
+    "Handshake": 1,
+}
+
+
+class Life:
+    """All that can happen to a tunnel: created, restarted, used, moved and closed."""
+
+    def __init__(self, client: Client, inside: Namespace, stage: Stage, control: Control) -> None:
+        self.client, self.inside, self.stage, self.control = client, inside, stage, control
+
+    def live(self) -> None:
+        far = self.stage.far
+        conf = self.stage.conf(0, self.stage.moving.endpoint_v4)
+        assert self.client.create(self.inside, conf, name="watched") == PATH
+        self.client.tunnel(PATH, "Restart")
+        with Transfer(self.inside, far.ipv4, far.echo_port) as transfer:
+            transfer.wait_for_progress()
+            self.control.far_move(MOVED)
+            wait_for(self._has_moved, "the endpoint follows")
+            transfer.finish()
+        self.client.close_tunnel(PATH)
+
+    def _has_moved(self) -> bool:
+        (peer,) = self.client.peers(PATH).values()
+        return bool(peer["endpoint"] == f"{MOVED}:51820")
+
+    def edges(self) -> list[tuple[str, ...]]:
+        """What is to be told of it, PropertiesChanged aside."""
+        key = self.stage.far.public_key
+        return [
+            (ROOT, "InterfacesAdded", PATH),
+            (PATH, "StateChanged", "up", "starting"),
+            (PATH, "StateChanged", "restarting", "up"),
+            (PATH, "StateChanged", "up", "restarting"),
+            (PATH, "PeerStateChanged", key, "handshaking", "idle"),
+            (PATH, "Handshake", key),
+            (PATH, "PeerStateChanged", key, "active", "handshaking"),
+            (PATH, "PeerEndpointChanged", key, f"{MOVED}:51820", self.stage.moving.endpoint_v4),
+            (PATH, "StateChanged", "stopping", "up"),
+            (PATH, "PeerStateChanged", key, "stale", "active"),
+            (PATH, "StateChanged", "closed", "stopping"),
+            (ROOT, "InterfacesRemoved", PATH),
+        ]
+
+
+@pytest.fixture
+def life(client: Client, namespace: NewNamespace, stage: Stage, control: Control) -> Life:
+    return Life(client, namespace(), stage, control)
+
+
+@contextmanager
+def tunnel(client: Client, inside: Namespace, conf: str, **options: Any) -> Iterator[str]:
+    path = client.create(inside, conf, **options)
+    yield path
+    client.close_tunnel(path)
+
+
+def edges(signals: list[Signal]) -> list[tuple[str, ...]]:
+    return [
+        (each.path, each.member, *strings(each.body)[: VALUES[each.member]])
+        for each in signals
+        if each.member != "PropertiesChanged"
+    ]
+
+
+def strings(body: Any) -> list[str]:
+    return re.findall("'([^']*)'", body) if isinstance(body, str) else list(body)
+
+
+def changes(signals: list[Signal]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Of each PropertiesChanged the new values, and the names of what was invalidated."""
+    return [
+        ({name: value["data"] for name, value in each.body[1].items()}, each.body[2])
+        for each in signals
+        if each.member == "PropertiesChanged"
+    ]
+
+
+def last(member: str, signals: list[Signal]) -> bool:
+    return bool(signals) and signals[-1].member == member
+
+
+# ---------------------------------------------------------------- busctl
+
+
+def assert_a_whole_life(signals: list[Signal], life: Life) -> None:
+    assert edges(signals) == life.edges()
+    assert {each.interface for each in signals if each.path == ROOT} == {OBJECT_MANAGER}
+    assert {each.interface for each in signals if each.path == PATH} == {TUNNEL, PROPERTIES}
+    states, invalidated = [], set()
+    for values, names in changes(signals):
+        assert "Peers" not in values
+        invalidated.update(names)
+        states += [values["State"]] if "State" in values else []
+    assert invalidated == {"Peers"}
+    assert states == ["up", "restarting", "up", "stopping", "closed"]
+    for each, after in pairwise(signals):
+        if each.member in ("Handshake", "PeerStateChanged", "PeerEndpointChanged"):
+            # Told together, they are invalidated together.
+            assert after.path == PATH
+            assert after.member in VALUES or after.body == [TUNNEL, {}, ["Peers"]]
+    assert changes(signals).count(({}, ["Peers"])) >= 3
+
+
+def test_busctl_sees_a_tunnel_s_life(daemon: Daemon, life: Life) -> None:
+    with Busctl(daemon.address) as monitor:
+        life.live()
+        assert_a_whole_life(monitor.signals(), life)
+
+
+def test_busctl_sees_the_same_by_a_rule(daemon: Daemon, life: Life) -> None:
+    with Busctl(daemon.address, match=f"type='signal',sender='{NAME}'") as monitor:
+        life.live()
+        assert_a_whole_life(monitor.signals(), life)
+
+
+def test_busctl_sees_one_kind_of_signal(daemon: Daemon, life: Life) -> None:
+    rule = f"type='signal',sender='{NAME}',interface='{TUNNEL}',member='Handshake'"
+    with Busctl(daemon.address, match=rule) as monitor:
+        life.live()
+        (message,) = monitor.catch_up()
+    assert (message["path"], message["member"]) == (PATH, "Handshake")
+    assert message["payload"]["type"] == "sta{sv}"
+    key, at, details = message["payload"]["data"]
+    assert key == life.stage.far.public_key
+    assert 0 <= message["timestamp-realtime"] - at < 1_000_000
+    assert details == {
+        "role": {"type": "s", "data": "initiator"},
+        "endpoint": {"type": "s", "data": life.stage.moving.endpoint_v4},
+        "missed": {"type": "u", "data": 0},
+    }
+
+
+# ---------------------------------------------------------------- gdbus
+
+
+def test_gdbus_sees_a_tunnel_s_life(daemon: Daemon, life: Life) -> None:
+    with Gdbus(daemon.address) as monitor:
+        life.live()
+        wait_for(lambda: last("InterfacesRemoved", monitor.signals()), "gdbus sees it go")
+        signals = monitor.signals()
+        shown = monitor.text
+    assert edges(signals) == life.edges()
+    assert f"{PATH}: {TUNNEL}.StateChanged ('up', 'starting', 'created')\n" in shown
+    assert (
+        f"{ROOT}: {OBJECT_MANAGER}.InterfacesRemoved (objectpath '{PATH}', ['{TUNNEL}'])" in shown
+    )
+    properties = [each.body for each in signals if each.member == "PropertiesChanged"]
+    states = [state for body in properties for state in re.findall("'State': <'(.*?)'>", body)]
+    assert states == ["up", "restarting", "up", "stopping", "closed"]
+    assert f"('{TUNNEL}', @a{{sv}} {{}}, ['Peers'])" in properties
+    assert not any("'Peers':" in body for body in properties)
+    (handshake,) = (each.body for each in signals if each.member == "Handshake")
+    assert re.fullmatch(
+        rf"\('{re.escape(life.stage.far.public_key)}', uint64 \d{{16}}, {{'role': <'initiator'>, "
+        rf"'endpoint': <'{life.stage.moving.endpoint_v4}'>, 'missed': <uint32 0>}}\)",
+        handshake,
+    )
+
+
+# ---------------------------------------------------------------- GLib
+
+
+def test_glib_sees_a_tunnel_s_life(daemon: Daemon, life: Life) -> None:
+    key = life.stage.far.public_key
+    with Gio(daemon.address) as applet:
+        started = applet.wait_event("started")
+        assert started["owner"].startswith(":")
+        assert started["objects"] == {}
+        life.live()
+        applet.wait_event("object-removed")
+        events = [each for each in applet.events if each["event"] not in ("fetching", "fetched")]
+        fetched = applet.of("fetched")
+
+    added, removed = events[1], events[-1]
+    assert (added["event"], removed["event"]) == ("object-added", "object-removed")
+    assert added["path"] == removed["path"] == PATH
+    assert set(added["interfaces"]) == {TUNNEL}
+    assert added["interfaces"][TUNNEL]["State"] == "starting"
+
+    told = [each for each in events if each["event"] == "signal"]
+    signals = [Signal(e["path"], e["interface"], e["member"], e["body"]) for e in told]
+    assert edges(signals) == life.edges()[1:-1]
+
+    # What the proxies hold follows; but Peers, which they no longer have once it was invalidated.
+    known = added["interfaces"][TUNNEL]
+    for event in events[2:-1]:
+        if event["event"] == "changed":
+            assert "Peers" not in event["values"]
+            known |= event["values"]
+            for name in event["invalidated"]:
+                known.pop(name, None)
+        elif event["member"] == "StateChanged":
+            assert event["cached"]["State"] == event["body"][0]
+        assert event["cached"] == known
+    assert known["State"] == "closed"
+    assert "Peers" not in known
+
+    # A proxy that asks for it anew.
+    peers = [each["changed"]["Peers"] for each in fetched if "Peers" in each["changed"]]
+    assert "active" in [each[key]["state"] for each in peers if key in each]
+
+
+def test_glib_has_the_peers_as_they_are_once_it_asks_again(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    inside, key = namespace(), stage.far.public_key
+    with Gio(daemon.address) as applet, tunnel(client, inside, stage.conf(0)) as path:
+
+        def fetched(state: str) -> dict[str, Any]:
+            """The newest that it has, if that is in this state."""
+            peers = [e["cached"].get("Peers", {}) for e in applet.events if "fetch" in e["event"]]
+            newest: dict[str, Any] = peers[-1].get(key, {}) if peers else {}
+            return newest if newest.get("state") == state else {}
+
+        wait_for(lambda: fetched("idle"), "it fetches the peers once the tunnel is up")
+        inside.check("ping", "-n", "-c1", "-W10", stage.far.ipv4)
+        shown = wait_for(lambda: fetched("active"), "it fetches them when they have changed")
+        now = client.peers(path)[key]
+        steady = now.keys() - {"rx_bytes", "tx_bytes"}
+        assert {name: shown[name] for name in steady} == {name: now[name] for name in steady}
+        assert shown["last_handshake_usec"] > 0
+
+
+def test_glib_finds_what_was_there_before_it(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    with (
+        tunnel(client, namespace(), stage.conf(0), name="one") as one,
+        tunnel(client, namespace(), stage.conf(1), name="two", wait="handshake") as two,
+        Gio(daemon.address) as applet,
+    ):
+        found = applet.wait_event("started")["objects"]
+        assert set(found) == {one, two}
+        for path in (one, two):
+            assert set(found[path]) == {TUNNEL}
+            shown, now = found[path][TUNNEL], client.get_all(path)
+            assert {
+                n: v for n, v in shown.items() if n not in ("NetnsId", "LastError", "Peers")
+            } == {n: v for n, v in now.items() if n not in ("NetnsId", "LastError", "Peers")}
+            assert tuple(shown["NetnsId"]) == tuple(now["NetnsId"])
+            assert shown["LastError"] == ["", ""]
+        states = {p: found[p][TUNNEL]["Peers"][stage.far.public_key]["state"] for p in (one, two)}
+        assert states == {one: "idle", two: "active"}
+        client.close_tunnel(one)
+        applet.wait_event("object-removed", path=one)
+        client.create(namespace(), stage.conf(0), name="one")
+        applet.wait_event("object-added", path=one)
+
+
+def test_glib_waits_for_the_daemon_and_survives_it(namespace: NewNamespace, stage: Stage) -> None:
+    with ExitStack() as stack:
+        own_bus = Bus(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-"))))
+        stack.callback(own_bus.close)
+        applet = stack.enter_context(Gio(own_bus.address))
+        started = applet.wait_event("started")
+        assert (started["owner"], started["objects"]) == (None, {})
+        inside = namespace()
+        for number in (1, 2):
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-")))
+            daemon = Daemon(own_bus, home)
+            stack.callback(daemon.stop_if_running)
+            owner = daemon.client.bus("GetNameOwner", "s", NAME)
+            applet.wait_event("name-owner", owner=owner)
+            path = daemon.client.create(inside, stage.conf(0), wait="handshake")
+            wait_for(lambda n=number: len(applet.of("object-added")) == n, "it sees the tunnel")
+            assert applet.of("object-added")[-1]["path"] == path
+            wait_for(lambda: applet.of("changed")[-1]["cached"]["State"] == "up", "it is up")
+            applet.wait_event("signal", path=path, member="Handshake")
+            daemon.stop()
+            wait_for(lambda: applet.of("name-owner")[-1]["owner"] is None, "the daemon is gone")
+            assert applet.of("name-owner")[-1]["objects"] == {}
+            assert len(applet.of("object-removed")) == number
+
+
+# ---------------------------------------------------------------- on edges only
+
+
+def test_traffic_and_questions_say_nothing(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    inside, key = namespace(), stage.far.public_key
+    with (
+        tunnel(client, inside, stage.conf(0), wait="handshake") as path,
+        Busctl(daemon.address) as monitor,
+    ):
+        before = client.peers(path)[key]
+        inside.check("ping", "-n", "-i0.01", "-c150", "-W10", stage.far.ipv4)
+        after = client.peers(path)[key]
+        assert after["rx_bytes"] - before["rx_bytes"] > 150 * 64
+        assert after["tx_bytes"] - before["tx_bytes"] > 150 * 64
+        client.get(path, "Peers")
+        client.get(path, "State")
+        client.get_all(path)
+        client.call(ROOT, OBJECT_MANAGER, "GetManagedObjects")
+        client.manager("Describe")
+        client.manager("ListTunnels")
+        client.tunnel(path, "WaitForState", "ast", ["up"], 0)
+        client.tunnel(path, "OpenNetns").close()
+        assert monitor.signals() == []
+        assert len(monitor.catch_up()) >= 2 * 10  # it does hear the calls and their replies
+
+
+def test_what_is_no_change_is_not_announced(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    """Restarts that are served together, and a second Close."""
+    inside = namespace()
+    with Busctl(daemon.address) as monitor:
+        path = client.create(inside, stage.conf(0), wait="handshake")
+        for _ in range(3):
+            client.send(client.message(path, TUNNEL, "Restart"))
+        client.tunnel(path, "Restart")
+        client.send(client.message(path, TUNNEL, "Close"))
+        client.close_tunnel(path)
+        signals = monitor.signals()
+    members = [each.member for each in signals]
+    assert (members.count("InterfacesAdded"), members.count("InterfacesRemoved")) == (1, 1)
+    for member in ("StateChanged", "PeerStateChanged"):
+        assert_a_chain(signals, member)
+    announced = signals[members.index("InterfacesAdded") :]
+    known = {name: each["data"] for name, each in announced[0].body[1][TUNNEL].items()}
+    for values, _ in changes(announced):
+        for name, value in values.items():
+            assert known[name] != value, f"{name} is announced twice"
+        known |= values
+
+
+def test_an_engine_that_crashes_and_crashes(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    """Attempts to start it are no edges. In the end there is none, and no session either: whoever
+    asks is told as much as those who listened."""
+    inside, key = namespace(), stage.far.public_key
+    with Busctl(daemon.address) as monitor:
+        path = client.create(inside, stage.conf(0), wait="handshake")
+        client.get(path, "Peers")
+
+        def is_given_up() -> bool:
+            if pid := client.get(path, "EnginePID"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return bool(client.get(path, "State") == "failed")
+
+        def is_told_stale() -> bool:
+            bodies = [e.body for e in monitor.signals() if e.member == "PeerStateChanged"]
+            return bool(bodies[-1][1] == "stale")
+
+        wait_for(is_given_up, "it is given up", 40)
+        wait_for(is_told_stale, "the last change is told, perhaps a second later")
+        signals = monitor.signals()
+    assert_a_chain(signals, "StateChanged")
+    assert_a_chain(signals, "PeerStateChanged")
+    (described,) = json.loads(client.manager("Describe"))["tunnels"]
+    (managed,) = client.call(ROOT, OBJECT_MANAGER, "GetManagedObjects").values()
+    assert {
+        "Get": client.get(path, "Peers").get(key, {}).get("state"),
+        "GetManagedObjects": managed[TUNNEL]["Peers"][1].get(key, {}).get("state"),
+        "Describe": described["Peers"].get(key, {}).get("state"),
+    } == {"Get": ("s", "stale"), "GetManagedObjects": ("s", "stale"), "Describe": "stale"}
+
+
+def assert_a_chain(signals: list[Signal], member: str) -> None:
+    """Each begins where the last one ended, and ends elsewhere."""
+    at, state = {"StateChanged": (0, "starting"), "PeerStateChanged": (1, "idle")}[member]
+    bodies = [each.body for each in signals if each.member == member]
+    assert bodies
+    for body in bodies:
+        new, old = body[at : at + 2]
+        assert old == state != new, bodies
+        state = new
+
+
+# ---------------------------------------------------------------- order
+
+
+def test_each_state_begins_where_the_last_one_ended(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    inside = namespace()
+    with Busctl(daemon.address) as monitor:
+        with tunnel(client, inside, stage.conf(0), wait="handshake") as path:
+            for _ in range(3):
+                client.tunnel(path, "Restart")
+        signals = monitor.signals()
+    assert_a_chain(signals, "StateChanged")
+    assert_a_chain(signals, "PeerStateChanged")
+    # The property is there first.
+    property_ = "starting"
+    for each in signals:
+        if each.member == "PropertiesChanged":
+            property_ = each.body[1].get("State", {"data": property_})["data"]
+        elif each.member == "StateChanged":
+            assert property_ == each.body[0]
+    states = [values["State"] for values, _ in changes(signals) if "State" in values]
+    assert states == [each.body[0] for each in signals if each.member == "StateChanged"]
+
+
+def test_nothing_is_said_of_a_tunnel_before_it_is_announced_or_after_it_is_gone(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    inside = namespace()
+    with Busctl(daemon.address) as monitor:
+        for _ in range(5):
+            with tunnel(client, inside, stage.conf(0), wait="handshake", name="watched"):
+                pass
+        signals = monitor.signals()
+    known = False
+    for each in signals:
+        if each.path == ROOT:
+            known = each.member == "InterfacesAdded"
+        else:
+            assert known, each
+
+
+def test_what_a_call_causes_comes_before_its_reply(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+) -> None:
+    inside = namespace()
+    with Busctl(daemon.address) as monitor:
+        path = client.create(inside, stage.conf(0), wait="handshake")
+        client.tunnel(path, "Restart")
+        with memfd(stage.conf(0, MTU="1400").encode()) as conf:
+            client.tunnel(path, "Reconfigure", "ha{sv}", conf, {})
+        client.close_tunnel(path)
+        messages = monitor.catch_up()
+    key = stage.far.public_key
+
+    created = before_the_reply(messages, "CreateTunnel")
+    assert ("StateChanged", "up") in created
+    assert ("Handshake", key) in created
+    assert ("InterfacesAdded", path) in created
+    restarted = before_the_reply(messages, "Restart")
+    assert restarted.index(("StateChanged", "restarting")) < restarted.index(("StateChanged", "up"))
+    assert before_the_reply(messages, "Reconfigure")[-1] == ("PropertiesChanged", TUNNEL)
+    closed = before_the_reply(messages, "Close")
+    assert closed.index(("StateChanged", "stopping")) < closed.index(("StateChanged", "closed"))
+    assert closed[-1] == ("InterfacesRemoved", path)
+
+
+def before_the_reply(messages: list[Message], member: str) -> list[tuple[str, Any]]:
+    """The signals from a call to its reply: their names and first values."""
+    (call,) = (m for m in messages if m["type"] == "method_call" and m["member"] == member)
+    (reply,) = (
+        m
+        for m in messages
+        if (m.get("destination"), m.get("reply_cookie")) == (call["sender"], call["cookie"])
+    )
+    between = messages[messages.index(call) : messages.index(reply)]
+    signals = [as_signal(each) for each in between if each["type"] == "signal"]
+    return [(each.member, each.body[0]) for each in signals]
+
+
+class Asker:
+    """A subscriber who, at each signal about a state, asks for that state."""
+
+    def __init__(self, client: Client, applet: Client, key: str) -> None:
+        self.client, self.applet, self.key = client, applet, key
+        self.told: dict[str, list[str]] = {"StateChanged": [], "PeerStateChanged": []}
+        self.found: dict[str, list[str]] = {"StateChanged": [], "PeerStateChanged": []}
+        applet.subscribe(interface=TUNNEL)
+
+    def listen_until(self, *states: str, peer: str) -> None:
+        """Until the tunnel has been in all these, and its peer is in that."""
+
+        def told() -> bool:
+            for message in self.applet.pending_signals():
+                if (member := message.header.fields[HeaderFields.member]) in self.told:
+                    self.told[member].append(message.body[1 if member == "PeerStateChanged" else 0])
+                    self.found[member].append(self._ask(member))
+            newest = self.told["PeerStateChanged"][-1:]
+            return self.told["StateChanged"] == list(states) and newest == [peer]
+
+        wait_for(told, f"the tunnel has been {states}, its peer is {peer}", 20)
+
+    def _ask(self, member: str) -> str:
+        try:
+            if member == "StateChanged":
+                return str(self.client.get(PATH, "State"))
+            peers = self.client.get(PATH, "Peers")
+            return str(peers[self.key]["state"][1]) if self.key in peers else "not there"
+        except DBusError as error:
+            if error.short_name != "UnknownObject":
+                raise
+            return "gone"
+
+    def assert_never_behind(self) -> None:
+        """Each answer is what the signal said, or what a later one did."""
+        for member, told in self.told.items():
+            for number, answer in enumerate(self.found[member]):
+                assert answer in [*told[number:], "gone"], (
+                    f"{member} {told}: after number {number}, it is {answer}"
+                )
+
+
+def test_whoever_asks_at_a_signal_is_told_no_less(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, tmp_path: Path
+) -> None:
+    conf = tmp_path / "wg.conf"
+    conf.touch(mode=0o600)
+    conf.write_text(stage.conf(0))
+    inside = namespace()
+    options = {"name": ("s", "watched"), "wait": ("s", "handshake")}
+    create = (inside.path, str(conf), options)
+    with Client(daemon.address) as applet:
+        asker = Asker(client, applet, stage.far.public_key)
+        client.send(client.message(ROOT, MANAGER, "CreateTunnelFromPaths", "ssa{sv}", create))
+        asker.listen_until("up", peer="active")
+        client.send(client.message(PATH, TUNNEL, "Restart"))
+        asker.listen_until("up", "restarting", "up", peer="active")
+        client.send(client.message(PATH, TUNNEL, "Close"))
+        asker.listen_until("up", "restarting", "up", "stopping", "closed", peer="stale")
+    asker.assert_never_behind()
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def test_no_watcher_sees_a_secret(
+    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, tmp_path: Path
+) -> None:
+    """By descriptor and by path, in calls that work and in those that fail."""
+    inside, secrets = namespace(), Secrets()
+    bad, good = tmp_path / "bad.conf", tmp_path / "good.conf"
+    for path, text in ((bad, f"{secrets.conf()}Endpoint = {secrets.new()}\n"), (good, "")):
+        path.touch(mode=0o600)
+        path.write_text(text or stage.conf(0, MTU="1400"))
+    with (
+        Busctl(daemon.address) as busctl,
+        Gdbus(daemon.address) as gdbus,
+        Gio(daemon.address) as gio,
+    ):
+        with pytest.raises(DBusError, match="InvalidConfig"):
+            client.create(inside, bad.read_text())
+        with pytest.raises(DBusError, match="InvalidConfig"):
+            client.manager("CreateTunnelFromPaths", "ssa{sv}", inside.path, str(bad), {})
+        tunnel = client.create(inside, stage.conf(0), wait="handshake")
+        client.tunnel(tunnel, "ReconfigureFromPath", "sa{sv}", str(good), {})
+        with pytest.raises(DBusError, match="InvalidConfig"):
+            client.tunnel(tunnel, "ReconfigureFromPath", "sa{sv}", str(bad), {})
+        client.tunnel(tunnel, "Restart")
+        client.peers(tunnel)
+        client.get_all(tunnel)
+        client.manager("Describe")
+        client.call(ROOT, OBJECT_MANAGER, "GetManagedObjects")
+        client.close_tunnel(tunnel)
+        gio.wait_event("object-removed", path=tunnel)
+        wait_for(lambda: last("InterfacesRemoved", gdbus.signals()), "gdbus sees it go")
+        busctl.catch_up()
+        everything = busctl.text, gdbus.text, gio.text
+    me = stage.clients[0]
+    for text in everything:
+        assert me.public_key in text  # it would be there
+        secrets.assert_hidden_in(text)
+        for secret in (me.private_key, me.preshared_key):
+            assert secret.rstrip("=") not in text
+            assert base64.b64decode(secret).hex() not in text
