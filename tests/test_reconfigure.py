@@ -40,7 +40,13 @@ Namespaces = Callable[..., Namespace]
 
 PAIRS = [keys() for _ in range(5)]
 SECRETS = [preshared_key() for _ in range(2)]
-_COUNTERS = ("last_handshake_time_sec", "last_handshake_time_nsec", "rx_bytes", "tx_bytes")
+_COUNTERS = (
+    "last_handshake_time_sec",
+    "last_handshake_time_nsec",
+    "rx_bytes",
+    "session_age_ms",
+    "tx_bytes",
+)
 
 
 # ---------------------------------------------------------------- configurations

@@ -60,7 +60,11 @@ async def call(
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is all else
             loop.call_soon_threadsafe(deliver, result, error)
 
-    threading.Thread(target=run, daemon=True, name=function.__name__).start()
+    try:
+        threading.Thread(target=run, daemon=True, name=function.__name__).start()
+    except RuntimeError:  # a limit of the kernel's or of a cgroup
+        _slots.release()
+        raise LimitExceeded("no thread can be started") from None
     try:
         async with asyncio.timeout(seconds):
             return await future

@@ -1,4 +1,4 @@
-"""dbus-next, made safe: the only module that imports it.
+"""dbus-next, made safe.
 
 What it does not do by itself, and this does: fds of every incoming message get an owner, callers
 are known by name, no traceback and no exception's text leaves the process, a connection that ends
@@ -11,21 +11,23 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
-import typing
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 from wg4netnsd import blocking, errors
-
-# dbus-next imports a decorator whose removal is announced for Python 3.15.
-if not hasattr(typing, "no_type_check_decorator"):
-    vars(typing)["no_type_check_decorator"] = lambda function: function
-
-from dbus_next import Message, MessageFlag, MessageType, NameFlag, RequestNameReply, Variant
-from dbus_next.aio import MessageBus
-from dbus_next.errors import AuthError
+from wg4netnsd.connection import (
+    NOT_CONNECTED,
+    Connection,
+    Message,
+    MessageFlag,
+    MessageType,
+    NameFlag,
+    RequestNameReply,
+    Variant,
+    session_address,
+    system_address,
+)
 
 __all__ = ["Bus", "BusGone", "Call", "Reply", "Variant", "listen", "system_address"]
 
@@ -36,11 +38,7 @@ MAX_FDS: Final = 3
 
 DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
-AUTH_LINE: Final = 4096
 CONNECT_TIME: Final = 10.0  # seconds
-
-_NOT_CONNECTED: Final = (OSError, EOFError, TimeoutError, ValueError, AuthError)
-"""What connecting raises: the socket's errors, and dbus-next's of addresses and messages."""
 
 
 class BusGone(Exception):
@@ -93,7 +91,7 @@ Handler = Callable[[Call], Awaitable[Reply]]
 class Bus:
     """A connection to the session bus that serves calls and emits signals."""
 
-    def __init__(self, connection: _Connection, handler: Handler) -> None:
+    def __init__(self, connection: Connection, handler: Handler) -> None:
         self._connection = connection
         self._handler = handler
         self._name = ""
@@ -107,10 +105,10 @@ class Bus:
     async def connect(cls, handler: Handler) -> Bus:
         """Connect to the caller's session bus. Raises BusGone."""
         try:
-            connection = _Connection(_session_address(), negotiate_unix_fd=True)
+            connection = Connection(session_address(), negotiate_unix_fd=True)
             async with asyncio.timeout(CONNECT_TIME):
                 await connection.connect()
-        except _NOT_CONNECTED as error:
+        except NOT_CONNECTED as error:
             raise BusGone(f"no session bus: {str(error) or type(error).__name__}") from None
         return cls(connection, handler)
 
@@ -303,7 +301,7 @@ async def listen(address: str, rule: str, heard: Callable[[list[Any]], object]) 
             heard(message.body)
 
     try:
-        with contextlib.closing(_Connection(address, patient=False)) as connection:
+        with contextlib.closing(Connection(address, patient=False)) as connection:
             async with asyncio.timeout(CONNECT_TIME):
                 await connection.connect()
                 connection.add_message_handler(on_message)
@@ -311,7 +309,7 @@ async def listen(address: str, rule: str, heard: Callable[[list[Any]], object]) 
             if reply.message_type is MessageType.ERROR:
                 raise BusGone(f"{reply.error_name} for {rule}")
             await connection.wait_for_disconnect()
-    except _NOT_CONNECTED as error:
+    except NOT_CONNECTED as error:
         raise BusGone(str(error) or type(error).__name__) from None
     raise BusGone("disconnected")
 
@@ -329,67 +327,3 @@ def _bus_call(member: str, argument: str) -> Message:
 
 def _error(message: Message, error: errors.Error) -> Message:
     return Message.new_error(message, error.dbus_name, str(error))
-
-
-class _Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
-    """MessageBus with its connecting done right."""
-
-    def __init__(self, address: str, patient: bool = True, **options: Any) -> None:
-        """`patient`: connect() may wait for a bus that has too many waiting already (unix(7))."""
-        self._patient = patient
-        # The address is only parsed by the base class; _setup_socket() below does the connecting.
-        super().__init__(bus_address=address, **options)
-
-    def _setup_socket(self) -> None:
-        """Try each address of the list in turn, as the specification has it."""
-        problems = []
-        for transport, options in self._bus_address:
-            path = options.get("path") or "\0" + options.get("abstract", "")
-            if transport != "unix" or path == "\0":
-                problems.append(f"{transport}: not supported")
-                continue
-            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._sock.setblocking(self._patient)
-            try:
-                self._sock.connect(path)
-            except OSError as error:
-                self._sock.close()
-                problems.append(f"{path}: {error.strerror}")
-                continue
-            self._sock.setblocking(False)
-            self._stream = self._sock.makefile("rwb")
-            self._fd = self._sock.fileno()
-            return
-        raise OSError("; ".join(problems))
-
-    def close(self) -> None:
-        """What disconnect() only begins, at once and in any phase."""
-        self._finalize()
-        if not self._disconnect_future.cancelled():
-            self._disconnect_future.exception()  # of the socket: who waits for the end has it
-        self._stream.close()
-        self._sock.close()
-
-    async def _auth_readline(self) -> str:
-        """The base class spins for ever at an end of file."""
-        line = b""
-        while not line.endswith(b"\r\n"):
-            data = await self._loop.sock_recv(self._sock, 1)
-            if not data or len(line) > AUTH_LINE:
-                raise EOFError("the bus broke off the authentication")
-            line += data
-        return line[:-2].decode()
-
-
-def system_address() -> str:
-    """The system bus's address, as sd-bus finds it."""
-    return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket"
-
-
-def _session_address() -> str:
-    """The session bus's address, as sd-bus finds it."""
-    if address := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
-        return address
-    if runtime_dir := os.environ.get("XDG_RUNTIME_DIR"):
-        return f"unix:path={runtime_dir}/bus"
-    raise BusGone("no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set")

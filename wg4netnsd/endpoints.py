@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Final
 
 from wg4netnsd.config import Endpoint
-from wg4netnsd.errors import Error
+from wg4netnsd.errors import Error, Unresolved
 from wg4netnsd.events import Timers
-from wg4netnsd.resolve import look_up
+from wg4netnsd.resolve import Found, is_address, look_up
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +25,33 @@ FIRST_DELAY, MAX_DELAY = 1.0, 300.0
 """Seconds from one look-up of a name to the next; twice as long each time, until a peer answers."""
 
 
+def first_address(endpoint: Endpoint, found: Found) -> str:
+    """Where to begin, as address and port; empty if the host has no address that is known."""
+    addresses = _addresses(endpoint.host, found)
+    return "" if isinstance(addresses, Error) else str(endpoint._replace(host=addresses[0]))
+
+
+def _addresses(host: str, found: Found) -> list[str] | Error:
+    if is_address(host):
+        return [host]
+    return found.get(host) or Unresolved(f"{host}: not looked up yet")
+
+
 class NamedEndpoint:
     """One peer's. Calls `use(endpoint, initiate)` when its packets should go elsewhere."""
 
     def __init__(
-        self, name: Endpoint, use: Callable[[Endpoint, bool], None], failed: Callable[[Error], None]
+        self,
+        name: Endpoint,
+        found: Found,
+        use: Callable[[str, bool], None],
+        failed: Callable[[Error], None],
     ) -> None:
-        """`use`'s `initiate`: a handshake is to begin at once. `failed` gets look-ups' errors."""
-        self.error: Error | None = None
+        """Begins with first_address(). `use`'s `initiate`: a handshake is to begin at once.
+
+        `failed` gets look-ups' errors.
+        """
+        self.error: Error | None = None  # the last look-up's, until the peer answers
         self.timers = Timers()
         self._name = name
         self._use = use
@@ -40,42 +59,38 @@ class NamedEndpoint:
         self._addresses: list[str] = []  # the one in use is the first
         self._unanswered = 0
         self._delay = FIRST_DELAY
-        self._looked_up_at: float | None = None
+        self._looked_up_at: float | None = asyncio.get_running_loop().time()
         self._look_up: asyncio.Task[None] | None = None
         self._next_turn: asyncio.TimerHandle | None = None
-
-    def start(self, found: list[str] | Error) -> Endpoint | None:
-        """Begin with what a first look-up gave. The endpoint to begin with, if there is one."""
-        self._looked_up_at = asyncio.get_running_loop().time()
-        if isinstance(found, Error):
-            self._note(found)
-            return None
-        self._addresses = found
-        return self._endpoint()
+        addresses = _addresses(name.host, found)
+        if isinstance(addresses, Error):
+            self._note(addresses)
+            self.look_up_again()
+        else:
+            self._addresses = addresses
 
     # ------------------------------------------------------------ what becomes of handshakes
 
     def initiated(self) -> None:
-        """An initiation was sent, or could have been were there an address."""
+        """An initiation was sent."""
         self._unanswered += 1
         if self._unanswered % TRIES == 0:
             # Not at once: this one may yet be answered. Before the next, after REKEY_TIMEOUT.
-            delay = self.timers.rekey_attempt / 36
             self._cancel_turn()
+            delay = self.timers.rekey_attempt / 36
             self._next_turn = asyncio.get_running_loop().call_later(delay, self._take_turn)
 
     def answered(self) -> None:
+        """A handshake is complete: wherever the peer is, that is where to look for it."""
+        self.error = None
         self._unanswered = 0
         self._delay = FIRST_DELAY
-        self._cancel_turn()
+        self.close()
 
     def moved(self, address: str) -> None:
         """The peer speaks from `address` now."""
         if address in self._addresses:
             self._put_first(address)
-
-    def gone_stale(self) -> None:
-        self.look_up_again()
 
     # ------------------------------------------------------------ look-ups
 
@@ -85,10 +100,12 @@ class NamedEndpoint:
             self._delay = FIRST_DELAY
             self._looked_up_at = None
             self._cancel_look_up()
-        if self._look_up is None:
+        if self._look_up is None or self._look_up.done():
             self._look_up = asyncio.create_task(self._look_up_until_found())
+            self._look_up.add_done_callback(_log_defect)
 
     def close(self) -> None:
+        """Do nothing more unasked."""
         self._cancel_turn()
         self._cancel_look_up()
 
@@ -101,31 +118,29 @@ class NamedEndpoint:
             try:
                 found = await look_up(self._name.host)
             except Error as error:
-                self._looked_up_at = loop.time()
                 self._note(error)
                 if self._addresses:  # the old ones may do; the next failure asks anew
-                    break
+                    return
             else:
-                self._looked_up_at = loop.time()
                 self._take(found)
-                break
-        self._look_up = None
+                return
+            finally:
+                self._looked_up_at = loop.time()
 
     def _take(self, found: list[str]) -> None:
-        unresolved, self.error = self.error is not None and not self._addresses, None
+        self.error = None
+        was_nowhere = not self._addresses
         in_use = self._addresses[:1]
         self._addresses = found
         if in_use and in_use[0] in found:
             self._put_first(in_use[0])
-        self._use(self._endpoint(), unresolved or self._unanswered > 0)
+        self._use(self._endpoint(), was_nowhere or self._unanswered > 0)
 
     def _note(self, error: Error) -> None:
         log.debug("%s", error)
         if str(error) != str(self.error):  # else it has been told
             self._failed(error)
         self.error = error
-        if not self._addresses and self._look_up is None:
-            self.look_up_again()
 
     # ------------------------------------------------------------ turns
 
@@ -141,8 +156,8 @@ class NamedEndpoint:
         at = self._addresses.index(address)
         self._addresses = self._addresses[at:] + self._addresses[:at]
 
-    def _endpoint(self) -> Endpoint:
-        return Endpoint(self._addresses[0], self._name.port)
+    def _endpoint(self) -> str:
+        return str(self._name._replace(host=self._addresses[0]))
 
     def _cancel_turn(self) -> None:
         if self._next_turn:
@@ -153,3 +168,8 @@ class NamedEndpoint:
         if self._look_up:
             self._look_up.cancel()
             self._look_up = None
+
+
+def _log_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (defect := task.exception()):
+        log.error("a look-up: a defect", exc_info=defect)

@@ -85,8 +85,8 @@ class Engine:
     def watch(self, tell: Callable[[events.Event], None]) -> None:
         """Have `tell` called with each event, also with those that were before."""
         self._tell = tell
-        for event in self._untold:
-            tell(event)
+        while self._untold:
+            tell(self._untold.pop(0))
 
     async def listen(self, socket_path: Path) -> None:
         """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
@@ -192,9 +192,11 @@ class Engine:
 
     def _on_event(self, line: str) -> None:
         try:
-            self._tell(events.parse(line))
+            event = events.parse(line)
         except ValueError:
             log.warning("wireguard-go[%d]: not an event: %r", self.pid, redact(line)[:80])
+            event = events.Dropped()
+        self._tell(event)
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)

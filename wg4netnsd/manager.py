@@ -7,11 +7,12 @@ import logging
 from pathlib import Path
 from typing import Final, Protocol
 
-from wg4netnsd import errors, tunnel
+from wg4netnsd import errors
 from wg4netnsd.agent import Agent
 from wg4netnsd.engine import Spare
 from wg4netnsd.lifecycle import State
 from wg4netnsd.netns import Netns, NetnsId
+from wg4netnsd.observer import Observer as TunnelObserver
 from wg4netnsd.spec import Spec
 from wg4netnsd.tunnel import Tunnel
 
@@ -21,7 +22,7 @@ MAX_TUNNELS: Final = 256
 """Each takes a process and, here, up to eight fds."""
 
 
-class Observer(tunnel.Observer, Protocol):
+class Observer(TunnelObserver[Tunnel], Protocol):
     """Who is told of all that changes."""
 
     def tunnel_added(self, tunnel: Tunnel) -> None: ...

@@ -12,28 +12,48 @@ from wg4netnsd import blocking
 from wg4netnsd.errors import Error, LimitExceeded, Timeout, Unresolved
 
 LOOKUP_TIME: Final = 5.0
-"""Seconds; the C library's default for its first name server."""
-LOOKUPS_AT_ONCE: Final = 8  # of one tunnel
+"""Seconds, waiting for one's turn included; the C library's default for its first name server."""
+
+LOOKUPS_AT_ONCE: Final = 16
+"""Of the whole daemon, hung ones among them: a dead resolver must not take blocking's threads from
+those who open files."""
+
+_turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+
+Found = dict[str, list[str] | Error]
+"""Host names, each with its addresses or with why there are none."""
 
 
-async def look_up_all(hosts: Iterable[str]) -> dict[str, list[str] | Error]:
-    """Each name's addresses, or why there are none."""
-    at_once = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+async def look_up_all(hosts: Iterable[str]) -> Found:
+    """All of them, within LOOKUP_TIME."""
 
     async def ask(host: str) -> tuple[str, list[str] | Error]:
-        async with at_once:
-            try:
-                return host, await look_up(host)
-            except Error as error:
-                return host, error
+        try:
+            return host, await look_up(host)
+        except Error as error:
+            return host, error
 
     return dict(await asyncio.gather(*map(ask, set(hosts))))
 
 
 async def look_up(host: str) -> list[str]:
     """Its addresses, the best first (RFC 6724). Raises Unresolved, Timeout, LimitExceeded."""
+    loop = asyncio.get_running_loop()
+
+    def ask() -> list[str]:
+        try:
+            return _getaddrinfo(host)
+        finally:  # not before the thread ends, whoever still waits for it
+            loop.call_soon_threadsafe(_turns.release)
+
     try:
-        return await blocking.call(LOOKUP_TIME, _getaddrinfo, host)
+        async with asyncio.timeout(LOOKUP_TIME):
+            await _turns.acquire()
+            try:
+                return await blocking.call(LOOKUP_TIME, ask)
+            except LimitExceeded:  # so nobody has begun to
+                _turns.release()
+                raise
     except TimeoutError:
         raise Timeout(f"{host}: no answer within {LOOKUP_TIME:g} s") from None
     except OSError as error:

@@ -19,7 +19,7 @@ from wg4netnsd.manager import MAX_TUNNELS, Manager
 from wg4netnsd.netns import Netns
 from wg4netnsd.objects import Interface, Tree
 from wg4netnsd.pace import Told
-from wg4netnsd.peers import Handshake, PeerView
+from wg4netnsd.peer import Handshake, PeerView
 from wg4netnsd.session import PeerState
 from wg4netnsd.spec import Spec
 from wg4netnsd.tunnel import Tunnel

@@ -41,7 +41,7 @@ class PeerState(enum.StrEnum):
 class Session:
     """Times are in seconds of one clock that goes on in suspend and is never set: CLOCK_BOOTTIME.
 
-    Readings may come late and out of order; one of the past counts as now.
+    Readings may come late and out of order: the latest counts.
     """
 
     timers: Timers

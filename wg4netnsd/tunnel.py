@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from wg4netnsd import errors, netns, tun, uapi
 from wg4netnsd.agent import Agent, Change, Request
@@ -24,28 +24,12 @@ from wg4netnsd.config import Config
 from wg4netnsd.engine import Engine, Spare
 from wg4netnsd.lifecycle import Lifecycle, State
 from wg4netnsd.netns import Netns
-from wg4netnsd.pace import Told
-from wg4netnsd.peers import Found, Handshake, Peers
-from wg4netnsd.session import PeerState
+from wg4netnsd.observer import Observer, PeersOf
+from wg4netnsd.peers import Peers, Settings
+from wg4netnsd.resolve import Found
 from wg4netnsd.spec import Spec
 
 log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Who is told of a tunnel's changes, after the fact."""
-
-    def state_changed(self, tunnel: Tunnel, new: State, old: State, reason: str) -> None: ...
-
-    def properties_changed(self, tunnel: Tunnel, names: Collection[str]) -> None: ...
-
-    def handshake(self, tunnel: Tunnel, public_key: str, told: Told[Handshake]) -> None: ...
-
-    def peer_state_changed(
-        self, tunnel: Tunnel, public_key: str, told: Told[PeerState]
-    ) -> None: ...
-
-    def peer_endpoint_changed(self, tunnel: Tunnel, public_key: str, told: Told[str]) -> None: ...
 
 
 class _InterfaceGone(Exception):
@@ -65,13 +49,14 @@ class Tunnel:
         agent: Agent,
         spare: Spare,
         directory: Path,
-        observer: Observer,
+        observer: Observer[Tunnel],
     ) -> None:
         self.spec = spec
         self.netns = namespace
         self.created_usec = time.time_ns() // 1000
         self.lifecycle = Lifecycle(spec.name, self._state_changed)
-        self.peers = Peers(self._set_engine, self.status, self)
+        told = PeersOf(self, observer, self._lookup_failed)
+        self.peers = Peers(self._set_engine, self._ask_engine, told)
         self.error: errors.Error | None = None  # the newest, whatever came of it
         self.failure: errors.Error | None = None  # the one that ended the tunnel
         self.public_key = ""
@@ -88,6 +73,7 @@ class Tunnel:
         self._backoff = Backoff()
         self._restart_requested = asyncio.Event()
         self._changing = asyncio.Lock()  # of the interface and of the engine
+        self._in_order = asyncio.Lock()  # of reconfigurations, which look names up before that
         self._changes: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._run(), name=f"tunnel {spec.name}")
 
@@ -113,10 +99,15 @@ class Tunnel:
         await asyncio.wait([self._task])
 
     async def wait_handshaken(self) -> None:
-        """Return when a peer has completed a handshake. Raises NoSuchTunnel if it was closed."""
-        await _first_of(self.peers.handshaken.wait(), self.lifecycle.wait_for({State.CLOSED}))
+        """Return when a peer has completed a handshake.
+
+        Raises NoSuchTunnel if it was closed, and what brought the engine down if it was given up.
+        """
+        ends = {State.CLOSED, State.FAILED}
+        await _first_of(self.peers.handshaken.wait(), self.lifecycle.wait_for(ends))
         if not self.peers.handshaken.is_set():
-            raise self.lifecycle.closed_error()
+            failed = self.error if self.state is State.FAILED else None
+            raise failed or self.lifecycle.closed_error()
 
     async def restart(self) -> None:
         """Replace the engine, also a failed tunnel's, and return when the new one is up.
@@ -241,7 +232,8 @@ class Tunnel:
                 await self._wait_before_restart(why)
             else:
                 self._backoff.reset()
-                self.lifecycle.enter(State.RESTARTING, "asked for")
+                why_now = "a change of it failed half-way" if self._half_changed else "asked for"
+                self.lifecycle.enter(State.RESTARTING, why_now)
             try:
                 async with self._changing:
                     # Its sessions were lost with the old one, and the far ends don't know.
@@ -299,8 +291,11 @@ class Tunnel:
 
     async def _change(self, new: Spec) -> None:
         """Each step undoes itself if it fails, and those before it if a later one does."""
-        async with self._changing:
-            old, found = self.spec, await self.peers.look_up(new.config.peers)
+        async with contextlib.AsyncExitStack() as turn:
+            await turn.enter_async_context(self._in_order)
+            found = await self.peers.look_up(new.config.peers)
+            await turn.enter_async_context(self._changing)
+            old = self.spec
             key_stays = new.config.interface.private_key == old.config.interface.private_key
             public_key = self.public_key if key_stays else ""  # which only an engine can tell
             _refuse_own_key(new.config, public_key)
@@ -313,7 +308,10 @@ class Tunnel:
                 await self._change_engine(old, new, found, public_key)
             except BaseException:
                 back = Change(new.interface, new.settings, old.settings)
-                await netns.change(self._agent, self.netns, back)
+                try:
+                    await netns.change(self._agent, self.netns, back)
+                except errors.Error as second:
+                    log.error("tunnel %s: the interface is half changed: %s", new.name, second)
                 raise
             self.spec = new
             self.peers.configure(new.config.peers, found)
@@ -325,13 +323,14 @@ class Tunnel:
         if self._engine is None or self.state is not State.UP or self._half_changed:
             self._set(public_key=public_key, listen_port=port or self.listen_port)  # the next one's
             return
-        endpoints = self.peers.first_endpoints(new.config.peers, found)
+        endpoints = self.peers.new_endpoints(new.config.peers, found)
         change = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)
+        # The engine tells of new ones at once. Of those in both, the old is known until it is done.
         both = {peer.public_key: peer for peer in (*new.config.peers, *old.config.peers)}
         try:
             if port and port != self.listen_port:
                 await self._engine.set_listen_port(port, self.listen_port)
-            self.peers.configure(both.values(), found)  # it tells of new ones at once
+            self.peers.configure(both.values(), found)
             status = await self._engine.configure(change)
             _refuse_own_key(new.config, status.public_key)
         except uapi.PortInUse:
@@ -344,11 +343,19 @@ class Tunnel:
             raise
         self._set(public_key=status.public_key, listen_port=status.listen_port)
 
-    async def _set_engine(self, text: bytes) -> None:
+    async def _set_engine(self, settings: Settings) -> None:
         """One change of the peers' own, after whatever is under way."""
         async with self._changing:
-            if self._engine:
-                await self._engine.set(text)
+            text = settings()
+            engine = None if self._restart_requested.is_set() else self._engine
+            if text and engine and not engine.exited.is_set():
+                await engine.set(text)
+
+    async def _ask_engine(self) -> uapi.DeviceStatus:
+        async with self._changing:
+            if self._engine is None:
+                raise errors.EngineFailed("there is none")
+            return await self._engine.status()
 
     # ------------------------------------------------------------ the one place of each change
 
@@ -363,21 +370,7 @@ class Tunnel:
         self._observer.properties_changed(self, ["state"])
         self._observer.state_changed(self, new, old, reason)
 
-    # ------------------------------------------------------------ peers.Listener
-
-    def handshake(self, public_key: str, told: Told[Handshake]) -> None:
-        self._observer.handshake(self, public_key, told)
-
-    def peer_state_changed(self, public_key: str, told: Told[PeerState]) -> None:
-        self._observer.peer_state_changed(self, public_key, told)
-
-    def peer_endpoint_changed(self, public_key: str, told: Told[str]) -> None:
-        self._observer.peer_endpoint_changed(self, public_key, told)
-
-    def peers_changed(self) -> None:
-        self._observer.properties_changed(self, ["peers"])
-
-    def lookup_failed(self, error: errors.Error) -> None:
+    def _lookup_failed(self, error: errors.Error) -> None:
         log.warning("tunnel %s: %s", self.spec.name, error)
         self._set(error=error)
 

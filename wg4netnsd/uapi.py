@@ -36,6 +36,7 @@ class PeerStatus:
     rx_bytes: int = 0
     tx_bytes: int = 0
     persistent_keepalive: int = 0
+    session_age: float = 0.0  # seconds; 0 without a session
     allowed_ips: list[str] = field(default_factory=list)
 
 
@@ -221,6 +222,8 @@ def _take_peer_line(peer: PeerStatus, key: str, value: str) -> None:
             peer.tx_bytes = int(value)
         case "persistent_keepalive_interval":
             peer.persistent_keepalive = int(value)
+        case "session_age_ms":  # our own key, see wireguard-go.patch
+            peer.session_age = int(value) / 1000
         case "allowed_ip":
             peer.allowed_ips.append(value)
 

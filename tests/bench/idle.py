@@ -17,8 +17,9 @@ from support.daemon import Daemon
 from support.processes import children
 from support.stage import Stage
 
-SETTLE = 20.0
-"""Seconds: 10 after a handshake an engine may still send a keepalive by itself."""
+SETTLE = 135.0
+"""Seconds: 10 after a handshake an engine may still send a keepalive by itself, and within two
+minutes of its last packet it gives memory back and turns its garbage collector off."""
 
 STOCK = "stock, as root, one engine"
 COLUMNS = ("daemon", "agent", "engines", "all")

@@ -31,25 +31,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "netns": {"agent", "blocking", "errors", "paths", "syscalls"},
     "resolve": {"blocking", "errors"},
     "endpoints": {"config", "errors", "events", "resolve"},
-    "peers": {
+    "peer": {
         "config", "endpoints", "errors", "events", "pace", "resolve", "session", "uapi",
+    },
+    "peers": {
+        "config", "endpoints", "errors", "events", "peer", "resolve", "session", "uapi",
     },
     "lifecycle": {"errors"},
     "configfile": {"blocking", "config", "errors", "paths", "wgquick"},
+    "observer": {"errors", "lifecycle", "pace", "peer", "session"},
     "spec": {"agent", "config", "lifetime"},
     "tunnel": {
-        "agent", "backoff", "config", "engine", "errors", "lifecycle", "netns", "pace", "peers",
-        "session", "spec", "tun", "uapi",
+        "agent", "backoff", "config", "engine", "errors", "lifecycle", "netns", "observer", "peers",
+        "resolve", "spec", "tun", "uapi",
     },
-    "manager": {"agent", "engine", "errors", "lifecycle", "netns", "spec", "tunnel"},
-    "bus": {"blocking", "errors"},
+    "manager": {"agent", "engine", "errors", "lifecycle", "netns", "observer", "spec", "tunnel"},
+    "connection": set(),
+    "bus": {"blocking", "connection", "errors"},
     "hostnet": {"rtnetlink"},
     "suspend": {"bus"},
     "objects": {"bus", "contract", "errors"},
     "options": {"bus", "config", "errors", "lifetime", "names", "wgquick"},
     "service": {
         "agent", "bus", "configfile", "engine", "errors", "lifecycle", "lifetime", "manager",
-        "names", "netns", "objects", "options", "pace", "peers", "session", "spec", "tunnel",
+        "names", "netns", "objects", "options", "pace", "peer", "session", "spec", "tunnel",
     },
     "setup": {"contract", "errors", "names"},
     "busctl": {"errors", "names", "syscalls"},
@@ -61,7 +66,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }  # fmt: skip
 
-ONLY_IN = {"dbus_next": {"bus"}, "pyroute2": {"hostnet", "rtnetlink"}, "systemd": {"systemd"}}
+ONLY_IN = {
+    "dbus_next": {"connection"},
+    "pyroute2": {"hostnet", "rtnetlink"},
+    "systemd": {"systemd"},
+}
 """Third parties' packages that have one door."""
 
 
