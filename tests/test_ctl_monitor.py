@@ -227,6 +227,7 @@ def test_what_there_is_comes_first(
     full.wait_line("office         ", f"{far}  active")
     human.wait_line("  a-longer-name  up")
     human.wait_line("  office         up")
+    one.wait_line("  office  up")
     client.close_tunnel(client.manager("GetTunnel", "s", "a-longer-name"))
     client.close_tunnel(client.manager("GetTunnel", "s", "office"))
     one.wait_line("office", "removed")
