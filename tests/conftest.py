@@ -101,3 +101,9 @@ def start_daemon() -> Iterator[Callable[..., Daemon]]:
             return started
 
         yield start
+
+
+@pytest.fixture
+def quick(start_daemon: Callable[..., Daemon], stage: Stage) -> Daemon:
+    """A daemon whose engines have short timers."""
+    return start_daemon("--engine", stage.short_engine)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
+from support import tunnels
 from support.bus import TUNNEL, Client
 from support.daemon import Daemon
 from support.namespaces import Namespace
@@ -21,18 +20,12 @@ NAME = "where.test"
 NewNamespace = Callable[..., Namespace]
 
 
-@pytest.fixture
-def quick(start_daemon: Callable[..., Daemon], stage: Stage) -> Daemon:
-    """A daemon whose engines have short timers."""
-    return start_daemon("--engine", stage.short_engine)
-
-
 @contextmanager
 def tunnel(client: Client, inside: Namespace, conf: str, **options: Any) -> Iterator[str]:
-    path = client.create(inside, conf, **options)
-    client.subscribe(interface=TUNNEL, path=path)
-    yield path
-    client.close_tunnel(path)
+    """One whose signals are kept."""
+    with tunnels.tunnel(client, inside, conf, **options) as path:
+        client.subscribe(interface=TUNNEL, path=path)
+        yield path
 
 
 def conf(stage: Stage, host: str = NAME, keepalive: int = 0) -> str:

@@ -4,45 +4,17 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from support.bus import Client
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import Namespace, ping
 from support.stage import Stage, keys
-
-# Sends random bytes to an echo server and compares the hashes of both directions.
-TRANSFER = """
-import hashlib, os, socket, sys, threading
-address, port, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-sent, received = os.urandom(size), bytearray()
-with socket.create_connection((address, port), timeout=30) as connection:
-    def send():
-        connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
-    sender = threading.Thread(target=send)
-    sender.start()
-    while data := connection.recv(65536):
-        received += data
-    sender.join()
-print(hashlib.sha256(sent).hexdigest(), hashlib.sha256(received).hexdigest())
-"""
-
-
-@contextmanager
-def tunnel(client: Client, inside: Namespace, conf: str, **options: Any) -> Iterator[str]:
-    path = client.create(inside, conf, **options)
-    yield path
-    client.close_tunnel(path)
-
-
-def ping(inside: Namespace, address: str) -> None:
-    """One echo; the first one to a peer waits for the handshake."""
-    inside.check("ping", "-n", "-c1", "-W10", address)
+from support.transfer import TRANSFER
+from support.tunnels import tunnel
 
 
 def host_link(name: str) -> Any:

@@ -44,7 +44,7 @@ class Tunnel:
     async def _create(self, first: Settings) -> int:
         inside = netns.identify(self.namespace.open())
         try:
-            async with netns.provision(self.agent, inside, Request(NAME, *first)) as provisioning:
+            async with netns.provision(self.agent, inside, Request(NAME, first)) as provisioning:
                 tun = (await provisioning.tun()).fd
                 await provisioning.configured()
                 return tun

@@ -10,8 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from support.namespaces import Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transfer import Transfer
+from support.tunnels import tunnel
 from wg4netnsd.engine import BINARY
 
 # The short engine's, in seconds.
@@ -33,19 +33,6 @@ INITIATION_GAP = 0.05  # more than what a far end grants between two of them, 1/
 
 Start = Callable[..., Daemon]
 NewNamespace = Callable[..., Namespace]
-
-
-@pytest.fixture
-def quick(start_daemon: Start, stage: Stage) -> Daemon:
-    """A daemon whose engines have short timers."""
-    return start_daemon("--engine", stage.short_engine)
-
-
-@contextmanager
-def tunnel(client: Client, inside: Namespace, conf: str, **options: Any) -> Iterator[str]:
-    path = client.create(inside, conf, **options)
-    yield path
-    client.close_tunnel(path)
 
 
 def keepalive(stage: Stage, number: int = 0, seconds: int = 1, endpoint: str | None = None) -> str:

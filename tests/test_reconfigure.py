@@ -31,10 +31,10 @@ from jeepney import HeaderFields, MessageType
 from support.bus import PROPERTIES, TUNNEL, Bus, Client, DBusError
 from support.daemon import Daemon
 from support.fds import memfd, pipe, udp_port_in_use
-from support.namespaces import Namespace
+from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.stage import Control, Keys, Stage, keys, preshared_key
-from test_far_end import TRANSFER, ping
+from support.transfer import TRANSFER
 
 Namespaces = Callable[..., Namespace]
 

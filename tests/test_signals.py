@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from support.namespaces import Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transfer import Transfer
+from support.tunnels import tunnel
 
 NewNamespace = Callable[..., Namespace]
 
@@ -95,13 +96,6 @@ class Life:
 @pytest.fixture
 def life(client: Client, namespace: NewNamespace, stage: Stage, control: Control) -> Life:
     return Life(client, namespace(), stage, control)
-
-
-@contextmanager
-def tunnel(client: Client, inside: Namespace, conf: str, **options: Any) -> Iterator[str]:
-    path = client.create(inside, conf, **options)
-    yield path
-    client.close_tunnel(path)
 
 
 def edges(signals: list[Signal]) -> list[tuple[str, ...]]:

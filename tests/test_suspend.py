@@ -18,7 +18,7 @@ from jeepney import DBusAddress, HeaderFields, Message, new_signal
 from support.bus import Bus, Client
 from support.fds import pipe
 from support.processes import open_fds, wait_for
-from wg4netnsd import suspend
+from wg4netnsd import suspend, syscalls
 from wg4netnsd.suspend import FAR, RECENT, TOLERANCE, Clocks, Resumes, Suspend
 
 LOGIND = "org.freedesktop.login1"
@@ -88,7 +88,7 @@ def test_the_clocks_are_the_kernels() -> None:
 
 @pytest.fixture
 def timer() -> Iterator[int]:
-    fd = suspend.timerfd_create(time.CLOCK_REALTIME)
+    fd = suspend.create_timer()
     yield fd
     os.close(fd)
 
@@ -129,7 +129,7 @@ def test_the_timer_ends_and_can_be_armed_again(timer: int) -> None:
 
 def test_errors_have_their_syscalls_name() -> None:
     with pytest.raises(OSError, match="timerfd_create"):
-        suspend.timerfd_create(-1)
+        syscalls.timerfd_create(-1, 0)
     with open(os.devnull) as file, pytest.raises(OSError, match="timerfd_settime"):
         suspend.arm(file.fileno(), FAR)
 

@@ -164,8 +164,8 @@ def _answer(connection: socket.socket, netns: int) -> None:
         try:
             interface.enter(netns)
             match asked:
-                case {"create": [*fields]}:
-                    _create(Request(*fields), connection)
+                case {"create": [name, settings]}:
+                    _create(Request(name, Settings(*settings)), connection)
                 case {"change": [name, old, new]}:
                     interface.change(Change(name, Settings(*old), Settings(*new)))
             _send(connection, {"done": ""})

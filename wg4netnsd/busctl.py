@@ -33,8 +33,6 @@ _MARK: Final = "Mark"
 _PATIENCE: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 """How long to wait for a mark to come back before another is sent, in seconds."""
 
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-
 
 def call(
     path: str, interface: str, method: str, *arguments: str, start: bool = True
@@ -166,12 +164,13 @@ def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
 
     busctl would notice our end only when it next writes.
     """
-    from wg4netnsd.syscalls import prctl  # has ctypes, which the other commands need not wait for
+    # It has ctypes, which the other commands need not wait for.
+    from wg4netnsd.syscalls import PR_SET_PDEATHSIG, prctl
 
     parent = os.getpid()
 
     def end_with_parent() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it ended before that
             os._exit(1)
 

@@ -132,9 +132,9 @@ class Engine:
         except uapi.Broken:
             raise await self.obituary() from None
 
-    async def set(self, *settings: bytes) -> None:
-        """Send further `set`s, each made by uapi. Raises EngineFailed, Timeout."""
-        await self._request(*settings)
+    async def set(self, settings: bytes) -> None:
+        """Send a further `set`, as made by uapi. Raises EngineFailed, Timeout."""
+        await self._request(settings)
 
     async def set_listen_port(self, port: int, old_port: int) -> None:
         """Have it listen at `port`. Raises EngineFailed: PortInUse where it is still at the old."""
@@ -156,11 +156,7 @@ class Engine:
 
     async def obituary(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
-        with contextlib.suppress(TimeoutError):
-            # A process that dies closes its sockets just before its pidfd tells.
-            async with asyncio.timeout(LAST_WORDS_TIME):
-                await self.exited.wait()
-                await self._log.ended.wait()
+        await self._fall_silent()
         match self._process.returncode:
             case None:
                 how = "wireguard-go no longer talks to us"
@@ -184,11 +180,18 @@ class Engine:
             except TimeoutError:
                 # Two engines on one TUN silently lose packets, so nobody may go on from here.
                 raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_TIME):
-                await self._events.ended.wait()
+        await self._fall_silent()
         if self._socket_path:
             _unlink(self._socket_path)
+
+    async def _fall_silent(self) -> None:
+        """Wait for the end of a process that is dying, and for all that it has told."""
+        with contextlib.suppress(TimeoutError):
+            # It closes its sockets just before its pidfd tells.
+            async with asyncio.timeout(LAST_WORDS_TIME):
+                await self.exited.wait()
+                await self._log.ended.wait()
+                await self._events.ended.wait()
 
     def _on_event(self, line: str) -> None:
         try:

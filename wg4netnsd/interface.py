@@ -58,13 +58,7 @@ class Request(NamedTuple):
     """A new interface and its settings."""
 
     interface: str
-    mtu: int
-    addresses: list[str]
-    routes: list[str]
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(self.mtu, self.addresses, self.routes)
+    settings: Settings
 
 
 class Change(NamedTuple):

@@ -24,7 +24,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Raises InvalidConfig where the MTU is too small for the addresses."""
-        assert self.mtu
+        self.config.mtu(self.mtu_option)
 
     @property
     def mtu(self) -> int:

@@ -12,7 +12,6 @@ logind adds the suspends in which the kernel's clocks went on, as those of some 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import logging
 import os
@@ -22,6 +21,14 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from wg4netnsd import bus
+from wg4netnsd.syscalls import (
+    TFD_CLOEXEC,
+    TFD_NONBLOCK,
+    TFD_TIMER_ABSTIME,
+    TFD_TIMER_CANCEL_ON_SET,
+    timerfd_create,
+    timerfd_settime,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +45,6 @@ _PREPARE_FOR_SLEEP: Final = (
     "type='signal',sender='org.freedesktop.login1',path='/org/freedesktop/login1',"
     "interface='org.freedesktop.login1.Manager',member='PrepareForSleep'"
 )
-
-TFD_NONBLOCK, TFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC  # linux/timerfd.h
-TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Clocks(NamedTuple):
@@ -102,7 +104,7 @@ class Suspend:
         self._resumed = resumed
         self._clock_set = clock_set
         self._read = read
-        self._timer = timerfd_create(time.CLOCK_REALTIME)
+        self._timer = create_timer()
         arm(self._timer, FAR)
         self._resumes = Resumes(read())
         loop.add_reader(self._timer, self._on_timer)
@@ -142,32 +144,19 @@ class Suspend:
 # ---------------------------------------------------------------- timerfd_create(2)
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
-class _Itimerspec(ctypes.Structure):
-    _fields_ = (("it_interval", _Timespec), ("it_value", _Timespec))
-
-
-def timerfd_create(clock: int) -> int:
-    """Non-blocking, close-on-exec; Python has it from 3.13 on."""
-    fd: int = _libc.timerfd_create(clock, TFD_NONBLOCK | TFD_CLOEXEC)
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "timerfd_create")
-    return fd
+def create_timer() -> int:
+    """One of CLOCK_REALTIME. Raises OSError."""
+    return timerfd_create(time.CLOCK_REALTIME, TFD_NONBLOCK | TFD_CLOEXEC)
 
 
 def arm(fd: int, seconds: int) -> None:
     """Have the timer end at that time of its clock, or when the clock is set."""
-    end = _Itimerspec(it_value=_Timespec(tv_sec=seconds))
-    flags = TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET
-    if _libc.timerfd_settime(fd, flags, ctypes.byref(end), None) != 0:
-        code = ctypes.get_errno()
+    try:
+        timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, seconds)
+    except OSError as error:
         # It was cancelled just before; it is armed all the same (timerfd_create(2), NOTES).
-        if code != errno.ECANCELED:
-            raise OSError(code, os.strerror(code), "timerfd_settime")
+        if error.errno != errno.ECANCELED:
+            raise
 
 
 def read_timer(fd: int) -> bool:

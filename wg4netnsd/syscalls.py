@@ -11,8 +11,11 @@ CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 NS_GET_NSTYPE: Final = 0xB703
-PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
+PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
+TFD_NONBLOCK, TFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC  # linux/timerfd.h
+TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
 TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 
@@ -30,14 +33,37 @@ def ioctl(fd: int, request: int, argument: int | bytes, operation: str) -> int:
 
 def setns(fd: int, nstype: int) -> None:
     """setns(2); Python has it from 3.12 on."""
-    if _libc.setns(fd, nstype) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "setns")
+    _check(_libc.setns(fd, nstype), "setns")
 
 
 def prctl(option: int, argument: int | bytes) -> None:
     """prctl(2) with one argument."""
     pointer = ctypes.c_char_p(argument) if isinstance(argument, bytes) else ctypes.c_ulong(argument)
-    if _libc.prctl(option, pointer, 0, 0, 0) != 0:
+    _check(_libc.prctl(option, pointer, 0, 0, 0), "prctl")
+
+
+def timerfd_create(clock: int, flags: int) -> int:
+    """timerfd_create(2); Python has it from 3.13 on."""
+    return _check(_libc.timerfd_create(clock, flags), "timerfd_create")
+
+
+def timerfd_settime(fd: int, flags: int, seconds: int) -> None:
+    """timerfd_settime(2), for a timer that ends once."""
+    end = _Itimerspec(it_value=_Timespec(tv_sec=seconds))
+    _check(_libc.timerfd_settime(fd, flags, ctypes.byref(end), None), "timerfd_settime")
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class _Itimerspec(ctypes.Structure):
+    _fields_ = (("it_interval", _Timespec), ("it_value", _Timespec))
+
+
+def _check(result: int, operation: str) -> int:
+    """The result of a function of the C library's, which has errno if it is negative."""
+    if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "prctl")
+        raise OSError(code, os.strerror(code), operation)
+    return result

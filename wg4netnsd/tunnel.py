@@ -179,7 +179,7 @@ class Tunnel:
     async def _bring_up(self) -> None:
         """All at once: the engine takes its configuration while the agent makes the TUN."""
         peers = self.spec.config.peers
-        request = Request(self.spec.interface, *self.spec.settings)
+        request = Request(self.spec.interface, self.spec.settings)
         async with netns.provision(self._agent, self.netns, request) as provisioning:
             self.peers.configure(peers, await self.peers.look_up(peers))
             every = {peer.public_key for peer in peers} if self.spec.handshake else set()

@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "connection": set(),
     "bus": {"blocking", "connection", "errors"},
     "hostnet": {"rtnetlink"},
-    "suspend": {"bus"},
+    "suspend": {"bus", "syscalls"},
     "objects": {"bus", "contract", "errors"},
     "options": {"bus", "config", "errors", "lifetime", "names", "wgquick"},
     "service": {

@@ -117,6 +117,11 @@ class Namespace:
         self.close()
 
 
+def ping(inside: Namespace, address: str) -> None:
+    """One echo; the first one to a peer waits for the handshake."""
+    inside.check("ping", "-n", "-c1", "-W10", address)
+
+
 def _close(pipe: IO[bytes] | None) -> None:
     if pipe is not None:
         pipe.close()

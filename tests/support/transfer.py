@@ -7,6 +7,23 @@ from typing import Self
 from support.namespaces import Namespace
 from support.processes import wait_for
 
+# Sends random bytes to an echo server and compares the hashes of both directions.
+TRANSFER = """
+import hashlib, os, socket, sys, threading
+address, port, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sent, received = os.urandom(size), bytearray()
+with socket.create_connection((address, port), timeout=30) as connection:
+    def send():
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+    sender = threading.Thread(target=send)
+    sender.start()
+    while data := connection.recv(65536):
+        received += data
+    sender.join()
+print(hashlib.sha256(sent).hexdigest(), hashlib.sha256(received).hexdigest())
+"""
+
 # Sends blocks, each made of its number, until stdin ends; what comes back has to be the same.
 # Prints how many bytes have come back whole, now and then, and "whole" at the end.
 _PROGRAM = """
