@@ -27,5 +27,9 @@ class Backoff:
             return 0.0
         return min(FIRST_DELAY * 2.0 ** (self.crashes - 2), MAX_DELAY)
 
+    def lacking(self) -> float:
+        """Seconds to wait where a process or an fd is lacking, which is no fault of the engine."""
+        return FIRST_DELAY
+
     def reset(self) -> None:
         self.crashes = 0

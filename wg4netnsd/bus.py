@@ -29,7 +29,7 @@ from wg4netnsd.connection import (
     system_address,
 )
 
-__all__ = ["Bus", "BusGone", "Call", "Reply", "Variant", "listen", "system_address"]
+__all__ = ["Bus", "BusGone", "Call", "NameTaken", "Reply", "Variant", "listen", "system_address"]
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,15 @@ MAX_FDS: Final = 3
 DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
 CONNECT_TIME: Final = 10.0  # seconds
+CALL_TIME: Final = 2.0  # seconds
 
 
 class BusGone(Exception):
     """There is no bus, it is gone, or our name on it is."""
+
+
+class NameTaken(BusGone):
+    """Somebody else owns our name."""
 
 
 @dataclass
@@ -94,6 +99,7 @@ class Bus:
     def __init__(self, connection: Connection, handler: Handler) -> None:
         self._connection = connection
         self._handler = handler
+        self.id = ""  # another one each time that the bus is started
         self._name = ""
         self._calls: set[asyncio.Task[None]] = set()
         self._watched: dict[str, set[Callable[[], object]]] = {}
@@ -108,19 +114,21 @@ class Bus:
             connection = Connection(session_address(), negotiate_unix_fd=True)
             async with asyncio.timeout(CONNECT_TIME):
                 await connection.connect()
+                bus = cls(connection, handler)
+                (bus.id,) = (await connection.call(_bus_call("GetId"))).body
         except NOT_CONNECTED as error:
             raise BusGone(f"no session bus: {str(error) or type(error).__name__}") from None
-        return cls(connection, handler)
+        return bus
 
     async def own_name(self, name: str) -> None:
-        """Become `name`'s owner. Raises BusGone where somebody else is."""
+        """Become `name`'s owner. Raises BusGone, NameTaken."""
         try:
             async with asyncio.timeout(CONNECT_TIME):
                 reply = await self._connection.request_name(name, NameFlag.DO_NOT_QUEUE)
         except TimeoutError:  # dbus-next waits for ever for a bus that is gone
             raise BusGone(f"the bus does not answer the request for {name}") from None
         if reply is not RequestNameReply.PRIMARY_OWNER:
-            raise BusGone(f"{name} is owned already: is another wg4netnsd running?")
+            raise NameTaken(f"{name} is owned already: is another wg4netnsd running?")
         self._name = name
 
     async def wait_gone(self) -> str:
@@ -213,6 +221,22 @@ class Bus:
     async def _ask(self, member: str, argument: str) -> list[Any]:
         """Call a method of the bus itself; its reply's body."""
         body: list[Any] = (await self._connection.call(_bus_call(member, argument))).body
+        return body
+
+    async def call(self, service: str, path: str, interface: str, member: str) -> list[Any]:
+        """Call another service's method without arguments; its reply's body.
+
+        Raises BusGone with its error, or where there is no answer.
+        """
+        message = Message(destination=service, path=path, interface=interface, member=member)
+        try:
+            async with asyncio.timeout(CALL_TIME):
+                reply = await self._connection.call(message)
+        except NOT_CONNECTED as error:
+            raise BusGone(f"{service}: {str(error) or type(error).__name__}") from None
+        if reply.message_type is MessageType.ERROR:
+            raise BusGone(f"{service}: {reply.error_name}")
+        body: list[Any] = reply.body
         return body
 
     def _spawn(self, coroutine: Any) -> None:
@@ -314,14 +338,14 @@ async def listen(address: str, rule: str, heard: Callable[[list[Any]], object]) 
     raise BusGone("disconnected")
 
 
-def _bus_call(member: str, argument: str) -> Message:
+def _bus_call(member: str, *arguments: str) -> Message:
     return Message(
         destination=DBUS,
         path=DBUS_PATH,
         interface=DBUS,
         member=member,
-        signature="s",
-        body=[argument],
+        signature="s" * len(arguments),
+        body=list(arguments),
     )
 
 

@@ -15,13 +15,16 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wg4netnsd import __version__, agent, systemd
+from wg4netnsd import __version__, agent, fdstore, systemd
+from wg4netnsd.tasks import log_defect
 
 if TYPE_CHECKING:
+    from wg4netnsd.bus import Bus
+    from wg4netnsd.fdstore import Legacy
     from wg4netnsd.manager import Manager
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,16 @@ log = logging.getLogger(__name__)
 EXIT_SUCCESS: Final = 0
 EXIT_FAILURE: Final = 1
 EXIT_NO_BUS: Final = 69  # EX_UNAVAILABLE of sysexits(3)
+EXIT_CONFIG: Final = 78  # EX_CONFIG: to start it again would not help
+
+CHECK_TIME: Final = 5.0
+"""Seconds from one look at the engines to the next."""
+
+SYSTEMD_MANAGER: Final = (
+    "org.freedesktop.systemd1",
+    "/org/freedesktop/systemd1",
+    "org.freedesktop.systemd1.Manager",
+)
 
 
 class StartupError(Exception):
@@ -42,35 +55,42 @@ def main() -> None:
     try:
         _refuse_wrong_places()
         _set_limits()
+        legacies = fdstore.inherited()
         # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
         the_agent = agent.fork()
-        with _runtime_directory(arguments.runtime_dir) as directory:
-            status = asyncio.run(_serve(the_agent, arguments.engine, directory))
+        with _runtime_directory(arguments.runtime_dir, legacies.keys()) as directory:
+            status = asyncio.run(_serve(the_agent, arguments.engine, directory, legacies))
         the_agent.end()
         sys.exit(status)
     except StartupError as error:
         log.critical("%s", error)
-        sys.exit(EXIT_FAILURE)
+        sys.exit(EXIT_CONFIG)
 
 
-async def _serve(the_agent: agent.Agent, binary: Path | None, directory: Path) -> int:
+async def _serve(
+    the_agent: agent.Agent, binary: Path | None, directory: Path, legacies: Mapping[str, Legacy]
+) -> int:
     """From the first call to the last; returns the exit status."""
     # Only now: the agent, and with it every fork of it, stays as small as it was.
-    from wg4netnsd import engine
-    from wg4netnsd.bus import BusGone
+    from wg4netnsd import engine, restore
+    from wg4netnsd.bus import BusGone, NameTaken
     from wg4netnsd.service import Service
 
     stop = _stop_on_signals()
+    await restore.end_strays(legacies)
     service = Service(the_agent, binary or engine.BINARY, directory)
     try:
-        bus = await service.start()
+        bus = await service.start(legacies)
     except BusGone as error:
         log.critical("%s", error)
-        return EXIT_NO_BUS
+        return EXIT_CONFIG if isinstance(error, NameTaken) else EXIT_NO_BUS
     gc.freeze()  # modules and classes stay: no collection need look at them again
     host = _watch_host(service.manager)
+    beat = asyncio.create_task(_beat(service.manager))
     systemd.notify_ready()
     log.info("ready")
+    if not systemd.is_supervising():
+        log.info("not started by systemd: no tunnel outlives this process")
 
     ends = {
         asyncio.ensure_future(bus.wait_gone()): EXIT_NO_BUS,
@@ -79,9 +99,13 @@ async def _serve(the_agent: agent.Agent, binary: Path | None, directory: Path) -
     }
     status = await _first_end(ends)
 
-    systemd.notify_stopping("closing all tunnels")
+    beat.cancel()
     host.close()
-    await service.manager.close_all("the daemon is ending")
+    if await _has_successor(bus, status):
+        systemd.notify_stopping("its successor takes over the tunnels")
+    else:
+        systemd.notify_stopping("closing all tunnels")
+        await service.manager.close_all("the daemon is ending")
     await bus.close()
     log.info("stopped")
     return status
@@ -95,6 +119,24 @@ async def _first_end(ends: dict[asyncio.Future[str], int]) -> int:
     end = done.pop()
     log.log(logging.CRITICAL if ends[end] else logging.INFO, "%s", end.result())
     return ends[end]
+
+
+async def _has_successor(bus: Bus, status: int) -> bool:
+    """Will systemd start another of us, and hold our fds until then?
+
+    After a failure, as the unit has Restart=on-failure: if it gives up, it drops the fds, and the
+    engines end as nobody holds them. At SIGTERM it depends on the job that is under way.
+    """
+    from wg4netnsd.bus import BusGone
+
+    if not systemd.is_supervising() or status != EXIT_SUCCESS:
+        return systemd.is_supervising()
+    try:
+        (jobs,) = await bus.call(*SYSTEMD_MANAGER, "ListJobs")
+    except BusGone as error:
+        log.warning("whether it is a restart can't be told: %s", error)
+        return True
+    return any(unit == systemd.unit() and job == "restart" for _, unit, job, *_ in jobs)
 
 
 # ---------------------------------------------------------------- startup
@@ -137,7 +179,7 @@ def _refuse_wrong_places() -> None:
 
 
 def _set_limits() -> None:
-    """Eight fds a tunnel, and no core file of a process that holds keys."""
+    """Ten fds a tunnel, and no core file of a process that holds keys."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
@@ -147,15 +189,15 @@ def _set_limits() -> None:
 
 
 @contextlib.contextmanager
-def _runtime_directory(chosen: Path | None) -> Iterator[Path]:
-    """Our own directory, empty, and ours alone while we run."""
+def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterator[Path]:
+    """Our own directory, ours alone while we run, with nothing in it but what `tunnels` have."""
     path = chosen or _default_runtime_directory()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_sockets(path)  # of a daemon that was killed
-        if any(path.iterdir()):
+        _remove_sockets(path, tunnels)  # of a daemon that was killed
+        if any(each.name not in tunnels for each in path.iterdir()):
             raise StartupError(f"{path}: not empty: expected a directory for wg4netnsd alone")
     except BlockingIOError:
         raise StartupError(f"{path}: another wg4netnsd uses it; see --runtime-dir") from None
@@ -169,10 +211,10 @@ def _runtime_directory(chosen: Path | None) -> Iterator[Path]:
         os.close(lock)
 
 
-def _remove_sockets(directory: Path) -> None:
-    """Remove what a tunnel makes: a directory with a socket in it. Nothing else is ours."""
+def _remove_sockets(directory: Path, tunnels: Collection[str]) -> None:
+    """Remove what other tunnels made: a directory with a socket in it. Nothing else is ours."""
     for socket in directory.glob("*/*.sock"):
-        if socket.is_socket():
+        if socket.is_socket() and socket.parent.name not in tunnels:
             socket.unlink()
             with contextlib.suppress(OSError):
                 socket.parent.rmdir()
@@ -187,6 +229,17 @@ def _default_runtime_directory() -> Path:
 
 
 # ---------------------------------------------------------------- running
+
+
+async def _beat(manager: Manager) -> None:
+    """Look after the engines; and show systemd's watchdog that the event loop runs."""
+    patience = systemd.watchdog_time()
+    period = min(CHECK_TIME, patience / 3) if patience else CHECK_TIME
+    while True:
+        systemd.notify_alive()
+        checking = asyncio.create_task(manager.check_engines())  # may take longer than a period
+        checking.add_done_callback(log_defect)
+        await asyncio.sleep(period)
 
 
 def _watch_host(manager: Manager) -> contextlib.ExitStack:

@@ -16,6 +16,7 @@ from wg4netnsd.config import Endpoint
 from wg4netnsd.errors import Error, Unresolved
 from wg4netnsd.events import Timers
 from wg4netnsd.resolve import Found, is_address, look_up
+from wg4netnsd.tasks import log_defect
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,11 @@ def first_address(endpoint: Endpoint, found: Found) -> str:
     """Where to begin, as address and port; empty if the host has no address that is known."""
     addresses = _addresses(endpoint.host, found)
     return "" if isinstance(addresses, Error) else str(endpoint._replace(host=addresses[0]))
+
+
+def host_of(endpoint: str) -> str:
+    """The bare address of an ADDRESS:PORT, as an engine has it."""
+    return endpoint.rpartition(":")[0].strip("[]")
 
 
 def _addresses(host: str, found: Found) -> list[str] | Error:
@@ -102,7 +108,7 @@ class NamedEndpoint:
             self._cancel_look_up()
         if self._look_up is None or self._look_up.done():
             self._look_up = asyncio.create_task(self._look_up_until_found())
-            self._look_up.add_done_callback(_log_defect)
+            self._look_up.add_done_callback(log_defect)
 
     def close(self) -> None:
         """Do nothing more unasked."""
@@ -168,8 +174,3 @@ class NamedEndpoint:
         if self._look_up:
             self._look_up.cancel()
             self._look_up = None
-
-
-def _log_defect(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (defect := task.exception()):
-        log.error("a look-up: a defect", exc_info=defect)

@@ -9,17 +9,17 @@ import errno
 import functools
 import logging
 import os
-import signal
 import socket
 import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 from wg4netnsd import events, uapi
-from wg4netnsd.errors import EngineFailed, Timeout, redact
+from wg4netnsd.errors import EngineFailed, LimitExceeded, Timeout, redact
 from wg4netnsd.lines import Lines
+from wg4netnsd.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ DEATH_TIME: Final = 5.0
 """Seconds that a killed process gets to be gone; more only if the kernel holds it."""
 LAST_WORDS: Final = 3  # lines
 LAST_WORDS_TIME: Final = 1.0  # seconds
+_LACKING: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 REFILL_DELAY: Final = 0.05
 """Seconds after which a taken spare is replaced: not before its taker has its reply."""
 
@@ -43,44 +44,66 @@ def version(binary: Path) -> str:
     return output.stdout.decode().split("\n")[0].removeprefix("wireguard-go v")
 
 
+class Kept(NamedTuple):
+    """The fds that an engine is known by, and that another daemon takes it over with."""
+
+    pidfd: int
+    handover: int
+    events: int
+    log: int
+
+
 class Engine:
     """One wireguard-go. Owns its process, its UAPI socket's path, its log and its events.
 
     It is spawned with nothing to do, and waits: first for its UAPI socket, by which it can then be
-    configured, then for its TUN.
+    configured, then for its TUN. It lives as long as somebody holds our end of its handover socket.
     """
 
-    def __init__(self, binary: Path) -> None:
-        """Spawn it. Raises EngineFailed."""
-        with contextlib.ExitStack() as engines, contextlib.ExitStack() as ours:
-            try:
-                log_end, engines_log_end = os.pipe()
-                ours.callback(os.close, log_end)
-                engines.callback(os.close, engines_log_end)
-                events_end, engines_events_end = os.pipe()
-                ours.callback(os.close, events_end)
-                engines.callback(os.close, engines_events_end)
-                self._handover, engines_handover = socket.socketpair()
-                ours.callback(self._handover.close)
-                engines.callback(engines_handover.close)
-                self._process = _popen(
-                    binary, engines_handover.fileno(), engines_events_end, engines_log_end
-                )
-                ours.callback(self._process.wait)
-                ours.callback(self._process.kill)
-                self._pidfd = os.pidfd_open(self._process.pid)
-            except OSError as error:
-                raise EngineFailed(f"wireguard-go can't be started: {error.strerror}") from None
-            ours.pop_all()
+    def __init__(self, process: Process, kept: Kept, socket_path: Path | None = None) -> None:
+        """Owns all of them. Who needs an engine calls spawn() or adopt()."""
+        self.process = process
+        self.kept = kept
+        self.pid = process.pid
+        self.exited = process.exited
+        self._handover = socket.socket(fileno=kept.handover)
         self._handover.setblocking(False)
-        self.pid = self._process.pid
-        self.exited = asyncio.Event()
-        self._socket_path: Path | None = None
-        self._log = _Log(self.pid, log_end)
-        self._events = Lines(events_end, self._on_event)
+        self._socket_path = socket_path
+        self._log = _Log(self.pid, kept.log)
+        self._events = Lines(kept.events, self._on_event)
         self._untold: list[events.Event] = []
         self._tell: Callable[[events.Event], None] = self._untold.append
-        asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
+        self._closing = asyncio.create_task(self._close_after())
+
+    @classmethod
+    def spawn(cls, binary: Path) -> Self:
+        """Start one. Raises EngineFailed, or LimitExceeded where a process or an fd is lacking."""
+        with contextlib.ExitStack() as engines, contextlib.ExitStack() as ours:
+            try:
+                log_end, engines_log_end = _pipe(ours, engines)
+                events_end, engines_events_end = _pipe(ours, engines)
+                handover, engines_handover = socket.socketpair()
+                ours.callback(handover.close)
+                engines.callback(engines_handover.close)
+                child = _popen(
+                    binary, engines_handover.fileno(), engines_events_end, engines_log_end
+                )
+                ours.callback(child.wait)
+                ours.callback(child.kill)
+                pidfd = os.pidfd_open(child.pid)
+            except OSError as error:
+                why = f"wireguard-go can't be started: {error.strerror}"
+                raise (LimitExceeded if error.errno in _LACKING else EngineFailed)(why) from None
+            ours.pop_all()
+        return cls(Process(pidfd, child), Kept(pidfd, handover.detach(), events_end, log_end))
+
+    @classmethod
+    def adopt(cls, kept: Kept, socket_path: Path) -> Self:
+        """Take over one that a daemon before us has spawned. Owns `kept`.
+
+        It may have ended meanwhile: then that is noticed as always.
+        """
+        return cls(Process(kept.pidfd), kept, socket_path)
 
     def watch(self, tell: Callable[[events.Event], None]) -> None:
         """Have `tell` called with each event, also with those that were before."""
@@ -157,13 +180,7 @@ class Engine:
     async def obituary(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
         await self._fall_silent()
-        match self._process.returncode:
-            case None:
-                how = "wireguard-go no longer talks to us"
-            case status if status < 0:
-                how = f"wireguard-go ended by signal {signal.Signals(-status).name}"
-            case status:
-                how = f"wireguard-go ended with status {status}"
+        how = f"wireguard-go {self.process.ending}"
         return EngineFailed(": ".join([how, *self._log.last_words]))
 
     async def stop(self) -> None:
@@ -172,14 +189,11 @@ class Engine:
         Raises EngineFailed if the kernel does not let go of it.
         By SIGKILL: wireguard-go has nothing to save, and a hung one takes no other signal.
         """
-        if not self.exited.is_set():
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            try:
-                async with asyncio.timeout(DEATH_TIME):
-                    await self.exited.wait()
-            except TimeoutError:
-                # Two engines on one TUN silently lose packets, so nobody may go on from here.
-                raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
+        try:
+            await self.process.kill(DEATH_TIME)
+        except TimeoutError:
+            # Two engines on one TUN silently lose packets, so nobody may go on from here.
+            raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
         await self._fall_silent()
         if self._socket_path:
             _unlink(self._socket_path)
@@ -201,13 +215,9 @@ class Engine:
             event = events.Dropped()
         self._tell(event)
 
-    def _on_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._process.wait()  # a zombie by now, so this returns at once
-        # Not at once: attach() may have its end of file yet to read.
-        asyncio.get_running_loop().call_soon(self._handover.close)
-        self.exited.set()
+    async def _close_after(self) -> None:
+        await self.exited.wait()
+        self._handover.close()  # not before: attach() may have its end of file yet to read
 
 
 class _Log:
@@ -240,17 +250,17 @@ class Spare:
         self.refill()
 
     def take(self) -> Engine:
-        """An engine without a TUN, now the caller's. Raises EngineFailed."""
+        """An engine without a TUN, now the caller's. Raises EngineFailed, LimitExceeded."""
         engine, self._waiting = self._waiting, None
         asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
-        return engine if engine and not engine.exited.is_set() else Engine(self._binary)
+        return engine if engine and not engine.exited.is_set() else Engine.spawn(self._binary)
 
     def refill(self) -> None:
         if self._closed or (self._waiting and not self._waiting.exited.is_set()):
             return
         try:
-            self._waiting = Engine(self._binary)
-        except EngineFailed as error:
+            self._waiting = Engine.spawn(self._binary)
+        except (EngineFailed, LimitExceeded) as error:
             log.error("%s", error)
 
     async def close(self) -> None:
@@ -258,6 +268,14 @@ class Spare:
         self._closed = True
         if self._waiting:
             await self._waiting.stop()
+
+
+def _pipe(ours: contextlib.ExitStack, engines: contextlib.ExitStack) -> tuple[int, int]:
+    """What we read from, and what the engine writes to."""
+    reader, writer = os.pipe()
+    ours.callback(os.close, reader)
+    engines.callback(os.close, writer)
+    return reader, writer
 
 
 def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
@@ -272,7 +290,7 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
             process_group=0,  # a terminal's Ctrl-C is for the daemon
         )
     except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        if error.errno in _LACKING:
             raise
         raise EngineFailed(f"{binary}: {error.strerror}: is wg4netnsd installed whole?") from None
 

@@ -21,6 +21,7 @@ No message ever holds key material.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import ClassVar, Final
 
@@ -110,3 +111,16 @@ class PropertyReadOnly(StandardError): ...
 
 
 class Failed(StandardError): ...
+
+
+def named(short_name: str, text: str) -> Error:
+    """The error of that short name. Raises KeyError if there is none."""
+    return _named()[short_name](text)
+
+
+@functools.cache
+def _named() -> dict[str, type[Error]]:
+    every = [Error]
+    for each in every:
+        every += each.__subclasses__()
+    return {each.__name__: each for each in every}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+PROTOCOL: Final = 1
+"""To be raised when an engine that was built before could not be understood any more: by its
+events, or by what our patch adds to UAPI."""
 
 
 class Timers(NamedTuple):

@@ -15,6 +15,7 @@ from wg4netnsd.errors import InvalidArgs
 
 
 class Lifetime(enum.StrEnum):
+    NAMESPACE = "namespace"  # ends when nobody else keeps the namespace
     CLIENT = "client"  # ends when the caller leaves the bus
     LEASE = "lease"  # ends when the passed pipe, socket or pidfd hangs up
     PERSISTENT = "persistent"  # ends at Close, and keeps an otherwise empty namespace alive
@@ -39,7 +40,7 @@ class Lease:
         if events is None:
             blocking.close(fd)
             raise InvalidArgs("lease: expected one end of a pipe or a socket, or a pidfd")
-        self._fd = fd
+        self.fd = fd
         self._epoll = select.epoll()
         self._epoll.register(fd, events)
 
@@ -58,4 +59,4 @@ class Lease:
         if not self._epoll.closed:
             asyncio.get_running_loop().remove_reader(self._epoll)
             self._epoll.close()
-            os.close(self._fd)
+            os.close(self.fd)

@@ -11,15 +11,16 @@ from wg4netnsd import errors
 from wg4netnsd.agent import Agent
 from wg4netnsd.engine import Spare
 from wg4netnsd.lifecycle import State
+from wg4netnsd.lifetime import Lease
 from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.observer import Observer as TunnelObserver
 from wg4netnsd.spec import Spec
-from wg4netnsd.tunnel import Tunnel
+from wg4netnsd.tunnel import Left, Means, Tunnel
 
 log = logging.getLogger(__name__)
 
 MAX_TUNNELS: Final = 256
-"""Each takes a process and, here, up to eight fds."""
+"""Each takes a process and, here, up to ten fds."""
 
 
 class Observer(TunnelObserver[Tunnel], Protocol):
@@ -35,9 +36,8 @@ class Manager:
 
     def __init__(self, agent: Agent, binary: Path, directory: Path, observer: Observer) -> None:
         """`binary`: the wireguard-go to run; `directory` gets a socket for each tunnel."""
-        self._agent = agent
         self._spare = Spare(binary)
-        self._directory = directory
+        self._means = Means(agent, self._spare, directory)
         self._observer = observer
         self._tunnels: dict[str, Tunnel] = {}
         self._keepers: dict[Tunnel, asyncio.Task[None]] = {}
@@ -47,8 +47,10 @@ class Manager:
     def tunnels(self) -> list[Tunnel]:
         return list(self._tunnels.values())
 
-    def create(self, spec: Spec, netns: Netns) -> Tunnel:
-        """Start a tunnel, which owns `netns` if this returns.
+    def create(
+        self, spec: Spec, netns: Netns, lease: Lease | None = None, left: Left | None = None
+    ) -> Tunnel:
+        """Start a tunnel, or go on with what is `left` of one. It owns them all if this returns.
 
         Raises AlreadyExists, LimitExceeded, ShuttingDown.
         """
@@ -60,7 +62,7 @@ class Manager:
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
         if len(self._tunnels) >= MAX_TUNNELS:
             raise errors.LimitExceeded(f"there are {MAX_TUNNELS} tunnels already")
-        created = Tunnel(spec, netns, self._agent, self._spare, self._directory, self._observer)
+        created = Tunnel(spec, netns, self._means, self._observer, lease, left)
         self._tunnels[spec.name] = created
         self._observer.tunnel_added(created)
         self._keepers[created] = asyncio.create_task(self._keep(created))
@@ -100,6 +102,10 @@ class Manager:
         """Time has gone by that timers did not see."""
         for one in self.tunnels:
             one.peers.clock_moved()
+
+    async def check_engines(self) -> None:
+        """Have those replaced that are hung; never fails."""
+        await asyncio.gather(*(one.engine.check() for one in self.tunnels))
 
     def get(self, name: str) -> Tunnel:
         """Raises NoSuchTunnel."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from wg4netnsd import events
 from wg4netnsd.config import Endpoint, Peer
-from wg4netnsd.endpoints import NamedEndpoint, first_address
+from wg4netnsd.endpoints import NamedEndpoint, first_address, host_of
 from wg4netnsd.errors import Error
 from wg4netnsd.pace import Pace, Told
 from wg4netnsd.resolve import Found, is_address
@@ -133,21 +133,27 @@ class KnownPeer:
             case events.Moved():
                 self.endpoint, self.wanted = event.endpoint, ""
                 if self.name:
-                    self.name.moved(event.endpoint.rpartition(":")[0].strip("[]"))
+                    self.name.moved(host_of(event.endpoint))
         self.settle()
 
     def resync(self, status: PeerStatus) -> None:
-        """What the engine says when it is asked, as events were lost."""
+        """What the engine says when it is asked, as events were lost or went to another daemon."""
         self.endpoint = status.endpoint
+        if self.name:
+            self.name.moved(host_of(status.endpoint))
         if status.last_handshake_usec not in (0, self.handshake.realtime_usec):
             self._complete(Handshake(status.last_handshake_usec), status.session_age)
         self.settle()
 
-    def _complete(self, handshake: Handshake, age: float) -> None:
+    def _complete(self, handshake: Handshake, age: float | None) -> None:
+        """`age`: its session's in seconds, None if that has ended already."""
         self._lost = False
         self.handshake = handshake
         self.wanted = ""  # it answers where it is
-        self.session.completed(_now(), age)
+        if age is None:
+            self.session.used = True
+        else:
+            self.session.completed(_now(), age)
         if self.name:
             self.name.answered()
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from wg4netnsd import events, uapi
 from wg4netnsd.config import Peer
-from wg4netnsd.endpoints import first_address
+from wg4netnsd.endpoints import first_address, host_of
 from wg4netnsd.errors import Error, Timeout
 from wg4netnsd.peer import KnownPeer, Listener, PeerView
 from wg4netnsd.resolve import Found, is_address, look_up_all
@@ -47,7 +47,7 @@ class Peers:
         self._ask_engine = ask_engine
         self._listener = listener
         self._known: dict[str, KnownPeer] = {}
-        self._timers = events.Timers()
+        self.timers = events.Timers()
         self._tasks: set[asyncio.Task[None]] = set()
         self._resyncing = self._must_resync = False
 
@@ -73,13 +73,24 @@ class Peers:
         for peer in peers:
             key = peer.public_key
             before = known.pop(key, None)
-            kept = self._known[key] = before or KnownPeer(peer, self._timers, self._listener)
+            kept = self._known[key] = before or KnownPeer(peer, self.timers, self._listener)
             if before is None or before.configured.endpoint != peer.endpoint:
                 kept.look_for(peer.endpoint, found, self._user(kept))
             kept.configured = peer
             kept.settle()
         for gone in known.values():
             gone.close()
+
+    def adopt(self, peers: Iterable[Peer], status: uapi.DeviceStatus) -> None:
+        """These are the peers, and an engine knows them already: they stay where they are."""
+        at = {each.public_key: each.endpoint for each in status.peers if each.endpoint}
+        found: Found = {
+            peer.endpoint.host: [host_of(at[peer.public_key])]
+            for peer in peers
+            if peer.endpoint and peer.public_key in at
+        }
+        self.configure(peers, found)
+        self._take_answer(status)
 
     def _is_new(self, peer: Peer) -> bool:
         known = self._known.get(peer.public_key)
@@ -114,7 +125,7 @@ class Peers:
         """An event of the engine's."""
         match event:
             case events.Timers():
-                self._timers = event
+                self.timers = event
                 for known in self._known.values():
                     known.set_timers(event)
             case events.Dropped():

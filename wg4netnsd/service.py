@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from wg4netnsd import __version__, configfile, engine, errors, names, netns, options
+from wg4netnsd import __version__, configfile, engine, errors, names, netns, options, restore
 from wg4netnsd.agent import Agent
 from wg4netnsd.bus import Bus, Call, Reply, Variant
+from wg4netnsd.fdstore import Legacy
 from wg4netnsd.lifecycle import State
 from wg4netnsd.lifetime import Lease, Lifetime
 from wg4netnsd.manager import MAX_TUNNELS, Manager
@@ -50,10 +50,16 @@ class Service:
         self._binary = binary
         self._tree = Tree(names.ROOT_PATH)
 
-    async def start(self) -> Bus:
-        """Connect, export, and only then own the name. Raises BusGone."""
+    async def start(self, legacies: Mapping[str, Legacy]) -> Bus:
+        """Connect, take over what a daemon before us has left, and only then own the name.
+
+        Raises BusGone.
+        """
         engine.version(self._binary)  # asked now, so that no call has to wait for it
         self._bus = await Bus.connect(self._tree.serve)
+        for tunnel in await restore.take_over(self.manager, legacies):
+            if tunnel.spec.lifetime is Lifetime.CLIENT:
+                close_with_client(tunnel, self._bus)
         self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, self._binary, self._bus))
         self._tree.attach(self._bus)
         await self._bus.own_name(names.BUS_NAME)
@@ -162,6 +168,7 @@ class ManagerInterface(Interface):
             if asked.lease is not None:
                 lease = Lease(call.take_fd(asked.lease))
                 stack.callback(lease.close)
+            ends_with_client = asked.lifetime is Lifetime.CLIENT
             spec = Spec(
                 name=asked.name or f"ns{namespace.id.inode}",
                 interface=asked.interface,
@@ -169,22 +176,13 @@ class ManagerInterface(Interface):
                 config=parsed,
                 mtu_option=asked.mtu,
                 handshake=asked.handshake,
+                client=f"{self._bus.id} {call.sender}" if ends_with_client else "",
             )
-            tunnel = self._manager.create(spec, namespace)
+            tunnel = self._manager.create(spec, namespace, lease)
             stack.pop_all()
-        if lease:
-            lease.watch(lambda: tunnel.close("its lease ended"))
-            tunnel.at_end(lease.close)
-        if asked.lifetime is Lifetime.CLIENT:
-            self._close_with_client(tunnel, call.sender)
+        if ends_with_client:
+            close_with_client(tunnel, self._bus)
         return tunnel
-
-    def _close_with_client(self, tunnel: Tunnel, client: str) -> None:
-        def left() -> None:
-            tunnel.close("its client left the bus")
-
-        self._bus.watch(client, left)
-        tunnel.at_end(lambda: self._bus.unwatch(client, left))
 
     async def get_tunnel(self, _call: Call, name: str) -> str:
         return _path(self._manager.get(name))
@@ -274,9 +272,7 @@ class TunnelInterface(Interface):
         return self.read_peers()
 
     async def open_netns(self, _call: Call) -> Reply:
-        if self._tunnel.state is State.CLOSED:
-            raise errors.NoSuchTunnel(f"'{self._tunnel.spec.name}' is closed")
-        return Reply("h", (0,), [os.dup(self._tunnel.netns.fd)])
+        return Reply("h", (0,), [self._tunnel.open_netns()])
 
     async def refresh(self) -> None:
         """Without an engine, there are no counters."""
@@ -305,10 +301,10 @@ class TunnelInterface(Interface):
         return self._tunnel.state
 
     def read_public_key(self) -> str:
-        return self._tunnel.public_key
+        return self._tunnel.engine.public_key
 
     def read_listen_port(self) -> int:
-        return self._tunnel.listen_port
+        return self._tunnel.engine.listen_port
 
     def read_mtu(self) -> int:
         return self._tunnel.spec.mtu
@@ -320,7 +316,7 @@ class TunnelInterface(Interface):
         return [str(entry) for entry in self._tunnel.spec.dns]
 
     def read_engine_pid(self) -> int:
-        return self._tunnel.engine_pid
+        return self._tunnel.engine.pid
 
     def read_restart_count(self) -> int:
         return self._tunnel.restart_count
@@ -331,6 +327,20 @@ class TunnelInterface(Interface):
 
     def read_peers(self) -> dict[str, dict[str, Variant]]:
         return {key: _peer(self._tunnel.peers[key]) for key in self._tunnel.peers}
+
+
+def close_with_client(tunnel: Tunnel, bus: Bus) -> None:
+    """A client of another bus, one that has been restarted since, has left."""
+
+    def left() -> None:
+        tunnel.close("its client left the bus")
+
+    bus_id, client = tunnel.spec.client.split()
+    if bus_id != bus.id:
+        left()
+        return
+    bus.watch(client, left)
+    tunnel.at_end(lambda: bus.unwatch(client, left))
 
 
 def _path(tunnel: Tunnel) -> str:

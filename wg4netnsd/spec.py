@@ -21,6 +21,7 @@ class Spec:
     config: Config
     mtu_option: int | None = None  # overrides the configuration's
     handshake: bool = False  # begin one with each peer at once
+    client: str = ""  # whose leaving ends it, where that is its lifetime: bus and name on it
 
     def __post_init__(self) -> None:
         """Raises InvalidConfig where the MTU is too small for the addresses."""

@@ -1,8 +1,8 @@
 """One tunnel: a namespace, its TUN, the engine on it, and the one task that keeps them together.
 
-The daemon keeps its own duplicate of the TUN, so an engine that dies takes nothing with it: the
-interface, its routes and the sockets in the namespace stay, traffic waits, and nothing leaves in
-the clear. lifecycle.py draws the states.
+The daemon keeps its own duplicate of the TUN, and systemd another, so an engine or a daemon that
+dies takes nothing with it: the interface, its routes and the sockets in the namespace stay, traffic
+waits, and nothing leaves in the clear. lifecycle.py draws the states.
 """
 
 from __future__ import annotations
@@ -12,28 +12,49 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wg4netnsd import errors, netns, tun, uapi
 from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
-from wg4netnsd.engine import Engine, Spare
+from wg4netnsd.engine import Spare
+from wg4netnsd.fdstore import Kind, Legacy, Shelf
 from wg4netnsd.lifecycle import Lifecycle, State
+from wg4netnsd.lifetime import Lease, Lifetime
 from wg4netnsd.netns import Netns
 from wg4netnsd.observer import Observer, PeersOf
-from wg4netnsd.peers import Peers, Settings
-from wg4netnsd.resolve import Found
+from wg4netnsd.peers import Peers
+from wg4netnsd.record import Record
 from wg4netnsd.spec import Spec
+from wg4netnsd.supervised import Supervised, refuse_own_key
+from wg4netnsd.tasks import first_of
 
 log = logging.getLogger(__name__)
 
+_RECORDED = {"error", "listen_port", "restart_count"}
+
+
+class Means(NamedTuple):
+    """What all tunnels share."""
+
+    agent: Agent
+    spare: Spare
+    directory: Path  # of their sockets
+
+
+class Left(NamedTuple):
+    """What a daemon before us has left of a tunnel."""
+
+    record: Record
+    legacy: Legacy
+
 
 class _InterfaceGone(Exception):
-    """Somebody deleted the interface from inside, as its owner may."""
+    """It, or the namespace around it, has ended; its owner may delete it."""
 
 
 class Tunnel:
@@ -46,40 +67,49 @@ class Tunnel:
         self,
         spec: Spec,
         namespace: Netns,
-        agent: Agent,
-        spare: Spare,
-        directory: Path,
+        means: Means,
         observer: Observer[Tunnel],
+        lease: Lease | None = None,
+        left: Left | None = None,
     ) -> None:
+        """A new one, or one to take over with all that is `left` of it."""
         self.spec = spec
         self.netns = namespace
         self.created_usec = time.time_ns() // 1000
         self.lifecycle = Lifecycle(spec.name, self._state_changed)
-        told = PeersOf(self, observer, self._lookup_failed)
-        self.peers = Peers(self._set_engine, self._ask_engine, told)
         self.error: errors.Error | None = None  # the newest, whatever came of it
         self.failure: errors.Error | None = None  # the one that ended the tunnel
-        self.public_key = ""
-        self.listen_port = self.engine_pid = self.restart_count = 0
-        self._agent = agent
-        self._spare = spare
-        self._socket_path = directory / spec.name / f"{spec.interface}.sock"
+        self.restart_count = 0
+        self._means = means
         self._observer = observer
+        self._lease = lease
         self._tun_fd = -1
-        self._engine: Engine | None = None
-        self._half_changed = False  # the engine was, and nobody knows how far
+        self._shelf = left.legacy if left else Shelf(spec.name)
+        self._serial = 0  # of the record that the shelf has; 0: none yet
+        self.engine = Supervised(
+            means.spare,
+            means.directory / spec.name / f"{spec.interface}.sock",
+            self._shelf,
+            PeersOf(self, observer, self._lookup_failed),
+            self._changed,
+        )
         self._creators_mtu = spec.mtu_option
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
-        self._restart_requested = asyncio.Event()
-        self._changing = asyncio.Lock()  # of the interface and of the engine
-        self._in_order = asyncio.Lock()  # of reconfigurations, which look names up before that
+        self._in_order = asyncio.Lock()  # reconfigurations, which look names up before their turn
         self._changes: set[asyncio.Task[None]] = set()
-        self._task = asyncio.create_task(self._run(), name=f"tunnel {spec.name}")
+        if lease:
+            lease.watch(lambda: self.close("its lease ended"))
+            self._at_end.callback(lease.close)
+        self._task = asyncio.create_task(self._run(left), name=f"tunnel {spec.name}")
 
     @property
     def state(self) -> State:
         return self.lifecycle.state
+
+    @property
+    def peers(self) -> Peers:
+        return self.engine.peers
 
     # ------------------------------------------------------------ what others may ask for
 
@@ -104,7 +134,7 @@ class Tunnel:
         Raises NoSuchTunnel if it was closed, and what brought the engine down if it was given up.
         """
         ends = {State.CLOSED, State.FAILED}
-        await _first_of(self.peers.handshaken.wait(), self.lifecycle.wait_for(ends))
+        await first_of(self.peers.handshaken.wait(), self.lifecycle.wait_for(ends))
         if not self.peers.handshaken.is_set():
             failed = self.error if self.state is State.FAILED else None
             raise failed or self.lifecycle.closed_error()
@@ -115,7 +145,7 @@ class Tunnel:
         Raises what brought it down otherwise.
         """
         if self.state is not State.STARTING:
-            self._restart_requested.set()
+            self.engine.replace()
         if await self.lifecycle.wait_for_next({State.UP, State.FAILED}) is State.FAILED:
             raise self.error or errors.EngineFailed("no reason given")
 
@@ -136,7 +166,7 @@ class Tunnel:
             raise
         except errors.Error:
             # The old configuration is in force again when the engine's successor has it.
-            if self._half_changed and self.state is not State.FAILED:
+            if self.engine.half_changed and self.state is not State.FAILED:
                 await self.lifecycle.wait_for_next({State.UP, State.FAILED})
             raise
 
@@ -146,24 +176,32 @@ class Tunnel:
 
     async def status(self) -> uapi.DeviceStatus:
         """What the engine knows. Raises EngineFailed, Timeout."""
-        if self._engine is None or self.state is not State.UP:
+        if self.state is not State.UP:
             raise errors.EngineFailed(f"'{self.spec.name}' is {self.state}, its engine is not up")
-        status = await self._engine.status()
-        self.peers.note(status.peers)
-        return status
+        return await self.engine.status()
+
+    def open_netns(self) -> int:
+        """An fd of the namespace, the caller's. Raises NoSuchTunnel, TunFailed."""
+        if self.state is State.CLOSED:
+            raise self.lifecycle.closed_error()
+        with self._entrance() as entrance:
+            return os.dup(entrance.fd)
 
     # ------------------------------------------------------------ the run task
 
-    async def _run(self) -> None:
+    async def _run(self, left: Left | None) -> None:
         try:
-            async with self._changing:
-                await self._bring_up()
-            self.lifecycle.enter(State.UP, "created")
+            if left:
+                await self._take_over(left)
+            else:
+                async with self.engine.lock:
+                    await self._bring_up()
+                self.lifecycle.enter(State.UP, "created")
             while True:
-                why = await self._engine_ended()
-                await self._bring_back(why)
+                await self._bring_back(await self.engine.wait_ended())
         except asyncio.CancelledError:
-            pass  # close(), which has said why
+            if not self.lifecycle.close_reason:
+                return  # the daemon ends, not the tunnel: the fd store has it, or it goes with us
         except _InterfaceGone:
             self.lifecycle.close_reason = "the interface was deleted"
         except errors.Error as error:
@@ -179,52 +217,44 @@ class Tunnel:
     async def _bring_up(self) -> None:
         """All at once: the engine takes its configuration while the agent makes the TUN."""
         peers = self.spec.config.peers
-        request = Request(self.spec.interface, self.spec.settings)
-        async with netns.provision(self._agent, self.netns, request) as provisioning:
+        pins = self.spec.lifetime is not Lifetime.NAMESPACE
+        request = Request(self.spec.interface, self.spec.settings, pins)
+        async with netns.provision(self._means.agent, self.netns, request) as provisioning:
             self.peers.configure(peers, await self.peers.look_up(peers))
             every = {peer.public_key for peer in peers} if self.spec.handshake else set()
-            engine = await self._configure_engine(every)
+            await self.engine.configure(self.spec, every)
             self._tun_fd = (await provisioning.tun()).fd
-            await engine.attach(self._tun_fd)
+            await self.engine.attach(self._tun_fd)
             await provisioning.configured()
+        if not pins:
+            self.netns.let_go()
+        self._store()
 
-    async def _configure_engine(self, initiate: Collection[str]) -> Engine:
-        """An engine that has all but its TUN; `_stop_engine()` ends it."""
-        self._engine = self._spare.take()
-        self._engine.watch(self.peers.take)
-        await self._engine.listen(self._socket_path)
-        self._set(engine_pid=self._engine.pid)
-        config = self.spec.config
-        settings = uapi.encode_set(
-            config,
-            mtu=self.spec.mtu,
-            listen_port=self.listen_port or config.interface.listen_port,
-            endpoints=self.peers.endpoints(),
-            initiate=initiate,
-        )
-        try:
-            status = await self._engine.configure(settings)
-        except uapi.PortInUse:
-            # Taken while there was no engine. If it was the kernel's choice, let it choose anew.
-            self._set(listen_port=config.interface.listen_port)
-            raise
-        _refuse_own_key(config, status.public_key)
-        self._half_changed = False
-        self._set(public_key=status.public_key, listen_port=status.listen_port)
-        return self._engine
-
-    async def _engine_ended(self) -> errors.Error | None:
-        """Wait until the engine needs replacing. Returns why, None if it was asked for."""
-        assert self._engine
-        await _first_of(self._engine.exited.wait(), self._restart_requested.wait())
-        return await self._engine.obituary() if self._engine.exited.is_set() else None
+    async def _take_over(self, left: Left) -> None:
+        """What a daemon before us has left, its engine included, as it runs."""
+        record = left.record
+        self._serial = record.serial + 1
+        self.created_usec, self.restart_count = record.created_usec, record.restart_count
+        self.error = errors.named(*record.error) if record.error else None
+        self.engine.listen_port = record.listen_port
+        with contextlib.closing(left.legacy) as legacy:
+            (self._tun_fd,) = legacy.take(Kind.TUN) or (-1,)
+            if tun.is_gone(self._tun_fd):
+                raise _InterfaceGone
+            try:
+                async with self.engine.lock:
+                    await self.engine.adopt(legacy, self.spec, record.timers, record.protocol)
+            except (errors.EngineFailed, errors.Timeout, errors.InvalidConfig) as why:
+                await self._bring_back(why)
+            else:
+                self.lifecycle.enter(State.UP, "taken over from the daemon before")
 
     async def _bring_back(self, why: errors.Error | None) -> None:
         """From an engine that ended to one that runs, however often that takes."""
         while True:
-            self._restart_requested.clear()
-            async with self._changing:
-                await self._stop_engine()
+            self.engine.replaced()
+            async with self.engine.lock:
+                await self.engine.stop()
             if tun.is_gone(self._tun_fd):
                 raise _InterfaceGone
             if why:
@@ -232,52 +262,54 @@ class Tunnel:
                 await self._wait_before_restart(why)
             else:
                 self._backoff.reset()
-                why_now = "a change of it failed half-way" if self._half_changed else "asked for"
-                self.lifecycle.enter(State.RESTARTING, why_now)
+                half = self.engine.half_changed
+                reason = "a change of it failed half-way" if half else "asked for"
+                self.lifecycle.enter(State.RESTARTING, reason)
             try:
-                async with self._changing:
+                async with self.engine.lock:
                     # Its sessions were lost with the old one, and the far ends don't know.
-                    engine = await self._configure_engine(self.peers.in_use())
-                    await engine.attach(self._tun_fd)
-            except (errors.EngineFailed, errors.Timeout, errors.InvalidConfig) as error:
+                    await self.engine.configure(self.spec, self.peers.in_use())
+                    await self.engine.attach(self._tun_fd)
+            except (
+                errors.EngineFailed,
+                errors.Timeout,
+                errors.InvalidConfig,
+                errors.LimitExceeded,
+            ) as error:
                 why = error
                 continue
             self._set(restart_count=self.restart_count + 1)
-            self._restart_requested.clear()  # who asked meanwhile has been served
+            self.engine.replaced()  # who asked meanwhile has been served
             self.lifecycle.enter(State.UP, "the engine is back")
             return
 
     async def _wait_before_restart(self, why: errors.Error) -> None:
         up = self.state is State.UP
         uptime = asyncio.get_running_loop().time() - self.lifecycle.since if up else 0.0
-        delay = self._backoff.crashed(uptime)
+        lacking = isinstance(why, errors.LimitExceeded)
+        delay = self._backoff.lacking() if lacking else self._backoff.crashed(uptime)
         if delay is None:
             self.lifecycle.enter(State.FAILED, str(why))
-            await self._restart_requested.wait()
+            await self.engine.wait_replace()
             self._backoff.reset()
         self.lifecycle.enter(State.RESTARTING, str(why) if delay is not None else "asked for")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay or 0):
-                await self._restart_requested.wait()
-
-    async def _stop_engine(self) -> None:
-        if self._engine:
-            await self._engine.stop()
-            self._engine = None
-            self._set(engine_pid=0)
-            self.peers.engine_ended()
+                await self.engine.wait_replace()
 
     async def _undo(self) -> None:
         """Leave nothing behind; each step is safe where its counterpart never happened."""
         self.lifecycle.enter(State.STOPPING, self.lifecycle.close_reason)
+        self._shelf.remove(Kind.RECORD, Kind.NEXT_RECORD)  # or the next daemon would go on with it
         for change in self._changes:
             change.cancel()
         self.peers.close()
         try:
-            async with self._changing:  # a cancelled change ends when the agent's child has
-                await self._stop_engine()
+            async with self.engine.lock:  # a cancelled change ends when the agent's child has
+                await self.engine.stop()
         except (errors.Error, OSError) as error:
             log.error("tunnel %s: %s", self.spec.name, error)
+        await self._shelf.clear()
         if self._tun_fd >= 0:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
             # Not by blocking.call(): what callers keep waiting must not keep an interface alive.
@@ -294,77 +326,86 @@ class Tunnel:
         async with contextlib.AsyncExitStack() as turn:
             await turn.enter_async_context(self._in_order)
             found = await self.peers.look_up(new.config.peers)
-            await turn.enter_async_context(self._changing)
+            await turn.enter_async_context(self.engine.lock)
             old = self.spec
             key_stays = new.config.interface.private_key == old.config.interface.private_key
-            public_key = self.public_key if key_stays else ""  # which only an engine can tell
-            _refuse_own_key(new.config, public_key)
-            if (name := tun.name(self._tun_fd)) != new.interface:
-                what = f"was renamed to '{name}'" if name else "is gone"
-                raise errors.TunFailed(f"the interface '{new.interface}' {what}")
-            there = Change(new.interface, old.settings, new.settings)
-            await netns.change(self._agent, self.netns, there)
+            # Which only an engine can tell of another private key.
+            public_key = self.engine.public_key if key_stays else ""
+            refuse_own_key(new.config, public_key)
+            name = tun.name(self._tun_fd)  # its owner may have renamed it
+            entrance = turn.enter_context(self._entrance())
+            there = Change(name, old.settings, new.settings)
+            await netns.change(self._means.agent, entrance, there)
             try:
-                await self._change_engine(old, new, found, public_key)
+                await self.engine.change(old, new, found, public_key)
             except BaseException:
-                back = Change(new.interface, new.settings, old.settings)
+                back = Change(name, new.settings, old.settings)
                 try:
-                    await netns.change(self._agent, self.netns, back)
+                    await netns.change(self._means.agent, entrance, back)
                 except errors.Error as second:
                     log.error("tunnel %s: the interface is half changed: %s", new.name, second)
                 raise
             self.spec = new
             self.peers.configure(new.config.peers, found)
+            self._record()
         if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:
             self._observer.properties_changed(self, changed)
 
-    async def _change_engine(self, old: Spec, new: Spec, found: Found, public_key: str) -> None:
-        port = new.config.interface.listen_port
-        if self._engine is None or self.state is not State.UP or self._half_changed:
-            self._set(public_key=public_key, listen_port=port or self.listen_port)  # the next one's
+    @contextlib.contextmanager
+    def _entrance(self) -> Iterator[Netns]:
+        """The way into the namespace, though we may hold none. Raises TunFailed."""
+        if self.netns.fd >= 0:
+            yield self.netns
             return
-        endpoints = self.peers.new_endpoints(new.config.peers, found)
-        change = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)
-        # The engine tells of new ones at once. Of those in both, the old is known until it is done.
-        both = {peer.public_key: peer for peer in (*new.config.peers, *old.config.peers)}
         try:
-            if port and port != self.listen_port:
-                await self._engine.set_listen_port(port, self.listen_port)
-            self.peers.configure(both.values(), found)
-            status = await self._engine.configure(change)
-            _refuse_own_key(new.config, status.public_key)
-        except uapi.PortInUse:
-            raise
-        except BaseException:
-            log.warning("tunnel %s: half changed, so its engine is replaced", self.spec.name)
-            self._half_changed = True
-            self._restart_requested.set()
-            self.peers.configure(old.config.peers, {})
-            raise
-        self._set(public_key=status.public_key, listen_port=status.listen_port)
+            fd = tun.netns_fd(self._tun_fd)
+        except OSError as error:
+            raise errors.TunFailed(f"the interface is gone: {error.strerror}") from None
+        with contextlib.closing(Netns(fd, self.netns.id)) as entrance:
+            yield entrance
 
-    async def _set_engine(self, settings: Settings) -> None:
-        """One change of the peers' own, after whatever is under way."""
-        async with self._changing:
-            text = settings()
-            engine = None if self._restart_requested.is_set() else self._engine
-            if text and engine and not engine.exited.is_set():
-                await engine.set(text)
+    # ------------------------------------------------------------ for the next daemon
 
-    async def _ask_engine(self) -> uapi.DeviceStatus:
-        async with self._changing:
-            if self._engine is None:
-                raise errors.EngineFailed("there is none")
-            return await self._engine.status()
+    def _store(self) -> None:
+        """Have systemd hold all that the tunnel consists of; from now on it can be taken over."""
+        self._shelf.put(Kind.TUN, self._tun_fd)
+        if self.netns.fd >= 0:
+            self._shelf.put(Kind.NETNS, self.netns.fd)
+        if self._lease:
+            self._shelf.put(Kind.LEASE, self._lease.fd)
+        self._serial = 1
+        self._record()
+
+    def _record(self) -> None:
+        if not self._serial:
+            return  # what isn't complete is not to be taken over
+        record = Record.of(
+            self.spec,
+            serial=self._serial,
+            netns=self.netns.id,
+            created_usec=self.created_usec,
+            listen_port=self.engine.listen_port,
+            restart_count=self.restart_count,
+            error=(self.error.short_name, self.error.text) if self.error else None,
+            timers=self.peers.timers,
+        )
+        self._shelf.put_record(record.encode())
+        self._serial += 1
 
     # ------------------------------------------------------------ the one place of each change
 
     def _set(self, **values: Any) -> None:
-        changed = [name for name, value in values.items() if getattr(self, name) != value]
+        changed = {name for name, value in values.items() if getattr(self, name) != value}
         for name in changed:
             setattr(self, name, values[name])
-        if changed:
-            self._observer.properties_changed(self, changed)
+        self._changed(changed)
+
+    def _changed(self, names: Collection[str]) -> None:
+        if not names:
+            return
+        if not _RECORDED.isdisjoint(names):
+            self._record()
+        self._observer.properties_changed(self, names)
 
     def _state_changed(self, new: State, old: State, reason: str) -> None:
         self._observer.properties_changed(self, ["state"])
@@ -373,19 +414,3 @@ class Tunnel:
     def _lookup_failed(self, error: errors.Error) -> None:
         log.warning("tunnel %s: %s", self.spec.name, error)
         self._set(error=error)
-
-
-async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Return when one of them has; the others are cancelled."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def _refuse_own_key(config: Config, public_key: str) -> None:
-    """The engine ignores such a peer, so nobody else would say so."""
-    if any(peer.public_key == public_key for peer in config.peers):
-        raise errors.InvalidConfig("a peer's PublicKey is the interface's own")

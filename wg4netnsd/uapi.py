@@ -36,7 +36,7 @@ class PeerStatus:
     rx_bytes: int = 0
     tx_bytes: int = 0
     persistent_keepalive: int = 0
-    session_age: float = 0.0  # seconds; 0 without a session
+    session_age: float | None = None  # seconds; None without a session
     allowed_ips: list[str] = field(default_factory=list)
 
 

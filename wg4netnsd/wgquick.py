@@ -7,13 +7,14 @@ name, unless the caller asks to ignore just those. See wg-quick(8) and wg(8) for
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pydantic import ValidationError
+from pydantic import SecretBytes, ValidationError
 
-from wg4netnsd.config import TABLES, Config, Interface, Network, Peer, Section, quote
+from wg4netnsd.config import TABLES, Config, Endpoint, Interface, Network, Peer, Section, quote
 from wg4netnsd.errors import InvalidConfig
 
 MAX_SIZE: Final = 1 << 20
@@ -198,3 +199,27 @@ def _refuse_clashes(config: Config, sections: list[_RawSection]) -> None:
                     f"line {section.line}: AllowedIPs: {network} already belongs to "
                     f"the peer of line {first}"
                 )
+
+
+# ---------------------------------------------------------------- the other way
+
+
+def render(config: Config) -> str:
+    """The text that parse() makes this Config of. It holds the private keys."""
+    sections = [("[Interface]", config.interface), *(("[Peer]", peer) for peer in config.peers)]
+    return "".join(f"{title}\n{_render(section)}" for title, section in sections)
+
+
+def _render(section: Section) -> str:
+    values = ((field.alias, getattr(section, name)) for name, field in section.model_fields.items())
+    return "".join(f"{key} = {_text(value)}\n" for key, value in values if value not in (None, ()))
+
+
+def _text(value: Any) -> str:
+    match value:
+        case SecretBytes():
+            return base64.b64encode(value.get_secret_value()).decode()
+        case tuple() if not isinstance(value, Endpoint):
+            return ", ".join(map(str, value))
+        case _:
+            return str(value)

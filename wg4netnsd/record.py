@@ -1,0 +1,88 @@
+"""What a tunnel is, written down for the next daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wg4netnsd import wgquick
+from wg4netnsd.errors import Error
+from wg4netnsd.events import PROTOCOL, Timers
+from wg4netnsd.lifetime import Lifetime
+from wg4netnsd.spec import Spec
+
+
+class Unreadable(Exception):
+    """There is none, it is damaged, or of a version of the daemon that we know nothing of."""
+
+
+class Record(BaseModel):
+    """Holds private keys, so it is for a sealed memfd alone. `repr()` shows none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    format: Literal[1] = 1
+    protocol: int = PROTOCOL  # the engine's
+    serial: int  # the higher, the newer
+    name: str
+    interface: str
+    lifetime: Lifetime
+    client: str
+    mtu_option: int | None
+    handshake: bool
+    config: str = Field(repr=False)  # wg-quick's format
+    netns: tuple[int, int]  # device and inode
+    created_usec: int
+    listen_port: int
+    restart_count: int
+    error: tuple[str, str] | None  # the newest, by its short name
+    timers: Timers
+
+    @classmethod
+    def of(cls, spec: Spec, **state: object) -> Self:
+        return cls.model_validate(
+            {
+                "name": spec.name,
+                "interface": spec.interface,
+                "lifetime": spec.lifetime,
+                "client": spec.client,
+                "mtu_option": spec.mtu_option,
+                "handshake": spec.handshake,
+                "config": wgquick.render(spec.config),
+                **state,
+            }
+        )
+
+    def spec(self) -> Spec:
+        return Spec(
+            name=self.name,
+            interface=self.interface,
+            lifetime=self.lifetime,
+            client=self.client,
+            config=wgquick.parse(self.config.encode()),
+            mtu_option=self.mtu_option,
+            handshake=self.handshake,
+        )
+
+    def encode(self) -> bytes:
+        return self.model_dump_json().encode()
+
+
+def newest(contents: Iterable[bytes]) -> Record:
+    """The newest of them that can be read. Raises Unreadable."""
+    readable, problem = [], "no record"
+    for content in contents:
+        try:
+            record = Record.model_validate_json(content)
+            record.spec()
+            readable.append(record)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_context=False, include_url=False)[0]
+            problem = f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
+        except Error as error:
+            problem = f"its configuration: {error.text}"
+    if not readable:
+        raise Unreadable(problem)
+    return max(readable, key=lambda record: record.serial)
