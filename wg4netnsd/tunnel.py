@@ -184,7 +184,9 @@ class Tunnel:
             self.peers.configure(peers, await self.peers.look_up(peers))
             every = {peer.public_key for peer in peers} if self.spec.handshake else set()
             engine = await self._configure_engine(every)
-            self._tun_fd = (await provisioning.tun()).fd
+            made = await provisioning.tun()
+            self._tun_fd = made.fd
+            os.close(made.watched.fd)
             await engine.attach(self._tun_fd)
             await provisioning.configured()
 
