@@ -45,7 +45,8 @@ class Tunnel:
         inside = netns.identify(self.namespace.open())
         try:
             async with netns.provision(self.agent, inside, Request(NAME, first)) as provisioning:
-                tun = (await provisioning.tun()).fd
+                tun, watched = await provisioning.tun()
+                os.close(watched.fd)
                 await provisioning.configured()
                 return tun
         finally:

@@ -23,12 +23,12 @@ import signal
 import socket
 import struct
 import sys
-import time
 import traceback
 from typing import Any, Final, NamedTuple, NoReturn
 
 from wg4netnsd import interface
 from wg4netnsd.interface import Change, Refused, Request, Settings
+from wg4netnsd.linkwatch import Watched
 from wg4netnsd.rtnetlink import Link
 from wg4netnsd.syscalls import PR_SET_DUMPABLE, PR_SET_NAME, prctl
 
@@ -40,7 +40,9 @@ REQUEST_TIME: Final = 30
 PATIENCE: Final = 0.02
 """Seconds that a child gets for itself; it needs a tenth of that."""
 
-RETRY_TIME: Final = 0.2  # seconds
+
+class _NoChild(Exception):
+    """There is none to give the next request to."""
 
 
 # ---------------------------------------------------------------- the daemon's side
@@ -63,7 +65,7 @@ def fork() -> Agent:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        ours.close()
+        _keep_only(0, 1, 2, theirs.fileno())
         _exit_after(_serve, theirs)
     theirs.close()
     return Agent(pid, ours)
@@ -84,6 +86,14 @@ def _exit_after(function: Any, *args: Any) -> NoReturn:
         os._exit(status)
 
 
+def _keep_only(*fds: int) -> None:
+    """Close all others: what the daemon has by now, as from the fd store, is not to live on."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in fds:
+            with contextlib.suppress(OSError):  # EBADF: the listing's own
+                os.close(fd)
+
+
 def _serve(control: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the daemon
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -91,20 +101,30 @@ def _serve(control: socket.socket) -> None:
     # Once in a caller's user namespace, whoever is root there could ptrace us; see ptrace(2).
     prctl(PR_SET_DUMPABLE, 0)
     _warm_up()
-    while _fork_ahead(control):
-        pass
+    goes_on, asked = True, False
+    while goes_on:
+        try:
+            goes_on, asked = _fork_ahead(control), False
+        except _NoChild as reason:
+            goes_on = not asked or _refuse(control, reason)
+            # Nothing tells when there is memory or a free pid again: see when one is needed.
+            asked = select.select([control], [], [])[0] != []
     _reap()
 
 
 def _fork_ahead(control: socket.socket) -> bool:
-    """Fork a child, wait until it has its request. False when the daemon is gone."""
+    """Fork a child, wait until it has its request. False when the daemon is gone.
+
+    Raises _NoChild, with the request still to be taken.
+    """
+    _reap()  # those that have ended count too (RLIMIT_NPROC)
     taken, announce = os.pipe()
     try:
         child = os.fork()
     except OSError as error:
         os.close(taken)
         os.close(announce)
-        return _try_again(f"fork: {error.strerror}")
+        raise _NoChild(f"fork: {error.strerror}") from None
     if child == 0:
         os.close(taken)
         _exit_after(_child, control, announce)
@@ -118,14 +138,26 @@ def _fork_ahead(control: socket.socket) -> bool:
     if not announced:
         _, status = os.waitpid(child, 0)
         # Not 0: killed, as by the kernel where memory is short, or a defect of ours.
-        return status != 0 and _try_again(f"a child ended with status {status}")
-    _reap()
-    return True
+        if status:
+            raise _NoChild(f"a child ended with status {status}")
+    return bool(announced)
 
 
-def _try_again(why: str) -> bool:
-    print(f"wg4netns-agent: {why}", file=sys.stderr)
-    time.sleep(RETRY_TIME)  # nothing tells when there is memory or a free pid again
+def _refuse(control: socket.socket, reason: _NoChild) -> bool:
+    """Answer a request in place of a child. False when the daemon is gone."""
+    print(f"wg4netns-agent: {reason}", file=sys.stderr)
+    received = _take(control)
+    if not received:
+        return False
+    fd, connection = received
+    os.close(fd)
+    with connection:
+        connection.settimeout(REQUEST_TIME)
+        with contextlib.suppress(OSError):  # it has given up
+            # First to its end: closed with something unread, the daemon could not send it.
+            while connection.recv(65536):
+                pass
+            _send(connection, {"error": "LimitExceeded", "text": str(reason)})
     return True
 
 
@@ -145,28 +177,39 @@ def _warm_up() -> None:
 
 def _child(control: socket.socket, announce: int) -> None:
     _warm_up()
-    # recv_fds() of Python 3.11 ignores its flags, hence recvmsg().
-    data, ancillary, *_ = control.recvmsg(1, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC)
-    if not data:
-        return  # the daemon has closed its end
+    request = _take(control)
+    if not request:
+        return
     os.write(announce, b"\0")
     control.close()
     signal.alarm(REQUEST_TIME)
+    _answer(*request)
+
+
+def _take(control: socket.socket) -> tuple[int, socket.socket] | None:
+    """The next request: what it is about, and the conversation. None when the daemon is gone."""
+    # recv_fds() of Python 3.11 ignores its flags, hence recvmsg().
+    data, ancillary, *_ = control.recvmsg(1, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
     (_, _, fds), *_ = ancillary
-    netns, connection = struct.unpack("2i", fds)
-    _answer(socket.socket(fileno=connection), netns)
+    fd, connection = struct.unpack("2i", fds)
+    return fd, socket.socket(fileno=connection)
 
 
-def _answer(connection: socket.socket, netns: int) -> None:
+def _answer(fd: int, connection: socket.socket) -> None:
+    """`fd` is of a namespace, or for "watch" of a TUN."""
     with connection.makefile("rb") as stream:
         asked = json.load(stream)
     with contextlib.suppress(ConnectionError):  # the daemon has given up: so do we
         try:
-            interface.enter(netns)
             match asked:
-                case {"create": [name, settings]}:
-                    _create(Request(name, Settings(*settings)), connection)
+                case {"create": [name, settings, pins]}:
+                    _create(fd, Request(name, Settings(*settings), pins), connection)
+                case {"watch": _}:
+                    _pass_on(connection, interface.watch(fd))
                 case {"change": [name, old, new]}:
+                    interface.enter(fd)
                     interface.change(Change(name, Settings(*old), Settings(*new)))
             _send(connection, {"done": ""})
         except ConnectionError:
@@ -177,13 +220,21 @@ def _answer(connection: socket.socket, netns: int) -> None:
             _send(connection, {"error": "TunFailed", "text": interface.say(error)})
 
 
-def _create(request: Request, connection: socket.socket) -> None:
-    tun = interface.open_tun(request.interface)
-    _send(connection, {"tun": request.interface}, tun)
-    os.close(tun)  # the daemon's from here on: when it lets go, the interface is gone
-    interface.configure(request)
+def _create(netns: int, request: Request, connection: socket.socket) -> None:
+    tun_fd, watched = interface.make(netns, request)
+    _pass_on(connection, watched, tun_fd)  # when the daemon lets go, the interface is gone
+    interface.configure(Link(watched.status.name, watched.ifindex), request.settings)
 
 
-def _send(connection: socket.socket, message: dict[str, str], *fds: int) -> None:
+def _pass_on(connection: socket.socket, watched: Watched, *before: int) -> None:
+    """Send the socket that watches an interface, after other fds: all the daemon's from here on."""
+    told = watched._replace(fd=len(before))  # of those that go with this
+    fds = (*before, watched.fd)
+    _send(connection, {"watched": told}, *fds)
+    for fd in fds:
+        os.close(fd)
+
+
+def _send(connection: socket.socket, message: dict[str, Any], *fds: int) -> None:
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
     connection.sendmsg([json.dumps(message).encode() + b"\n"], ancillary if fds else [])

@@ -85,7 +85,7 @@ class Shelf:
 
 
 class Legacy(Shelf):
-    """A shelf that a daemon before us has filled. Owns the fds that we got, until they are taken."""
+    """A shelf that a daemon before us has filled. Owns the fds that came of it, until taken."""
 
     def __init__(self, tunnel: str) -> None:
         super().__init__(tunnel)

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from typing import Final, NamedTuple
 
-from wg4netnsd import rtnetlink
+from wg4netnsd import linkwatch, rtnetlink, tun
+from wg4netnsd.linkwatch import Watched
 from wg4netnsd.rtnetlink import Interface, Link, Message, Netlink, Network, Route
 from wg4netnsd.syscalls import (
     CLONE_NEWNET,
@@ -26,6 +27,7 @@ from wg4netnsd.syscalls import (
     TUNSETIFF,
     ioctl,
     setns,
+    unshare,
 )
 
 TUN_DEVICE: Final = "/dev/net/tun"
@@ -55,10 +57,15 @@ class Settings(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A new interface and its settings."""
+    """A new interface and its settings.
+
+    A TUN keeps alive the namespace that it was opened in (tun_chr_open() takes a reference). With
+    `pins` that is the target; without, a sibling of it, from where the interface is moved.
+    """
 
     interface: str
     settings: Settings
+    pins: bool = True
 
 
 class Change(NamedTuple):
@@ -77,16 +84,67 @@ def say(error: OSError) -> str:
 # ---------------------------------------------------------------- a new interface
 
 
-def enter(netns: int) -> None:
-    """Enter the user namespace that owns `netns`, then `netns` itself.
+class Made(NamedTuple):
+    """A new interface: its TUN, and what tells of it from then on."""
 
-    In the owning user namespace we have every capability, as our euid created it or an ancestor of
-    it (user_namespaces(7)).
+    tun_fd: int
+    watched: Watched
+
+
+def make(netns: int, request: Request) -> Made:
+    """Make the interface in `netns`, and enter that; it lives as long as the TUN's fd."""
+    if request.pins:
+        enter(netns)
+        tun_fd = open_tun(request.interface)
+        return Made(tun_fd, linkwatch.watch(tun_fd))
+    enter_sibling(netns)
+    tun_fd = open_tun(request.interface)
+    # While it is down and has nothing: what it had would not come along.
+    _move_into(netns, request.interface)
+    made = Made(tun_fd, linkwatch.watch(tun_fd, netns))
+    setns(netns, CLONE_NEWNET)
+    return made
+
+
+def watch(tun_fd: int) -> Watched:
+    """What tells of a TUN's interface from now on; keeps only alive what the TUN keeps alive."""
+    try:
+        netns, home = tun.netns_fd(tun_fd), tun.home_fd(tun_fd)
+    except OSError as error:
+        if error.errno not in (errno.EBADFD, errno.EINVAL):
+            raise
+        raise Refused("TunFailed", "the interface is gone") from None
+    enter(home)
+    moved = not os.path.samestat(os.fstat(netns), os.fstat(home))
+    return linkwatch.watch(tun_fd, netns if moved else None)
+
+
+def enter(netns: int) -> None:
+    """Enter the user namespace that owns `netns`, then `netns` itself."""
+    _enter_owner(netns)
+    setns(netns, CLONE_NEWNET)
+
+
+def enter_sibling(netns: int) -> None:
+    """Enter a new network namespace, of the same owner as `netns`."""
+    _enter_owner(netns)
+    try:
+        unshare(CLONE_NEWNET)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        text = "unshare: no more network namespaces: expected fewer than user.max_net_namespaces"
+        raise Refused("LimitExceeded", text) from None
+
+
+def _enter_owner(netns: int) -> None:
+    """Enter the user namespace that owns `netns`.
+
+    There we have every capability, as our euid created it or an ancestor of it
+    (user_namespaces(7)).
     """
     try:
-        userns = ioctl(netns, NS_GET_USERNS, 0, "NS_GET_USERNS")
-        setns(userns, CLONE_NEWUSER)
-        setns(netns, CLONE_NEWNET)
+        setns(ioctl(netns, NS_GET_USERNS, 0, "NS_GET_USERNS"), CLONE_NEWUSER)
     except OSError as error:
         # EPERM: outside our own user namespaces. EINVAL: the owner is the one that we are in.
         if error.errno not in (errno.EPERM, errno.EINVAL):
@@ -116,16 +174,28 @@ def open_tun(name: str) -> int:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        text = f"the namespace already has an interface '{name}'"
-        raise Refused("AlreadyExists", text) from None
+        raise _taken(name) from None
     return fd
 
 
-def configure(request: Request) -> None:
-    """Give the interface all that makes it useful, and bring it and `lo` up."""
-    link = Link(request.interface, socket.if_nametoindex(request.interface))
+def _move_into(netns: int, name: str) -> None:
     with Netlink() as netlink:
-        netlink.apply(messages(link, request.settings))
+        try:
+            netlink.apply([rtnetlink.move_link(Link(name, socket.if_nametoindex(name)), netns)])
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            raise _taken(name) from None
+
+
+def _taken(name: str) -> Refused:
+    return Refused("AlreadyExists", f"the namespace already has an interface '{name}'")
+
+
+def configure(link: Link, settings: Settings) -> None:
+    """Give the interface all that makes it useful, and bring it and `lo` up."""
+    with Netlink() as netlink:
+        netlink.apply(messages(link, settings))
 
 
 def messages(link: Link, settings: Settings) -> list[Message]:

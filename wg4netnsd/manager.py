@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -20,7 +21,11 @@ from wg4netnsd.tunnel import Left, Means, Tunnel
 log = logging.getLogger(__name__)
 
 MAX_TUNNELS: Final = 256
-"""Each takes a process and, here, up to ten fds."""
+"""Each takes a process and, here, fds: those of fdstore.Kind, the watch over its link, a lease's
+epoll."""
+FDS: Final = 10
+SPARE_FDS: Final = 160
+"""For the bus, the spare engine, and calls under way."""
 
 
 class Observer(TunnelObserver[Tunnel], Protocol):
@@ -36,6 +41,8 @@ class Manager:
 
     def __init__(self, agent: Agent, binary: Path, directory: Path, observer: Observer) -> None:
         """`binary`: the wireguard-go to run; `directory` gets a socket for each tunnel."""
+        fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.max_tunnels = max(1, min(MAX_TUNNELS, (fds - SPARE_FDS) // FDS))
         self._spare = Spare(binary)
         self._means = Means(agent, self._spare, directory)
         self._observer = observer
@@ -60,8 +67,8 @@ class Manager:
             raise errors.AlreadyExists(f"a tunnel named '{spec.name}'")
         if other := self._in_netns(netns.id):
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
-        if len(self._tunnels) >= MAX_TUNNELS:
-            raise errors.LimitExceeded(f"there are {MAX_TUNNELS} tunnels already")
+        if len(self._tunnels) >= self.max_tunnels:
+            raise errors.LimitExceeded(f"there are {self.max_tunnels} tunnels already")
         created = Tunnel(spec, netns, self._means, self._observer, lease, left)
         self._tunnels[spec.name] = created
         self._observer.tunnel_added(created)
@@ -130,7 +137,7 @@ class Manager:
         await self._spare.close()
 
     def _in_netns(self, netns: NetnsId) -> Tunnel | None:
-        return next((t for t in self._tunnels.values() if t.netns.id == netns), None)
+        return next((t for t in self._tunnels.values() if t.netns_id == netns), None)
 
     async def _keep(self, kept: Tunnel) -> None:
         await kept.wait_closed()

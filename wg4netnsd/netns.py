@@ -14,10 +14,11 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from wg4netnsd import blocking, errors, paths
+from wg4netnsd import blocking, errors, paths, tun
 from wg4netnsd.agent import Agent, Change, Request
+from wg4netnsd.linkwatch import LinkStatus, Watched
 from wg4netnsd.syscalls import CLONE_NEWNET, NS_GET_NSTYPE
 
 NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
@@ -25,7 +26,13 @@ NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
 OPEN_TIME: Final = 5.0  # seconds
 
 _REFUSALS: Final = {
-    error.__name__: error for error in (errors.AlreadyExists, errors.InvalidNetns, errors.TunFailed)
+    error.__name__: error
+    for error in (
+        errors.AlreadyExists,
+        errors.InvalidNetns,
+        errors.LimitExceeded,
+        errors.TunFailed,
+    )
 }
 
 
@@ -38,15 +45,20 @@ class NetnsId(NamedTuple):
 
 @dataclass
 class Netns:
-    """A network namespace that is not ours; owns `fd`."""
+    """A network namespace that is not ours; owns `fd`, which keeps it alive."""
 
     fd: int
+    """-1 when it was let go."""
     id: NetnsId
 
-    def close(self) -> None:
+    def let_go(self) -> None:
+        """No longer keep it alive; may be called again."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def close(self) -> None:
+        self.let_go()
 
 
 def identify(fd: int) -> Netns:
@@ -111,6 +123,21 @@ def _open(path: str) -> Netns:
         raise
 
 
+def of_tun(tun_fd: int) -> Netns:
+    """The namespace that a TUN's interface is in, which it keeps alive until it is closed.
+
+    Raises TunFailed when the interface is gone.
+    """
+    try:
+        fd = tun.netns_fd(tun_fd)
+    except OSError as error:
+        if error.errno not in (errno.EBADFD, errno.EINVAL):
+            raise
+        raise errors.TunFailed("the interface is gone") from None
+    status = os.fstat(fd)
+    return Netns(fd, NetnsId(status.st_dev, status.st_ino))
+
+
 @functools.cache
 def own_id() -> NetnsId:
     """Ours, and so the host's: the daemon never leaves it."""
@@ -122,10 +149,18 @@ def own_id() -> NetnsId:
 
 
 class Tun(NamedTuple):
-    """The interface of a namespace, by its TUN fd."""
+    """The interface of a namespace, by its TUN fd, and what LinkWatch watches it by; owns two."""
 
     fd: int
-    interface: str
+    watched: Watched
+
+    @property
+    def interface(self) -> str:
+        return self.watched.status.name
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self.watched.fd)
 
 
 class Provisioning:
@@ -137,15 +172,21 @@ class Provisioning:
         self._fds: list[int] = []
 
     async def tun(self) -> Tun:
-        """The TUN as soon as it exists; its fd is the caller's. Raises InvalidNetns, TunFailed,
-        AlreadyExists."""
+        """The TUN as soon as it exists, and is in its namespace; its fds are the caller's.
+
+        Raises InvalidNetns, TunFailed, AlreadyExists, LimitExceeded.
+        """
+        watched = await self.watched()
+        return Tun(self._fds.pop(), watched)
+
+    async def watched(self) -> Watched:
+        """What LinkWatch watches an interface by; its fd is the caller's. Raises as `tun()`."""
         answer = await self._answer()
-        if not self._fds:
-            raise errors.TunFailed("the agent sent no TUN")
-        return Tun(self._fds.pop(), answer["tun"])
+        at, ifindex, nsid, status = answer["watched"]
+        return Watched(self._fds.pop(at), ifindex, nsid, LinkStatus(*status))
 
     async def configured(self) -> None:
-        """Return when the interface has all that was asked for. Raises InvalidNetns, TunFailed."""
+        """Return when all is done that was asked for. Raises as `tun()`."""
         await self._answer()
 
     async def give_up(self) -> None:
@@ -161,14 +202,14 @@ class Provisioning:
             os.close(fd)
         self._connection.close()
 
-    async def _answer(self) -> dict[str, str]:
+    async def _answer(self) -> dict[str, Any]:
         while b"\n" not in self._buffer:
             data = await self._receive()
             if not data:
                 raise errors.TunFailed("the agent ended without an answer")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, str] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise _REFUSALS[answer["error"]](answer["text"])
         return answer
@@ -183,7 +224,7 @@ class Provisioning:
             loop.remove_reader(self._connection)
         try:
             data, ancillary, flags, _ = self._connection.recvmsg(
-                4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                4096, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionError:  # the child ended with the request unread
             return b""
@@ -202,7 +243,7 @@ async def provision(agent: Agent, netns: Netns, request: Request) -> AsyncIterat
 
     Raises TunFailed, also when the agent is gone.
     """
-    async with _converse(agent, netns, {"create": request}) as provisioning:
+    async with _converse(agent, netns.fd, {"create": request}) as provisioning:
         yield provisioning
 
 
@@ -213,13 +254,22 @@ async def change(agent: Agent, netns: Netns, request: Change) -> None:
 
     Raises TunFailed, also when the interface is not there any more, and InvalidNetns.
     """
-    async with _converse(agent, netns, {"change": request}) as provisioning:
+    async with _converse(agent, netns.fd, {"change": request}) as provisioning:
         await provisioning.configured()
+
+
+async def watch(agent: Agent, tun_fd: int) -> Watched:
+    """What LinkWatch watches a TUN's interface by, wherever it is now; its fd is the caller's.
+
+    Raises TunFailed, also when the interface is gone, InvalidNetns, LimitExceeded.
+    """
+    async with _converse(agent, tun_fd, {"watch": None}) as provisioning:
+        return await provisioning.watched()
 
 
 @asynccontextmanager
 async def _converse(
-    agent: Agent, netns: Netns, request: dict[str, Request | Change]
+    agent: Agent, fd: int, request: dict[str, Request | Change | None]
 ) -> AsyncIterator[Provisioning]:
     """Left by an exception, it returns when the agent's child has ended."""
     with ExitStack() as stack:
@@ -229,7 +279,7 @@ async def _converse(
         ours.setblocking(False)
         try:
             with theirs:
-                _pass(agent.control, netns.fd, theirs.fileno())
+                _pass(agent.control, fd, theirs.fileno())
             await asyncio.get_running_loop().sock_sendall(ours, json.dumps(request).encode())
             ours.shutdown(socket.SHUT_WR)
         except OSError as error:

@@ -33,7 +33,7 @@ class Options:
 
     name: str | None = None
     interface: str = "wg0"
-    lifetime: Lifetime = Lifetime.PERSISTENT
+    lifetime: Lifetime = Lifetime.NAMESPACE
     lease: int | None = None
     mtu: int | None = None
     handshake: bool = False

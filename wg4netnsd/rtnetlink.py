@@ -38,13 +38,16 @@ from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
     RTM_GETADDR,
     RTM_GETLINK,
+    RTM_GETNSID,
     RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTM_NEWNSID,
     RTM_NEWROUTE,
 )
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 IFF_UP = 1  # linux/if.h
@@ -54,6 +57,7 @@ IN6_ADDR_GEN_MODE_NONE = 1  # linux/if_link.h
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1  # linux/rtnetlink.h
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTNH_F_ONLINK = 4
+ANY_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h, -1
 RTM_F_CLONED = 0x200  # of linux/rtnetlink.h: learned of a path, as its MTU, and nobody's route
 DEFAULT_METRIC: Final = {4: 0, 6: 1024}  # IP6_RT_PRIO_USER of linux/ipv6_route.h
 DUMP_TRIES: Final = 3
@@ -82,7 +86,7 @@ class Link:
     index: int
 
 
-class LinkStatus(NamedTuple):
+class Found(NamedTuple):
     link: Link
     kind: str
     """The driver's name, as `tun`; empty for what has none."""
@@ -141,16 +145,15 @@ class Netlink:
     def _apply(self, messages: list[Message]) -> None:
         self._socket.send(b"".join(message.encoded for message in messages))
         # Each of them, also after a refusal: what is left unread would answer the next request.
-        codes = [_code(self._socket.recv(65536)) for _ in messages]
+        codes = [error_of(self._socket.recv(65536)) for _ in messages]
         for message, code in zip(messages, codes, strict=True):
             if code and code not in message.fine:
                 raise OSError(code, os.strerror(code), message.operation)
 
-    def find(self, name: str) -> LinkStatus | None:
-        """The interface of that name, if there is one."""
-        request = _encode(f"link {name}", ifinfmsg(), RTM_GETLINK, 0, attrs=[("IFLA_IFNAME", name)])
+    def find(self, name: str, nsid: int | None = None) -> Found | None:
+        """The interface of that name, if there is one; in namespace `nsid`, if that is given."""
         try:
-            ((answer,), _) = self._ask(request)
+            ((answer,), _) = self._ask(get_link(name=name, nsid=nsid))
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -159,7 +162,17 @@ class Netlink:
         information = found.get_attr("IFLA_LINKINFO")
         kind = information.get_attr("IFLA_INFO_KIND") if information else ""
         link = Link(name, found["index"])
-        return LinkStatus(link, kind, bool(found["flags"] & IFF_UP), found.get_attr("IFLA_MTU"))
+        return Found(link, kind, bool(found["flags"] & IFF_UP), found.get_attr("IFLA_MTU"))
+
+    def nsid(self, netns: int) -> int:
+        """The number by which ours knows another namespace, of which this is an fd; given now, if
+        it has none. A number keeps no namespace alive."""
+        attrs = [("NETNSA_FD", netns)]
+        any_number = ("NETNSA_NSID", ANY_NSID)
+        new = _encode("nsid", nsidmsg(), RTM_NEWNSID, NLM_F_ACK, attrs=[*attrs, any_number])
+        self.apply([new._replace(fine=(errno.EEXIST,))])
+        ((answer,), _) = self._ask(_encode("nsid", nsidmsg(), RTM_GETNSID, 0, attrs=attrs))
+        return int(decode(nsidmsg, answer).get_attr("NETNSA_NSID"))
 
     def addresses(self, link: Link) -> list[Interface]:
         """Those that are set on the interface."""
@@ -221,7 +234,7 @@ class Netlink:
                 _, _, flags, _, _ = NLMSGHDR.unpack_from(message)
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    if code := _code(message):
+                    if code := error_of(message):
                         raise OSError(code, os.strerror(code), request.operation)
                     return answers, interrupted
                 answers.append(message)
@@ -230,6 +243,19 @@ class Netlink:
 
 
 # ---------------------------------------------------------------- what can be asked for
+
+
+def get_link(*, name: str = "", index: int = 0, nsid: int | None = None) -> Message:
+    """An interface, by its name or its index; in the namespace `nsid`, if that is given."""
+    attrs: list[tuple[str, object]] = [("IFLA_IFNAME", name)] if name else []
+    if nsid is not None:
+        attrs.append(("IFLA_IF_NETNSID", nsid))  # of Linux 4.16; later also IFLA_TARGET_NETNSID
+    return _encode(f"link {name or index}", ifinfmsg(), RTM_GETLINK, 0, index=index, attrs=attrs)
+
+
+def move_link(link: Link, netns: int) -> Message:
+    """Into another namespace, by an fd of that."""
+    return _set_link(f"move {link.name}", link, attrs=[("IFLA_NET_NS_FD", netns)])
 
 
 def link_up(link: Link) -> Message:
@@ -356,7 +382,7 @@ def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
         datagram = datagram[(length + 3) & ~3 :]
 
 
-def _code(answer: bytes) -> int:
+def error_of(answer: bytes) -> int:
     """The errno of an NLMSG_ERROR or NLMSG_DONE, or 0: they begin with its negative."""
     code: int = struct.unpack_from("=i", answer, NLMSGHDR.size)[0]
     return -code

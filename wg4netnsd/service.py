@@ -9,13 +9,23 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from wg4netnsd import __version__, configfile, engine, errors, names, netns, options, restore
+from wg4netnsd import (
+    __version__,
+    configfile,
+    engine,
+    errors,
+    names,
+    netns,
+    options,
+    restore,
+    systemd,
+)
 from wg4netnsd.agent import Agent
 from wg4netnsd.bus import Bus, Call, Reply, Variant
 from wg4netnsd.fdstore import Legacy
 from wg4netnsd.lifecycle import State
 from wg4netnsd.lifetime import Lease, Lifetime
-from wg4netnsd.manager import MAX_TUNNELS, Manager
+from wg4netnsd.manager import Manager
 from wg4netnsd.netns import Netns
 from wg4netnsd.objects import Interface, Tree
 from wg4netnsd.pace import Told
@@ -37,6 +47,8 @@ _PROPERTIES_OF: Final = {
     "mtu": ["Mtu"],
     "addresses": ["Addresses"],
     "dns": ["Dns"],
+    "interface": ["Interface"],
+    "link_state": ["LinkState"],
 }
 """A tunnel's attributes that can change, and what a client sees of each."""
 
@@ -214,10 +226,10 @@ class ManagerInterface(Interface):
         return engine.version(self._binary)
 
     def read_features(self) -> list[str]:
-        return []
+        return ["survival"] if systemd.is_supervising() else []
 
     def read_max_tunnels(self) -> int:
-        return MAX_TUNNELS
+        return self._manager.max_tunnels
 
 
 class TunnelInterface(Interface):
@@ -283,10 +295,13 @@ class TunnelInterface(Interface):
         return self._tunnel.spec.name
 
     def read_netns_id(self) -> list[int]:
-        return list(self._tunnel.netns.id)
+        return list(self._tunnel.netns_id)
 
     def read_interface(self) -> str:
-        return self._tunnel.spec.interface
+        return self._tunnel.link.name
+
+    def read_link_state(self) -> str:
+        return self._tunnel.link.state
 
     def read_lifetime(self) -> str:
         return self._tunnel.spec.lifetime

@@ -11,12 +11,14 @@ CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 NS_GET_NSTYPE: Final = 0xB703
+SIOCGSKNS: Final = 0x894C  # linux/sockios.h
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
 TFD_NONBLOCK, TFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC  # linux/timerfd.h
 TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
 TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
+TUNGETDEVNETNS: Final = 0x54E3
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,6 +36,11 @@ def ioctl(fd: int, request: int, argument: int | bytes, operation: str) -> int:
 def setns(fd: int, nstype: int) -> None:
     """setns(2); Python has it from 3.12 on."""
     _check(_libc.setns(fd, nstype), "setns")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2); Python has it from 3.12 on."""
+    _check(_libc.unshare(flags), "unshare")
 
 
 def prctl(option: int, argument: int | bytes) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import select
 from typing import Final
 
+from wg4netnsd.syscalls import SIOCGSKNS, TUNGETDEVNETNS, ioctl
+
 TUNGETIFF: Final = 0x800454D2  # linux/if_tun.h
 IFREQ_SIZE: Final = 40  # struct ifreq of linux/if.h; it begins with a name of 16 bytes
 
@@ -27,3 +29,17 @@ def name(tun_fd: int) -> str:
             raise
         return ""
     return answer[:16].rstrip(b"\0").decode()
+
+
+def netns_fd(tun_fd: int) -> int:
+    """A new fd of the namespace that the interface is in, close-on-exec as the kernel makes it.
+
+    Raises OSError: EBADFD, or EINVAL for a moment, when the interface or its namespace has ended
+    (and EINVAL before Linux 5.2, which does not know the request).
+    """
+    return ioctl(tun_fd, TUNGETDEVNETNS, 0, "TUNGETDEVNETNS")
+
+
+def home_fd(tun_fd: int) -> int:
+    """A new fd of the namespace that the TUN was opened in, and keeps alive. Raises OSError."""
+    return ioctl(tun_fd, SIOCGSKNS, 0, "SIOCGSKNS")

@@ -12,12 +12,12 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wg4netnsd import errors, netns, tun, uapi
+from wg4netnsd import errors, netns, uapi
 from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
@@ -25,7 +25,8 @@ from wg4netnsd.engine import Spare
 from wg4netnsd.fdstore import Kind, Legacy, Shelf
 from wg4netnsd.lifecycle import Lifecycle, State
 from wg4netnsd.lifetime import Lease, Lifetime
-from wg4netnsd.netns import Netns
+from wg4netnsd.link import Link
+from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.observer import Observer, PeersOf
 from wg4netnsd.peers import Peers
 from wg4netnsd.record import Record
@@ -74,7 +75,6 @@ class Tunnel:
     ) -> None:
         """A new one, or one to take over with all that is `left` of it."""
         self.spec = spec
-        self.netns = namespace
         self.created_usec = time.time_ns() // 1000
         self.lifecycle = Lifecycle(spec.name, self._state_changed)
         self.error: errors.Error | None = None  # the newest, whatever came of it
@@ -83,7 +83,7 @@ class Tunnel:
         self._means = means
         self._observer = observer
         self._lease = lease
-        self._tun_fd = -1
+        self.link = Link(means.agent, namespace, spec.interface, self._link_changed, self.close)
         self._shelf = left.legacy if left else Shelf(spec.name)
         self._serial = 0  # of the record that the shelf has; 0: none yet
         self.engine = Supervised(
@@ -106,6 +106,10 @@ class Tunnel:
     @property
     def state(self) -> State:
         return self.lifecycle.state
+
+    @property
+    def netns_id(self) -> NetnsId:
+        return self.link.netns.id
 
     @property
     def peers(self) -> Peers:
@@ -184,7 +188,7 @@ class Tunnel:
         """An fd of the namespace, the caller's. Raises NoSuchTunnel, TunFailed."""
         if self.state is State.CLOSED:
             raise self.lifecycle.closed_error()
-        with self._entrance() as entrance:
+        with self.link.entrance() as entrance:
             return os.dup(entrance.fd)
 
     # ------------------------------------------------------------ the run task
@@ -203,7 +207,7 @@ class Tunnel:
             if not self.lifecycle.close_reason:
                 return  # the daemon ends, not the tunnel: the fd store has it, or it goes with us
         except _InterfaceGone:
-            self.lifecycle.close_reason = "the interface was deleted"
+            self.lifecycle.close_reason = await self.link.why_gone()
         except errors.Error as error:
             self.failure = error
         except Exception as defect:
@@ -219,15 +223,13 @@ class Tunnel:
         peers = self.spec.config.peers
         pins = self.spec.lifetime is not Lifetime.NAMESPACE
         request = Request(self.spec.interface, self.spec.settings, pins)
-        async with netns.provision(self._means.agent, self.netns, request) as provisioning:
+        async with netns.provision(self._means.agent, self.link.netns, request) as provisioning:
             self.peers.configure(peers, await self.peers.look_up(peers))
             every = {peer.public_key for peer in peers} if self.spec.handshake else set()
             await self.engine.configure(self.spec, every)
-            self._tun_fd = (await provisioning.tun()).fd
-            await self.engine.attach(self._tun_fd)
+            self.link.hold(await provisioning.tun(), pins)
+            await self.engine.attach(self.link.tun_fd)
             await provisioning.configured()
-        if not pins:
-            self.netns.let_go()
         self._store()
 
     async def _take_over(self, left: Left) -> None:
@@ -238,8 +240,8 @@ class Tunnel:
         self.error = errors.named(*record.error) if record.error else None
         self.engine.listen_port = record.listen_port
         with contextlib.closing(left.legacy) as legacy:
-            (self._tun_fd,) = legacy.take(Kind.TUN) or (-1,)
-            if tun.is_gone(self._tun_fd):
+            self.link.adopt(*legacy.take(Kind.TUN) or (-1,))
+            if self.link.is_gone:
                 raise _InterfaceGone
             try:
                 async with self.engine.lock:
@@ -255,7 +257,7 @@ class Tunnel:
             self.engine.replaced()
             async with self.engine.lock:
                 await self.engine.stop()
-            if tun.is_gone(self._tun_fd):
+            if self.link.is_gone:
                 raise _InterfaceGone
             if why:
                 self._set(error=why)
@@ -269,7 +271,7 @@ class Tunnel:
                 async with self.engine.lock:
                     # Its sessions were lost with the old one, and the far ends don't know.
                     await self.engine.configure(self.spec, self.peers.in_use())
-                    await self.engine.attach(self._tun_fd)
+                    await self.engine.attach(self.link.tun_fd)
             except (
                 errors.EngineFailed,
                 errors.Timeout,
@@ -310,13 +312,8 @@ class Tunnel:
         except (errors.Error, OSError) as error:
             log.error("tunnel %s: %s", self.spec.name, error)
         await self._shelf.clear()
-        if self._tun_fd >= 0:
-            # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
-            # Not by blocking.call(): what callers keep waiting must not keep an interface alive.
-            await asyncio.to_thread(os.close, self._tun_fd)
-            self._tun_fd = -1
+        await self.link.close()
         self._at_end.close()
-        self.netns.close()
         self.lifecycle.enter(State.CLOSED, self.lifecycle.close_reason)
 
     # ------------------------------------------------------------ another configuration
@@ -332,14 +329,13 @@ class Tunnel:
             # Which only an engine can tell of another private key.
             public_key = self.engine.public_key if key_stays else ""
             refuse_own_key(new.config, public_key)
-            name = tun.name(self._tun_fd)  # its owner may have renamed it
-            entrance = turn.enter_context(self._entrance())
-            there = Change(name, old.settings, new.settings)
+            entrance = turn.enter_context(self.link.entrance())
+            there = Change(self.link.name, old.settings, new.settings)
             await netns.change(self._means.agent, entrance, there)
             try:
                 await self.engine.change(old, new, found, public_key)
             except BaseException:
-                back = Change(name, new.settings, old.settings)
+                back = Change(self.link.name, new.settings, old.settings)
                 try:
                     await netns.change(self._means.agent, entrance, back)
                 except errors.Error as second:
@@ -351,26 +347,13 @@ class Tunnel:
         if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:
             self._observer.properties_changed(self, changed)
 
-    @contextlib.contextmanager
-    def _entrance(self) -> Iterator[Netns]:
-        """The way into the namespace, though we may hold none. Raises TunFailed."""
-        if self.netns.fd >= 0:
-            yield self.netns
-            return
-        try:
-            fd = tun.netns_fd(self._tun_fd)
-        except OSError as error:
-            raise errors.TunFailed(f"the interface is gone: {error.strerror}") from None
-        with contextlib.closing(Netns(fd, self.netns.id)) as entrance:
-            yield entrance
-
     # ------------------------------------------------------------ for the next daemon
 
     def _store(self) -> None:
         """Have systemd hold all that the tunnel consists of; from now on it can be taken over."""
-        self._shelf.put(Kind.TUN, self._tun_fd)
-        if self.netns.fd >= 0:
-            self._shelf.put(Kind.NETNS, self.netns.fd)
+        self._shelf.put(Kind.TUN, self.link.tun_fd)
+        if self.link.netns.fd >= 0:
+            self._shelf.put(Kind.NETNS, self.link.netns.fd)
         if self._lease:
             self._shelf.put(Kind.LEASE, self._lease.fd)
         self._serial = 1
@@ -382,7 +365,7 @@ class Tunnel:
         record = Record.of(
             self.spec,
             serial=self._serial,
-            netns=self.netns.id,
+            netns=self.netns_id,
             created_usec=self.created_usec,
             listen_port=self.engine.listen_port,
             restart_count=self.restart_count,
@@ -410,6 +393,10 @@ class Tunnel:
     def _state_changed(self, new: State, old: State, reason: str) -> None:
         self._observer.properties_changed(self, ["state"])
         self._observer.state_changed(self, new, old, reason)
+
+    def _link_changed(self, what: str) -> None:
+        log.warning("tunnel %s: %s by its owner", self.spec.name, what)
+        self._changed({"interface", "link_state"})
 
     def _lookup_failed(self, error: errors.Error) -> None:
         log.warning("tunnel %s: %s", self.spec.name, error)

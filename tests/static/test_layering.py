@@ -11,8 +11,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What runs inside a caller's namespace has nothing of ours but one another.
     "syscalls": set(),
     "rtnetlink": set(),
-    "interface": {"rtnetlink", "syscalls"},
-    "agent": {"interface", "rtnetlink", "syscalls"},
+    "tun": {"syscalls"},
+    "linkwatch": {"rtnetlink", "tun"},
+    "interface": {"linkwatch", "rtnetlink", "syscalls", "tun"},
+    "agent": {"interface", "linkwatch", "rtnetlink", "syscalls"},
     "systemd": set(),
     "backoff": set(),
     "blocking": {"errors"},
@@ -22,13 +24,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wgquick": {"config", "errors"},
     "lifetime": {"blocking", "errors", "paths"},
     "uapi": {"config", "errors"},
-    "tun": set(),
     "lines": set(),
     "events": set(),
     "session": {"events"},
     "pace": set(),
     "engine": {"errors", "events", "lines", "uapi"},
-    "netns": {"agent", "blocking", "errors", "paths", "syscalls"},
+    "netns": {"agent", "blocking", "errors", "linkwatch", "paths", "syscalls", "tun"},
     "resolve": {"blocking", "errors"},
     "endpoints": {"config", "errors", "events", "resolve"},
     "peer": {
@@ -68,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 ONLY_IN = {
     "dbus_next": {"connection"},
-    "pyroute2": {"hostnet", "rtnetlink"},
+    "pyroute2": {"hostnet", "linkwatch", "rtnetlink"},
     "systemd": {"systemd"},
 }
 """Third parties' packages that have one door."""

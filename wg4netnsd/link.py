@@ -1,0 +1,151 @@
+"""A tunnel's interface as the daemon has it: by its TUN, from outside its namespace.
+
+The namespace's owner may rename it, take it down, move it or delete it. All of that is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from wg4netnsd import errors, netns, tun
+from wg4netnsd.agent import Agent
+from wg4netnsd.linkwatch import Gone, LinkStatus, LinkWatch, Watched
+from wg4netnsd.netns import Netns
+from wg4netnsd.tasks import log_defect
+
+log = logging.getLogger(__name__)
+
+VERDICT_TIME: Final = 1.0
+"""Seconds that the kernel may take to say why an interface is gone, once it is."""
+
+
+class LinkState(enum.StrEnum):
+    UP = "up"
+    DOWN = "down"  # its routes are gone with that
+    MOVED = "moved"  # to another namespace, without its addresses and routes
+
+
+class Link:
+    """Owns the TUN, the watch over the interface, and the namespace's fd if there is to be one."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        namespace: Netns,
+        name: str,
+        changed: Callable[[str], object],
+        gone: Callable[[str], object],
+    ) -> None:
+        """`changed` and `gone` are called with what the owner has done, for people."""
+        self.netns = namespace
+        self.name = name
+        self.state = LinkState.UP
+        self.tun_fd = -1
+        self._agent = agent
+        self._tell_change = changed
+        self._tell_end = gone
+        self._watch: LinkWatch | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_gone(self) -> bool:
+        return tun.is_gone(self.tun_fd)
+
+    async def why_gone(self) -> str:
+        """For people, once it is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(VERDICT_TIME):
+                return await asyncio.shield(self._ended)
+        return "the interface is gone"
+
+    def hold(self, made: netns.Tun, pins: bool) -> None:
+        """A new one. Unless it `pins` the namespace, we have nothing of that from here on."""
+        self.tun_fd = made.fd
+        self._begin_watch(made.watched)  # it is down yet: to be brought up is no news
+        if not pins:
+            self.netns.let_go()
+
+    def adopt(self, tun_fd: int) -> None:
+        """One that a daemon before us has made."""
+        self.tun_fd = tun_fd
+        self._watch_again()
+
+    @contextlib.contextmanager
+    def entrance(self) -> Iterator[Netns]:
+        """The way into the namespace that it is in. Raises TunFailed where there is none."""
+        if self.netns.fd >= 0:
+            yield self.netns
+            return
+        try:
+            fd = tun.netns_fd(self.tun_fd)
+        except OSError as error:
+            raise errors.TunFailed(f"the interface is gone: {error.strerror}") from None
+        with contextlib.closing(Netns(fd, self.netns.id)) as entrance:
+            yield entrance
+
+    async def close(self) -> None:
+        """Destroy the interface, unless somebody else has the TUN too; return when that is done."""
+        if self._watching:
+            self._watching.cancel()
+        if self._watch:
+            self._watch.close()
+        if self.tun_fd >= 0:
+            # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
+            # Not by blocking.call(): what callers keep waiting must not keep an interface alive.
+            await asyncio.to_thread(os.close, self.tun_fd)
+            self.tun_fd = -1
+        self.netns.close()
+
+    # ------------------------------------------------------------ what its owner does
+
+    def _begin_watch(self, watched: Watched) -> None:
+        self._watch = LinkWatch(watched, self.tun_fd, self._on_change, self._on_gone)
+
+    def _watch_again(self) -> None:
+        """Wherever it is now."""
+        self._watching = asyncio.create_task(self._ask_for_watch(), name="watch over a link")
+        self._watching.add_done_callback(log_defect)
+
+    async def _ask_for_watch(self) -> None:
+        try:
+            watched = await netns.watch(self._agent, self.tun_fd)
+        except errors.Error as error:  # it has ended meanwhile, or is where we may not follow
+            log.info("%s is not watched: %s", self.name, error)
+        else:
+            self._begin_watch(watched)
+            self._on_change(watched.status)
+
+    def _on_change(self, status: LinkStatus) -> None:
+        if status.name != self.name:
+            before, self.name = self.name, status.name
+            self._tell_change(f"{before} was renamed to {self.name}")
+        if self._is_elsewhere():
+            state = LinkState.MOVED
+        else:
+            state = LinkState.UP if status.up else LinkState.DOWN
+        if state is not self.state:
+            self.state = state
+            self._tell_change(f"{self.name} is {state}")
+
+    def _on_gone(self, why: Gone) -> None:
+        if why is Gone.MOVED:
+            self._watch_again()
+        else:
+            self._ended.set_result(why)
+            self._tell_end(why)
+
+    def _is_elsewhere(self) -> bool:
+        try:
+            fd = tun.netns_fd(self.tun_fd)
+        except OSError:  # it is just ending
+            return False
+        with contextlib.closing(Netns(fd, self.netns.id)):
+            status = os.fstat(fd)
+            return (status.st_dev, status.st_ino) != self.netns.id
