@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wg4netnsd import __version__, agent, systemd
+from wg4netnsd import __version__, agent, journal, systemd
 
 if TYPE_CHECKING:
     from wg4netnsd.manager import Manager
@@ -38,7 +38,7 @@ class StartupError(Exception):
 def main() -> None:
     """Entry point of `wg4netnsd`."""
     arguments = _parse_arguments()
-    systemd.log_to_stderr(logging.DEBUG if arguments.verbose else logging.INFO)
+    journal.set_up(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         _refuse_wrong_places()
         _set_limits()

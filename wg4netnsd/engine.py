@@ -19,6 +19,7 @@ from typing import Final
 
 from wg4netnsd import events, uapi
 from wg4netnsd.errors import EngineFailed, Timeout, redact
+from wg4netnsd.journal import level_of_engine
 from wg4netnsd.lines import Lines
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ class _Log:
         line = redact(line)
         self._panicked = line.startswith(("panic:", "fatal error:"))
         self.last_words.append(line)
-        log.info("wireguard-go[%d]: %s", self._pid, line)
+        log.log(level_of_engine(line), "wireguard-go[%d]: %s", self._pid, line)
 
 
 class Spare:

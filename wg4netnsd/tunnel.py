@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wg4netnsd import errors, netns, tun, uapi
+from wg4netnsd import errors, journal, netns, tun, uapi
 from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
@@ -54,7 +54,8 @@ class Tunnel:
         self.spec = spec
         self.netns = namespace
         self.created_usec = time.time_ns() // 1000
-        self.lifecycle = Lifecycle(spec.name, self._state_changed)
+        self._log = journal.of_tunnel(log, spec.name, namespace.id)
+        self.lifecycle = Lifecycle(spec.name, self._log, self._state_changed)
         told = PeersOf(self, observer, self._lookup_failed)
         self.peers = Peers(self._set_engine, self._ask_engine, told)
         self.error: errors.Error | None = None  # the newest, whatever came of it
@@ -169,7 +170,7 @@ class Tunnel:
         except errors.Error as error:
             self.failure = error
         except Exception as defect:
-            log.exception("tunnel %s: a defect", self.spec.name)
+            self._log.exception("a defect")
             self.failure = errors.Failed(f"internal error ({type(defect).__name__}); see the log")
         if self.failure:
             self._set(error=self.failure)
@@ -277,7 +278,7 @@ class Tunnel:
             async with self._changing:  # a cancelled change ends when the agent's child has
                 await self._stop_engine()
         except (errors.Error, OSError) as error:
-            log.error("tunnel %s: %s", self.spec.name, error)
+            self._log.error("%s", error)
         if self._tun_fd >= 0:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
             # Not by blocking.call(): what callers keep waiting must not keep an interface alive.
@@ -311,7 +312,7 @@ class Tunnel:
                 try:
                     await netns.change(self._agent, self.netns, back)
                 except errors.Error as second:
-                    log.error("tunnel %s: the interface is half changed: %s", new.name, second)
+                    self._log.error("the interface is half changed: %s", second)
                 raise
             self.spec = new
             self.peers.configure(new.config.peers, found)
@@ -336,7 +337,7 @@ class Tunnel:
         except uapi.PortInUse:
             raise
         except BaseException:
-            log.warning("tunnel %s: half changed, so its engine is replaced", self.spec.name)
+            self._log.warning("half changed, so its engine is replaced")
             self._half_changed = True
             self._restart_requested.set()
             self.peers.configure(old.config.peers, {})
@@ -371,7 +372,7 @@ class Tunnel:
         self._observer.state_changed(self, new, old, reason)
 
     def _lookup_failed(self, error: errors.Error) -> None:
-        log.warning("tunnel %s: %s", self.spec.name, error)
+        self._log.warning("%s", error)
         self._set(error=error)
 
 

@@ -13,6 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rtnetlink": set(),
     "interface": {"rtnetlink", "syscalls"},
     "agent": {"interface", "rtnetlink", "syscalls"},
+    "journal": {"errors"},
     "systemd": set(),
     "backoff": set(),
     "blocking": {"errors"},
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": set(),
     "session": {"events"},
     "pace": set(),
-    "engine": {"errors", "events", "lines", "uapi"},
+    "engine": {"errors", "events", "journal", "lines", "uapi"},
     "netns": {"agent", "blocking", "errors", "paths", "syscalls"},
     "resolve": {"blocking", "errors"},
     "endpoints": {"config", "errors", "events", "resolve"},
@@ -37,13 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "peers": {
         "config", "endpoints", "errors", "events", "peer", "resolve", "session", "uapi",
     },
-    "lifecycle": {"errors"},
+    "lifecycle": {"errors", "journal"},
     "configfile": {"blocking", "config", "errors", "paths", "wgquick"},
     "observer": {"errors", "lifecycle", "pace", "peer", "session"},
     "spec": {"agent", "config", "lifetime"},
     "tunnel": {
-        "agent", "backoff", "config", "engine", "errors", "lifecycle", "netns", "observer", "peers",
-        "resolve", "spec", "tun", "uapi",
+        "agent", "backoff", "config", "engine", "errors", "journal", "lifecycle", "netns",
+        "observer", "peers", "resolve", "spec", "tun", "uapi",
     },
     "manager": {"agent", "engine", "errors", "lifecycle", "netns", "observer", "spec", "tunnel"},
     "connection": set(),
@@ -61,7 +62,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "changes": {"busctl", "names"},
     "monitor": {"busctl", "changes", "errors", "names"},
     "ctl": {"busctl", "errors", "monitor", "names", "setup"},
-    "daemon": {"agent", "bus", "engine", "hostnet", "manager", "service", "suspend", "systemd"},
+    "daemon": {
+        "agent", "bus", "engine", "hostnet", "journal", "manager", "service", "suspend", "systemd",
+    },
     "__main__": {"daemon"},
     "__init__": set(),
 }  # fmt: skip
@@ -69,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "dbus_next": {"connection"},
     "pyroute2": {"hostnet", "rtnetlink"},
-    "systemd": {"systemd"},
+    "systemd": {"journal", "systemd"},
 }
 """Third parties' packages that have one door."""
 
