@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wg4netnsd import __version__, agent, fdstore, systemd
+from wg4netnsd import __version__, agent, fdstore, journal, systemd
 from wg4netnsd.tasks import log_defect
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class StartupError(Exception):
 def main() -> None:
     """Entry point of `wg4netnsd`."""
     arguments = _parse_arguments()
-    systemd.log_to_stderr(logging.DEBUG if arguments.verbose else logging.INFO)
+    journal.set_up(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         _refuse_wrong_places()
         _set_limits()

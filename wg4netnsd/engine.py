@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Self
 
 from wg4netnsd import events, uapi
 from wg4netnsd.errors import EngineFailed, LimitExceeded, Timeout, redact
+from wg4netnsd.journal import TunnelLog, level_of_engine
 from wg4netnsd.lines import Lines
 from wg4netnsd.process import Process
 
@@ -105,8 +106,9 @@ class Engine:
         """
         return cls(Process(kept.pidfd), kept, socket_path)
 
-    def watch(self, tell: Callable[[events.Event], None]) -> None:
+    def watch(self, tell: Callable[[events.Event], None], tunnels_log: TunnelLog) -> None:
         """Have `tell` called with each event, also with those that were before."""
+        self._log.log = tunnels_log
         self._tell = tell
         while self._untold:
             tell(self._untold.pop(0))
@@ -226,6 +228,7 @@ class _Log:
     def __init__(self, pid: int, fd: int) -> None:
         """Owns `fd`."""
         self.last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
+        self.log: logging.Logger | TunnelLog = log
         self._pid = pid
         self._panicked = False
         self.ended = Lines(fd, self._take).ended
@@ -237,7 +240,7 @@ class _Log:
         line = redact(line)
         self._panicked = line.startswith(("panic:", "fatal error:"))
         self.last_words.append(line)
-        log.info("wireguard-go[%d]: %s", self._pid, line)
+        self.log.log(level_of_engine(line), "wireguard-go[%d]: %s", self._pid, line)
 
 
 class Spare:

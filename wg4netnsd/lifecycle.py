@@ -13,8 +13,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from wg4netnsd.errors import NoSuchTunnel
-
-log = logging.getLogger(__name__)
+from wg4netnsd.journal import STATE_CHANGED, TunnelLog
 
 
 class State(enum.StrEnum):
@@ -29,12 +28,15 @@ class State(enum.StrEnum):
 class Lifecycle:
     """The one place where a tunnel changes its state."""
 
-    def __init__(self, name: str, changed: Callable[[State, State, str], None]) -> None:
+    def __init__(
+        self, name: str, log: TunnelLog, changed: Callable[[State, State, str], None]
+    ) -> None:
         """`changed(new, old, reason)` is called after each change."""
         self.state = State.STARTING
         self.since = asyncio.get_running_loop().time()
         self.close_reason = ""
         self._name = name
+        self._log = log
         self._changed = changed
         self._waiters: dict[asyncio.Future[State], frozenset[State]] = {}
 
@@ -47,7 +49,8 @@ class Lifecycle:
             elif not waiter.done() and new is State.CLOSED:
                 waiter.set_exception(self.closed_error())
         level = logging.WARNING if new is State.FAILED else logging.INFO
-        log.log(level, "tunnel %s: %s → %s: %s", self._name, old, new, reason)
+        what = {"MESSAGE_ID": STATE_CHANGED}
+        self._log.log(level, "%s → %s: %s", old, new, reason, extra=what)
         if new is not old:  # else one more try at restarting: no edge
             self._changed(new, old, reason)
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from wg4netnsd import errors, netns, tun
 from wg4netnsd.agent import Agent
+from wg4netnsd.journal import TunnelLog
 from wg4netnsd.linkwatch import Gone, LinkStatus, LinkWatch, Watched
 from wg4netnsd.netns import Netns
 from wg4netnsd.tasks import log_defect
-
-log = logging.getLogger(__name__)
 
 VERDICT_TIME: Final = 1.0
 """Seconds that the kernel may take to say why an interface is gone, once it is."""
@@ -39,6 +37,7 @@ class Link:
         agent: Agent,
         namespace: Netns,
         name: str,
+        log: TunnelLog,
         changed: Callable[[str], object],
         gone: Callable[[str], object],
     ) -> None:
@@ -48,6 +47,7 @@ class Link:
         self.state = LinkState.UP
         self.tun_fd = -1
         self._agent = agent
+        self._log = log
         self._tell_change = changed
         self._tell_end = gone
         self._watch: LinkWatch | None = None
@@ -117,7 +117,7 @@ class Link:
         try:
             watched = await netns.watch(self._agent, self.tun_fd)
         except errors.Error as error:  # it has ended meanwhile, or is where we may not follow
-            log.info("%s is not watched: %s", self.name, error)
+            self._log.info("%s is not watched: %s", self.name, error)
         else:
             self._begin_watch(watched)
             self._on_change(watched.status)

@@ -36,7 +36,7 @@ async def take_over(manager: Manager, legacies: Mapping[str, Legacy]) -> list[Tu
         try:
             taken.append(_go_on(manager, name, legacy))
         except (Unreadable, errors.Error) as why:
-            log.warning("tunnel %s can't be taken over, so it ends: %s", name, why)
+            log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
             await _end(legacy)
     if taken:
         decided = set(State) - {State.STARTING}

@@ -7,7 +7,6 @@ Never two at a time: two on one TUN silently lose packets. Whoever changes it or
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
@@ -17,14 +16,13 @@ from wg4netnsd.config import Config
 from wg4netnsd.engine import DEATH_TIME, Engine, Kept, Spare
 from wg4netnsd.events import PROTOCOL, Timers
 from wg4netnsd.fdstore import ENGINE_KINDS, Kind, Legacy, Shelf
+from wg4netnsd.journal import TunnelLog
 from wg4netnsd.peer import Listener
 from wg4netnsd.peers import Peers, Settings
 from wg4netnsd.process import Process, Vitals
 from wg4netnsd.resolve import Found
 from wg4netnsd.spec import Spec
 from wg4netnsd.tasks import first_of
-
-log = logging.getLogger(__name__)
 
 MAX_MEMORY: Final = 1 << 30
 """Bytes of an engine's own; it has 7 MB idle, and 220 MB after a burst of 3 Gbit/s."""
@@ -39,6 +37,7 @@ class Supervised:
         socket_path: Path,
         shelf: Shelf,
         listener: Listener,
+        log: TunnelLog,
         changed: Callable[[Collection[str]], None],
     ) -> None:
         """`changed` gets the names of what has changed: engine_pid, public_key, listen_port."""
@@ -51,6 +50,7 @@ class Supervised:
         self._spare = spare
         self._socket_path = socket_path
         self._shelf = shelf
+        self._log = log
         self._changed = changed
         self._engine: Engine | None = None
         self._serves = False  # it has its configuration and its TUN
@@ -63,7 +63,7 @@ class Supervised:
     async def configure(self, spec: Spec, initiate: Collection[str]) -> None:
         """Start one that has all but its TUN; `stop()` ends it. Raises what went wrong."""
         self._engine = self._spare.take()
-        self._engine.watch(self.peers.take)
+        self._engine.watch(self.peers.take, self._log)
         await self._engine.listen(self._socket_path)
         self._note_pid(self._engine.pid)
         config = spec.config
@@ -114,7 +114,7 @@ class Supervised:
             self.peers.configure(spec.config.peers, {})
             raise
         self.peers.adopt(spec.config.peers, status)
-        self._engine.watch(self.peers.take)
+        self._engine.watch(self.peers.take, self._log)
         self._note_pid(self._engine.pid)
         self._note(status.public_key, status.listen_port)
         self._serves, self._rested = True, None
@@ -169,7 +169,7 @@ class Supervised:
         except uapi.PortInUse:
             raise
         except BaseException:
-            log.warning("tunnel %s: half changed, so its engine is replaced", new.name)
+            self._log.warning("half changed, so the engine is replaced")
             self.half_changed = True
             self._replace.set()
             self.peers.configure(old.config.peers, {})

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wg4netnsd import errors, netns, uapi
+from wg4netnsd import errors, journal, netns, uapi
 from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
@@ -76,14 +76,17 @@ class Tunnel:
         """A new one, or one to take over with all that is `left` of it."""
         self.spec = spec
         self.created_usec = time.time_ns() // 1000
-        self.lifecycle = Lifecycle(spec.name, self._state_changed)
+        self._log = journal.of_tunnel(log, spec.name, namespace.id)
+        self.lifecycle = Lifecycle(spec.name, self._log, self._state_changed)
         self.error: errors.Error | None = None  # the newest, whatever came of it
         self.failure: errors.Error | None = None  # the one that ended the tunnel
         self.restart_count = 0
         self._means = means
         self._observer = observer
         self._lease = lease
-        self.link = Link(means.agent, namespace, spec.interface, self._link_changed, self.close)
+        self.link = Link(
+            means.agent, namespace, spec.interface, self._log, self._link_changed, self.close
+        )
         self._shelf = left.legacy if left else Shelf(spec.name)
         self._serial = 0  # of the record that the shelf has; 0: none yet
         self.engine = Supervised(
@@ -91,6 +94,7 @@ class Tunnel:
             means.directory / spec.name / f"{spec.interface}.sock",
             self._shelf,
             PeersOf(self, observer, self._lookup_failed),
+            self._log,
             self._changed,
         )
         self._creators_mtu = spec.mtu_option
@@ -211,7 +215,7 @@ class Tunnel:
         except errors.Error as error:
             self.failure = error
         except Exception as defect:
-            log.exception("tunnel %s: a defect", self.spec.name)
+            self._log.exception("a defect")
             self.failure = errors.Failed(f"internal error ({type(defect).__name__}); see the log")
         if self.failure:
             self._set(error=self.failure)
@@ -310,7 +314,7 @@ class Tunnel:
             async with self.engine.lock:  # a cancelled change ends when the agent's child has
                 await self.engine.stop()
         except (errors.Error, OSError) as error:
-            log.error("tunnel %s: %s", self.spec.name, error)
+            self._log.error("%s", error)
         await self._shelf.clear()
         await self.link.close()
         self._at_end.close()
@@ -339,7 +343,7 @@ class Tunnel:
                 try:
                     await netns.change(self._means.agent, entrance, back)
                 except errors.Error as second:
-                    log.error("tunnel %s: the interface is half changed: %s", new.name, second)
+                    self._log.error("the interface is half changed: %s", second)
                 raise
             self.spec = new
             self.peers.configure(new.config.peers, found)
@@ -395,9 +399,9 @@ class Tunnel:
         self._observer.state_changed(self, new, old, reason)
 
     def _link_changed(self, what: str) -> None:
-        log.warning("tunnel %s: %s by its owner", self.spec.name, what)
+        self._log.warning("%s by its owner", what)
         self._changed({"interface", "link_state"})
 
     def _lookup_failed(self, error: errors.Error) -> None:
-        log.warning("tunnel %s: %s", self.spec.name, error)
+        self._log.warning("%s", error)
         self._set(error=error)

@@ -15,8 +15,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "linkwatch": {"rtnetlink", "tun"},
     "interface": {"linkwatch", "rtnetlink", "syscalls", "tun"},
     "agent": {"interface", "linkwatch", "rtnetlink", "syscalls"},
+    "journal": {"errors"},
     "systemd": set(),
     "backoff": set(),
+    "process": set(),
+    "tasks": set(),
     "blocking": {"errors"},
     "paths": {"errors"},
     "contract": set(),
@@ -28,25 +31,39 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": set(),
     "session": {"events"},
     "pace": set(),
-    "engine": {"errors", "events", "lines", "uapi"},
+    "engine": {"errors", "events", "journal", "lines", "process", "uapi"},
     "netns": {"agent", "blocking", "errors", "linkwatch", "paths", "syscalls", "tun"},
     "resolve": {"blocking", "errors"},
-    "endpoints": {"config", "errors", "events", "resolve"},
+    "endpoints": {"config", "errors", "events", "resolve", "tasks"},
     "peer": {
         "config", "endpoints", "errors", "events", "pace", "resolve", "session", "uapi",
     },
     "peers": {
         "config", "endpoints", "errors", "events", "peer", "resolve", "session", "uapi",
     },
-    "lifecycle": {"errors"},
+    "lifecycle": {"errors", "journal"},
     "configfile": {"blocking", "config", "errors", "paths", "wgquick"},
     "observer": {"errors", "lifecycle", "pace", "peer", "session"},
     "spec": {"agent", "config", "lifetime"},
-    "tunnel": {
-        "agent", "backoff", "config", "engine", "errors", "lifecycle", "netns", "observer", "peers",
-        "resolve", "spec", "tun", "uapi",
+    "fdstore": {"process", "systemd"},
+    "record": {"errors", "events", "lifetime", "spec", "wgquick"},
+    "link": {"agent", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
+    "supervised": {
+        "config", "engine", "errors", "events", "fdstore", "journal", "peer", "peers", "process",
+        "resolve", "spec", "uapi",
     },
-    "manager": {"agent", "engine", "errors", "lifecycle", "netns", "observer", "spec", "tunnel"},
+    "tunnel": {
+        "agent", "backoff", "config", "engine", "errors", "fdstore", "journal", "lifecycle",
+        "lifetime", "link", "netns", "observer", "peers", "record", "spec", "supervised", "tasks",
+        "uapi",
+    },
+    "manager": {
+        "agent", "engine", "errors", "lifecycle", "lifetime", "netns", "observer", "spec", "tunnel",
+    },
+    "restore": {
+        "engine", "errors", "fdstore", "lifecycle", "lifetime", "manager", "netns", "process",
+        "record", "systemd", "tunnel",
+    },
     "connection": set(),
     "bus": {"blocking", "connection", "errors"},
     "hostnet": {"rtnetlink"},
@@ -54,15 +71,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objects": {"bus", "contract", "errors"},
     "options": {"bus", "config", "errors", "lifetime", "names", "wgquick"},
     "service": {
-        "agent", "bus", "configfile", "engine", "errors", "lifecycle", "lifetime", "manager",
-        "names", "netns", "objects", "options", "pace", "peer", "session", "spec", "tunnel",
+        "agent", "bus", "configfile", "engine", "errors", "fdstore", "lifecycle", "lifetime",
+        "manager", "names", "netns", "objects", "options", "pace", "peer", "restore", "session",
+        "spec", "systemd", "tunnel",
     },
     "setup": {"contract", "errors", "names"},
     "busctl": {"errors", "names", "syscalls"},
     "changes": {"busctl", "names"},
     "monitor": {"busctl", "changes", "errors", "names"},
     "ctl": {"busctl", "errors", "monitor", "names", "setup"},
-    "daemon": {"agent", "bus", "engine", "hostnet", "manager", "service", "suspend", "systemd"},
+    "daemon": {
+        "agent", "bus", "engine", "hostnet", "journal", "manager", "service", "suspend", "systemd",
+    },
     "__main__": {"daemon"},
     "__init__": set(),
 }  # fmt: skip
@@ -70,7 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "dbus_next": {"connection"},
     "pyroute2": {"hostnet", "linkwatch", "rtnetlink"},
-    "systemd": {"systemd"},
+    "systemd": {"journal", "systemd"},
 }
 """Third parties' packages that have one door."""
 

@@ -4,11 +4,16 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from support.processes import descendants, wait_for
 
-CGROUP = Path("/sys/fs/cgroup/user/manager")
+UNIT = "wg4netnsd.service"
+
+_UID = os.getuid()
+CGROUP = Path(f"/sys/fs/cgroup/user.slice/user-{_UID}.slice/user@{_UID}.service")
 """The stage has given it to this user, next to the suite's own."""
 
 _SYSTEMD = "/lib/systemd/systemd --user --log-target=console"
@@ -74,3 +79,18 @@ class UserManager:
 
 def _populated(cgroup: Path) -> bool:
     return "populated 1" in (cgroup / "cgroup.events").read_text()
+
+
+@contextmanager
+def installed(manager: UserManager) -> Iterator[UserManager]:
+    """The manager with what `wg4netnsctl setup` installs, and without it afterwards."""
+    ctl("setup")
+    yield manager
+    manager.systemctl("stop", UNIT)
+    ctl("setup", "--remove")
+
+
+def ctl(*arguments: str) -> str:
+    done = subprocess.run(["wg4netnsctl", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"wg4netnsctl {arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
