@@ -11,6 +11,8 @@ import pytest
 from support import stage as stages
 from support.bus import Bus, Client
 from support.daemon import Daemon
+from support.installed import UNIT, assert_nothing_left, ctl, files
+from support.manager import UserManager
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Control, Stage
@@ -107,3 +109,22 @@ def start_daemon() -> Iterator[Callable[..., Daemon]]:
 def quick(start_daemon: Callable[..., Daemon], stage: Stage) -> Daemon:
     """A daemon whose engines have short timers."""
     return start_daemon("--engine", stage.short_engine)
+
+
+@pytest.fixture(scope="module")
+def user_manager(stage: Stage) -> Iterator[UserManager]:
+    with tempfile.TemporaryDirectory() as directory:
+        started = UserManager(Path(directory))
+        yield started
+        started.stop()
+
+
+@pytest.fixture
+def installed(user_manager: UserManager) -> Iterator[UserManager]:
+    """The user manager, after `wg4netnsctl setup`. What a test starts does not outlive it."""
+    ctl("setup")
+    yield user_manager
+    user_manager.systemctl("stop", UNIT)
+    assert_nothing_left(user_manager)
+    ctl("setup", "--remove")
+    assert files() == {}

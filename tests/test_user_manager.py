@@ -5,64 +5,17 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
+from support.installed import INSTALLED, UNIT, assert_nothing_left, ctl, files
 from support.manager import UserManager
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Stage
 
-UNIT = "wg4netnsd.service"
-HOME = Path(os.environ["HOME"])
-INSTALLED = [HOME / ".local/share/systemd/user", HOME / ".local/share/dbus-1/services"]
-
-
-@pytest.fixture(scope="module")
-def user_manager(stage: Stage) -> Iterator[UserManager]:
-    with tempfile.TemporaryDirectory() as directory:
-        started = UserManager(Path(directory))
-        yield started
-        started.stop()
-
-
-@pytest.fixture
-def installed(user_manager: UserManager) -> Iterator[UserManager]:
-    """The user manager, after `wg4netnsctl setup`. What a test starts does not outlive it."""
-    ctl("setup")
-    yield user_manager
-    user_manager.systemctl("stop", UNIT)
-    assert_nothing_left(user_manager)
-    ctl("setup", "--remove")
-    assert files() == {}
-
-
-def ctl(*arguments: str) -> str:
-    done = subprocess.run(["wg4netnsctl", *arguments], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, f"wg4netnsctl {arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def files() -> dict[str, str]:
-    """What is installed, by name."""
-    return {
-        each.name: each.read_text()
-        for directory in INSTALLED
-        if directory.is_dir()
-        for each in directory.rglob("*")
-        if each.is_file()
-    }
-
-
-def assert_nothing_left(manager: UserManager) -> None:
-    assert manager.property(UNIT, "ActiveState") == "inactive"
-    assert manager.processes(UNIT) == set()
-    assert of_program("wireguard-go") == set()
-    assert not (manager.runtime / "wg4netnsd").exists()
 
 
 def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManager) -> None:

@@ -40,7 +40,7 @@ def test_every_member_is_documented(interface: contract.Interface) -> None:
         for argument in re.findall(r'<arg type="[^"]+" name="([^"]+)"', element[1]):
             assert f"@{argument}:" in comment[1], f"{member}'s {argument}"
     for prop in interface.properties:
-        assert f"<!-- {prop}: " in text, prop
+        assert re.search(rf"<!--\s+{prop}:", text), prop
 
 
 def test_what_is_announced_as_changed_is_not_constant() -> None:
