@@ -216,7 +216,7 @@ def test_the_properties_of_a_tunnel(
     shown = client.get_all(tunnel)
     assert shown["Name"] == "one"
     assert tuple(shown["NetnsId"]) == inside.id
-    assert (shown["Interface"], shown["Lifetime"], shown["State"]) == ("wg0", "persistent", "up")
+    assert (shown["Interface"], shown["Lifetime"], shown["State"]) == ("wg0", "namespace", "up")
     assert shown["Addresses"] == ["10.9.0.2/24", "fd00::2/64"]
     assert inside.addresses("wg0") == set(shown["Addresses"])
     assert (shown["Dns"], shown["Mtu"], shown["ResolvConf"]) == (["10.9.0.1", "lan"], 1400, "")

@@ -58,11 +58,18 @@ def test_two_containers_do_not_disturb_each_other(
             client.close_tunnel(path)
 
 
+def test_a_tunnel_ends_with_its_container(daemon: Daemon, client: Client, stage: Stage) -> None:
+    with Container() as container:
+        client.create(container, stage.conf(0))
+        container.check("ping", "-c1", "-W10", stage.far.ipv4)
+    wait_for(lambda: client.tunnels() == [], "the tunnel has ended", 2)
+
+
 def test_a_tunnel_closes_after_its_container_is_gone(
     daemon: Daemon, client: Client, stage: Stage
 ) -> None:
     with Container() as container:
-        path = client.create(container, stage.conf(0))
+        path = client.create(container, stage.conf(0), lifetime="persistent")
         container.check("ping", "-c1", "-W10", stage.far.ipv4)
     wait_for(lambda: not Path(container.path).exists(), "the container has ended")
     client.close_tunnel(path)

@@ -31,7 +31,7 @@ def test_a_runtime_directory_with_other_things_is_left_alone(bus: Bus, tmp_path:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.sock").write_text("not a socket")
     status, log = refusal("--runtime-dir", str(tmp_path), DBUS_SESSION_BUS_ADDRESS=bus.address)
-    assert status == 1
+    assert status == 78
     assert "not empty: expected a directory for wg4netnsd alone" in log
     assert (tmp_path / "thesis/chapter.sock").read_text() == "not a socket"
 
@@ -40,7 +40,7 @@ def test_a_runtime_directory_is_one_daemons(daemon: Daemon, bus: Bus) -> None:
     status, log = refusal(
         "--runtime-dir", str(daemon.directory), DBUS_SESSION_BUS_ADDRESS=bus.address
     )
-    assert status == 1
+    assert status == 78
     assert "another wg4netnsd uses it" in log
 
 
@@ -63,7 +63,7 @@ def test_a_name_that_is_taken(daemon: Daemon, bus: Bus, tmp_path: Path) -> None:
     status, log = refusal(
         "--runtime-dir", str(tmp_path / "own"), DBUS_SESSION_BUS_ADDRESS=bus.address
     )
-    assert status == 69
+    assert status == 78
     assert "org.wg4netns1 is owned already" in log
     assert not (tmp_path / "own").exists()
 

@@ -89,7 +89,7 @@ def completed(usec: int, age: float = 0.0) -> Completed:
 
 def test_a_handshake_that_the_engine_tells_twice_is_told_once() -> None:
     async def test(peer: KnownPeer, told: Recorder) -> None:
-        peer.resync(PeerStatus(KEY, last_handshake_usec=5_000_000))
+        peer.resync(PeerStatus(KEY, last_handshake_usec=5_000_000, session_age=0.0))
         peer.take(completed(4_000_000))  # was still in the pipe
         peer.take(completed(5_000_000))
         assert told.handshakes == [5_000_000]
@@ -111,6 +111,15 @@ def test_a_clock_that_was_set_makes_no_session_old_nor_unseen() -> None:
         peer.session.expired()
         peer.resync(PeerStatus(KEY, last_handshake_usec=now, session_age=200.0))
         assert peer.view().state is PeerState.STALE
+
+    with_peer(test, ["192.0.2.1"])
+
+
+def test_a_handshake_whose_session_is_over_makes_nobody_active() -> None:
+    async def test(peer: KnownPeer, told: Recorder) -> None:
+        peer.resync(PeerStatus(KEY, last_handshake_usec=5_000_000))
+        assert peer.view().last_handshake_usec == 5_000_000
+        assert told.states == ["stale"]
 
     with_peer(test, ["192.0.2.1"])
 

@@ -1,11 +1,13 @@
-"""How long a tunnel lives: as long as its client, its lease, or until Close."""
+"""How long a tunnel lives: as long as its namespace, its client, its lease, or until Close."""
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from support.daemon import Daemon
 from support.fds import opened, pipe
 from support.namespaces import Namespace
 from support.processes import open_fds, wait_for
+from wg4netnsd.engine import BINARY
 
 
 @pytest.fixture
@@ -37,6 +40,59 @@ def assert_lives(client: Client, path: str) -> None:
     """Also after the daemon has seen to whatever came before."""
     for _ in range(3):
         assert client.get(path, "State") == "up"
+
+
+# ---------------------------------------------------------------- namespace
+
+END_TIME = 2.0
+"""Seconds from the namespace's end to the tunnel's: what README promises."""
+
+
+@pytest.fixture
+def holder(namespace: Callable[..., Namespace], request: pytest.FixtureRequest) -> Namespace:
+    return namespace(nested=request.param == "nested")
+
+
+@pytest.mark.parametrize("holder", ["plain", "nested"], indirect=True)
+def test_a_tunnel_ends_with_its_namespace(
+    daemon: Daemon, client: Client, holder: Namespace, conf: str
+) -> None:
+    client.subscribe(member="StateChanged")
+    path = client.create(holder, conf)
+    assert client.get(path, "Lifetime") == "namespace"
+    assert_lives(client, path)
+    holder.empty()
+    wait_for(lambda: client.tunnels() == [], "the tunnel has ended", END_TIME)
+    reasons = [s.body[2] for s in client.pending_signals() if s.body[0] == "stopping"]
+    assert reasons == ["the namespace has ended"]
+
+
+def test_who_holds_the_namespace_keeps_the_tunnel(
+    daemon: Daemon, client: Client, inside: Namespace, conf: str
+) -> None:
+    path = client.create(inside, conf)
+    held = client.tunnel(path, "OpenNetns")
+    inside.empty()
+    assert_lives(client, path)
+    held.close()
+    wait_for(lambda: client.tunnels() == [], "the tunnel has ended", END_TIME)
+
+
+def test_a_namespace_s_end_is_noticed_without_an_engine(
+    start_daemon: Callable[..., Daemon], inside: Namespace, conf: str, tmp_path: Path
+) -> None:
+    """In a crash loop there is nobody who reads the TUN."""
+    engine = tmp_path / "engine"
+    engine.symlink_to(BINARY)
+    daemon = start_daemon("--engine", str(engine))
+    path = daemon.client.create(inside, conf)
+    engine.unlink()
+    engine.symlink_to("/bin/false")
+    for pid in daemon.engines():
+        os.kill(pid, signal.SIGKILL)
+    daemon.client.tunnel(path, "WaitForState", "ast", ["failed"], 20_000_000)
+    inside.empty()
+    wait_for(lambda: daemon.client.tunnels() == [], "the tunnel has ended", END_TIME)
 
 
 # ---------------------------------------------------------------- client
@@ -212,7 +268,7 @@ def test_a_persistent_tunnel_survives_its_creator(
     daemon: Daemon, client: Client, bus: Bus, inside: Namespace, conf: str
 ) -> None:
     with Client(bus.address) as creator:
-        path = creator.create(inside, conf)
+        path = creator.create(inside, conf, lifetime="persistent")
         gone = creator.unique_name
     wait_for(lambda: not client.has_owner(gone), "the creator has left")
     assert client.get(path, "Lifetime") == "persistent"
@@ -224,7 +280,7 @@ def test_a_persistent_tunnel_survives_its_creator(
 def test_a_persistent_tunnel_keeps_an_empty_namespace(
     daemon: Daemon, client: Client, inside: Namespace, conf: str
 ) -> None:
-    path = client.create(inside, conf, name="kept")
+    path = client.create(inside, conf, name="kept", lifetime="persistent")
     identity = inside.id
     inside.empty()
     assert not os.path.exists(inside.path)
@@ -244,7 +300,7 @@ def test_a_persistent_tunnel_keeps_an_empty_namespace(
 def test_only_close_ends_it_and_the_namespace_is_free_again(
     daemon: Daemon, client: Client, inside: Namespace, conf: str
 ) -> None:
-    client.close_tunnel(client.create(inside, conf))
+    client.close_tunnel(client.create(inside, conf, lifetime="persistent"))
     assert set(inside.links()) == {"lo"}
     with opened(inside.path) as fd, pytest.raises(DBusError, match="NoSuchTunnel"):
         client.manager("GetTunnelByNetns", "h", fd)

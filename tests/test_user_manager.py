@@ -8,14 +8,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
 from support.installed import INSTALLED, UNIT, assert_nothing_left, ctl, files
 from support.manager import UserManager
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Stage
-
 
 
 def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManager) -> None:

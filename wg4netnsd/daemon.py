@@ -47,6 +47,14 @@ SYSTEMD_MANAGER: Final = (
 class StartupError(Exception):
     """Why the daemon can't start, for people."""
 
+    status = EXIT_CONFIG
+
+
+class TransientError(StartupError):
+    """The same, where it may be able to later."""
+
+    status = EXIT_FAILURE
+
 
 def main() -> None:
     """Entry point of `wg4netnsd`."""
@@ -64,7 +72,7 @@ def main() -> None:
         sys.exit(status)
     except StartupError as error:
         log.critical("%s", error)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(error.status)
 
 
 async def _serve(
@@ -202,7 +210,7 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
     except BlockingIOError:
         raise StartupError(f"{path}: another wg4netnsd uses it; see --runtime-dir") from None
     except OSError as error:
-        raise StartupError(f"{path}: {error.strerror}") from None
+        raise TransientError(f"{path}: {error.strerror}") from None
     try:
         yield path
     finally:

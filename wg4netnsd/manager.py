@@ -15,8 +15,9 @@ from wg4netnsd.lifecycle import State
 from wg4netnsd.lifetime import Lease
 from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.observer import Observer as TunnelObserver
+from wg4netnsd.record import Left
 from wg4netnsd.spec import Spec
-from wg4netnsd.tunnel import Left, Means, Tunnel
+from wg4netnsd.tunnel import Means, Tunnel
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
 from wg4netnsd.errors import Error
+from wg4netnsd.journal import TunnelLog
 from wg4netnsd.lifecycle import State
 from wg4netnsd.pace import Told
 from wg4netnsd.peer import Handshake
@@ -30,22 +31,30 @@ class Observer(Protocol[AnyT]):
 
 
 class PeersOf(Generic[T]):
-    """A peer.Listener that tells an observer whose peers they are."""
+    """A peer.Listener that tells an observer, and the log, whose peers they are."""
 
     def __init__(
-        self, tunnel: T, observer: Observer[T], lookup_failed: Callable[[Error], None]
+        self,
+        tunnel: T,
+        observer: Observer[T],
+        log: TunnelLog,
+        lookup_failed: Callable[[Error], None],
     ) -> None:
         self.lookup_failed = lookup_failed
         self._tunnel = tunnel
         self._observer = observer
+        self._log = log
 
     def handshake(self, public_key: str, told: Told[Handshake]) -> None:
+        self._log.debug("handshake, as %s", told.new.role or "…", extra={"PEER": public_key})
         self._observer.handshake(self._tunnel, public_key, told)
 
     def peer_state_changed(self, public_key: str, told: Told[PeerState]) -> None:
+        self._log.info("%s → %s", told.old, told.new, extra={"PEER": public_key})
         self._observer.peer_state_changed(self._tunnel, public_key, told)
 
     def peer_endpoint_changed(self, public_key: str, told: Told[str]) -> None:
+        self._log.info("moved to %s", told.new, extra={"PEER": public_key})
         self._observer.peer_endpoint_changed(self._tunnel, public_key, told)
 
     def peers_changed(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wg4netnsd import wgquick
 from wg4netnsd.errors import Error
 from wg4netnsd.events import PROTOCOL, Timers
+from wg4netnsd.fdstore import Legacy
 from wg4netnsd.lifetime import Lifetime
 from wg4netnsd.spec import Spec
 
@@ -68,6 +69,13 @@ class Record(BaseModel):
 
     def encode(self) -> bytes:
         return self.model_dump_json().encode()
+
+
+class Left(NamedTuple):
+    """What a daemon before us has left of a tunnel."""
+
+    record: Record
+    legacy: Legacy
 
 
 def newest(contents: Iterable[bytes]) -> Record:

@@ -18,8 +18,8 @@ from wg4netnsd.lifetime import Lease, Lifetime
 from wg4netnsd.manager import Manager
 from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.process import Process
-from wg4netnsd.record import Record, Unreadable
-from wg4netnsd.tunnel import Left, Tunnel
+from wg4netnsd.record import Left, Record, Unreadable
+from wg4netnsd.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 

@@ -22,14 +22,14 @@ from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
 from wg4netnsd.engine import Spare
-from wg4netnsd.fdstore import Kind, Legacy, Shelf
+from wg4netnsd.fdstore import Kind, Shelf
 from wg4netnsd.lifecycle import Lifecycle, State
 from wg4netnsd.lifetime import Lease, Lifetime
 from wg4netnsd.link import Link
 from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.observer import Observer, PeersOf
 from wg4netnsd.peers import Peers
-from wg4netnsd.record import Record
+from wg4netnsd.record import Left, Record
 from wg4netnsd.spec import Spec
 from wg4netnsd.supervised import Supervised, refuse_own_key
 from wg4netnsd.tasks import first_of
@@ -37,6 +37,9 @@ from wg4netnsd.tasks import first_of
 log = logging.getLogger(__name__)
 
 _RECORDED = {"error", "listen_port", "restart_count"}
+_ENGINE_FAILS = (
+    errors.EngineFailed, errors.InvalidConfig, errors.LimitExceeded, errors.Timeout,
+)  # fmt: skip
 
 
 class Means(NamedTuple):
@@ -45,13 +48,6 @@ class Means(NamedTuple):
     agent: Agent
     spare: Spare
     directory: Path  # of their sockets
-
-
-class Left(NamedTuple):
-    """What a daemon before us has left of a tunnel."""
-
-    record: Record
-    legacy: Legacy
 
 
 class _InterfaceGone(Exception):
@@ -93,11 +89,12 @@ class Tunnel:
             means.spare,
             means.directory / spec.name / f"{spec.interface}.sock",
             self._shelf,
-            PeersOf(self, observer, self._lookup_failed),
+            PeersOf(self, observer, self._log, self._lookup_failed),
             self._log,
             self._changed,
         )
         self._creators_mtu = spec.mtu_option
+        self._ending = False  # and not to be disturbed any more
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
         self._in_order = asyncio.Lock()  # reconfigurations, which look names up before their turn
@@ -129,7 +126,7 @@ class Tunnel:
             asyncio.get_running_loop().call_soon(self._cancel)
 
     def _cancel(self) -> None:
-        if self.state not in (State.STOPPING, State.CLOSED):
+        if not self._ending:
             self._task.cancel()
 
     async def wait_closed(self) -> None:
@@ -211,12 +208,13 @@ class Tunnel:
             if not self.lifecycle.close_reason:
                 return  # the daemon ends, not the tunnel: the fd store has it, or it goes with us
         except _InterfaceGone:
-            self.lifecycle.close_reason = await self.link.why_gone()
+            pass
         except errors.Error as error:
             self.failure = error
         except Exception as defect:
             self._log.exception("a defect")
             self.failure = errors.Failed(f"internal error ({type(defect).__name__}); see the log")
+        self._ending = True
         if self.failure:
             self._set(error=self.failure)
             self.lifecycle.close_reason = str(self.failure)
@@ -250,7 +248,7 @@ class Tunnel:
             try:
                 async with self.engine.lock:
                     await self.engine.adopt(legacy, self.spec, record.timers, record.protocol)
-            except (errors.EngineFailed, errors.Timeout, errors.InvalidConfig) as why:
+            except _ENGINE_FAILS as why:
                 await self._bring_back(why)
             else:
                 self.lifecycle.enter(State.UP, "taken over from the daemon before")
@@ -276,12 +274,7 @@ class Tunnel:
                     # Its sessions were lost with the old one, and the far ends don't know.
                     await self.engine.configure(self.spec, self.peers.in_use())
                     await self.engine.attach(self.link.tun_fd)
-            except (
-                errors.EngineFailed,
-                errors.Timeout,
-                errors.InvalidConfig,
-                errors.LimitExceeded,
-            ) as error:
+            except _ENGINE_FAILS as error:
                 why = error
                 continue
             self._set(restart_count=self.restart_count + 1)
@@ -305,6 +298,7 @@ class Tunnel:
 
     async def _undo(self) -> None:
         """Leave nothing behind; each step is safe where its counterpart never happened."""
+        self.lifecycle.close_reason = self.lifecycle.close_reason or await self.link.why_gone()
         self.lifecycle.enter(State.STOPPING, self.lifecycle.close_reason)
         self._shelf.remove(Kind.RECORD, Kind.NEXT_RECORD)  # or the next daemon would go on with it
         for change in self._changes:

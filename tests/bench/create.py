@@ -26,6 +26,7 @@ PublicKey = {keys().public}
 AllowedIPs = 0.0.0.0/0, ::/0
 Endpoint = 127.0.0.1:51820
 """
+PERSISTENT = {"lifetime": ("s", "persistent")}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -49,7 +50,7 @@ def _create(daemon: Daemon, client: Client) -> float:
         netns, config = namespace.open(), os.memfd_create("config")
         os.write(config, CONF.encode())
         start = time.perf_counter()
-        path = client.manager("CreateTunnel", "hha{sv}", netns, config, {})
+        path = client.manager("CreateTunnel", "hha{sv}", netns, config, PERSISTENT)
         took = time.perf_counter() - start
         os.close(netns)
         os.close(config)

@@ -1,17 +1,14 @@
 """The daemon's own end: what its successor finds, and what nobody notices meanwhile."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from support.bus import Client
-from support.installed import UNIT, assert_nothing_left, crash, main_pid, state, wait_successor
+from support.installed import UNIT, assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UserManager
 from support.namespaces import Namespace, ping
-from support.processes import wait_for
 from support.stage import Stage
 from support.transfer import Transfer
 
@@ -34,9 +31,7 @@ class Up:
 
 
 @pytest.fixture
-def up(
-    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage
-) -> Iterator[Up]:
+def up(installed: UserManager, namespace: Callable[..., Namespace], stage: Stage) -> Iterator[Up]:
     inside = namespace()
     with Client(installed.address) as client:
         path = client.create(inside, stage.conf(0), name="kept")
@@ -48,11 +43,6 @@ def restart(manager: UserManager) -> None:
     before = main_pid(manager)
     manager.systemctl("restart", UNIT)
     wait_successor(manager, before)
-
-
-def abort_by_watchdog(manager: UserManager) -> None:
-    """As if the event loop were stuck: systemd sends what it sends then, sd_event(3)."""
-    crash(manager, "SIGABRT")
 
 
 ENDS = pytest.mark.parametrize(

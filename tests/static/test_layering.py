@@ -43,14 +43,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "lifecycle": {"errors", "journal"},
     "configfile": {"blocking", "config", "errors", "paths", "wgquick"},
-    "observer": {"errors", "lifecycle", "pace", "peer", "session"},
+    "observer": {"errors", "journal", "lifecycle", "pace", "peer", "session"},
     "spec": {"agent", "config", "lifetime"},
     "fdstore": {"process", "systemd"},
-    "record": {"errors", "events", "lifetime", "spec", "wgquick"},
+    "record": {"errors", "events", "fdstore", "lifetime", "spec", "wgquick"},
     "link": {"agent", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
     "supervised": {
         "config", "engine", "errors", "events", "fdstore", "journal", "peer", "peers", "process",
-        "resolve", "spec", "uapi",
+        "resolve", "spec", "tasks", "uapi",
     },
     "tunnel": {
         "agent", "backoff", "config", "engine", "errors", "fdstore", "journal", "lifecycle",
@@ -58,7 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "uapi",
     },
     "manager": {
-        "agent", "engine", "errors", "lifecycle", "lifetime", "netns", "observer", "spec", "tunnel",
+        "agent", "engine", "errors", "lifecycle", "lifetime", "netns", "observer", "record", "spec",
+        "tunnel",
     },
     "restore": {
         "engine", "errors", "fdstore", "lifecycle", "lifetime", "manager", "netns", "process",
@@ -81,7 +82,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "monitor": {"busctl", "changes", "errors", "names"},
     "ctl": {"busctl", "errors", "monitor", "names", "setup"},
     "daemon": {
-        "agent", "bus", "engine", "hostnet", "journal", "manager", "service", "suspend", "systemd",
+        "agent", "bus", "engine", "fdstore", "hostnet", "journal", "manager", "restore", "service",
+        "suspend", "systemd", "tasks",
     },
     "__main__": {"daemon"},
     "__init__": set(),

@@ -1,8 +1,10 @@
 """Unprivileged network namespaces, by the real `unshare` and `nsenter`."""
 
+import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -95,6 +97,18 @@ class Namespace:
             if (status.st_dev, status.st_ino) == self.id:
                 found.add(int(entry.name))
         return found
+
+    @contextlib.contextmanager
+    def sibling(self) -> Iterator[int]:
+        """Another network namespace of the same owner: the pid of the process that holds it."""
+        held = self.popen(
+            *("unshare", "--net", *_STAY), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        with held:
+            assert held.stdout and held.stdin
+            assert held.stdout.readline() == "inside\n"
+            yield held.pid
+            held.stdin.close()
 
     def empty(self) -> None:
         """End the process that holds it."""
