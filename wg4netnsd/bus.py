@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from wg4netnsd import blocking, errors
+from wg4netnsd import blocking, errors, wire
 from wg4netnsd.connection import (
     NOT_CONNECTED,
     Connection,
@@ -27,18 +28,24 @@ from wg4netnsd.connection import (
     Variant,
     session_address,
     system_address,
+    unmarshal,
 )
+from wg4netnsd.turns import Turns
 
 __all__ = ["Bus", "BusGone", "Call", "Reply", "Variant", "listen", "system_address"]
 
 log = logging.getLogger(__name__)
 
 MAX_FDS: Final = 3
-"""Fds that a call may bring: no method needs more. dbus-next drops what exceeds 16 unseen."""
+"""Fds that a call may bring: no method needs more."""
+
+MAX_UNSENT: Final = 16 << 20
+"""Bytes. While the bus has so much yet to take from us, signals are dropped: it has stopped."""
 
 DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
 CONNECT_TIME: Final = 10.0  # seconds
+WARNING_INTERVAL: Final = 1.0  # seconds
 
 
 class BusGone(Exception):
@@ -96,10 +103,13 @@ class Bus:
         self._handler = handler
         self._name = ""
         self._calls: set[asyncio.Task[None]] = set()
+        self._turns = Turns(lambda frame: self._spawn(self._serve(frame)))
+        self._warned_at = -WARNING_INTERVAL
         self._watched: dict[str, set[Callable[[], object]]] = {}
         self._signals: list[Message] = []
         self._name_lost = asyncio.Event()
-        connection.add_message_handler(self._on_message)
+        connection.take = self._take
+        connection.add_message_handler(self._on_bus_message)
 
     @classmethod
     async def connect(cls, handler: Handler) -> Bus:
@@ -139,6 +149,8 @@ class Bus:
 
     async def close(self) -> None:
         """Answer the calls under way, then disconnect."""
+        for frame in self._turns.end():
+            self._refuse(frame, errors.ShuttingDown("the daemon is ending"))
         if self._calls:
             await asyncio.wait(self._calls, timeout=5)
         if self._connection.connected:
@@ -158,6 +170,9 @@ class Bus:
 
     def _send_signals(self) -> None:
         signals, self._signals = self._signals, []
+        if signals and self._connection.unsent > MAX_UNSENT:
+            self._warn("%d signals are lost: the bus takes none", len(signals))
+            return
         for signal in signals:
             self._send(signal)
 
@@ -228,60 +243,111 @@ class Bus:
 
     # ------------------------------------------------------------ what comes in
 
-    def _on_message(self, message: Message) -> bool:
-        """The first and only handler; True keeps the message from dbus-next's own dispatcher."""
-        fds, message.unix_fds = list(message.unix_fds), []
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        if message.message_type is MessageType.METHOD_CALL:
-            call = Call(
-                sender=message.sender or "",
-                path=message.path,
-                interface=message.interface,
-                member=message.member,
-                signature=message.signature,
-                body=message.body,
-                expects_reply=not message.flags & MessageFlag.NO_REPLY_EXPECTED,
-                fds=fds,
-            )
-            self._spawn(self._serve(call, message))
-            return True
-        for fd in fds:
-            blocking.close(fd)
-        if message.message_type is MessageType.SIGNAL and message.sender == DBUS:
-            self._on_bus_signal(message)
-        return False
+    def _take(self, frame: wire.Frame) -> bool:
+        """Every message comes here first; True keeps it from dbus-next.
 
-    def _on_bus_signal(self, message: Message) -> None:
+        Of what is no call, only the bus's own words mean something to us. A reply of anybody else
+        would be taken for the bus's.
+        """
+        if frame.type != wire.METHOD_CALL:
+            self._close(frame)
+            return frame.sender != DBUS
+        if refusal := self._refusal(frame):
+            self._warn("a call from %s was refused: %s", frame.sender, refusal)
+            self._refuse(frame, refusal)
+        else:
+            self._turns.add(frame)
+        return True
+
+    def _refusal(self, frame: wire.Frame) -> errors.Error | None:
+        """Why a call is not even looked at."""
+        if frame.fds_lost:
+            return errors.LimitExceeded("no file descriptor left for the message's (RLIMIT_NOFILE)")
+        if not frame.is_whole:
+            long = f"a message of {frame.length} bytes: at most {wire.MAX_MESSAGE}"
+            return errors.LimitExceeded(long)
+        if len(frame.fds) > MAX_FDS:
+            return errors.InvalidArgs(f"more than {MAX_FDS} file descriptors")
+        if reason := self._turns.refusal(frame):
+            return errors.LimitExceeded(reason)
+        return None
+
+    def _refuse(self, frame: wire.Frame, error: errors.Error) -> None:
+        self._close(frame)
+        if frame.expects_reply:
+            serial = self._connection.next_serial()
+            self._connection.send_bytes(wire.error(serial, frame, error.dbus_name, str(error)))
+
+    def _close(self, frame: wire.Frame) -> None:
+        for fd in frame.fds:
+            if fd >= 0:  # else a call has taken or closed it
+                blocking.close(fd)
+
+    def _warn(self, text: str, *arguments: object) -> None:
+        """Not for each of a flood's messages."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned_at >= WARNING_INTERVAL:
+            self._warned_at = now
+            log.warning(text, *arguments)
+
+    def _on_bus_message(self, message: Message) -> None:
+        if message.message_type is not MessageType.SIGNAL:
+            return
         if message.member == "NameOwnerChanged" and not message.body[2]:
             self._on_left(message.body[0])
         elif message.member == "NameLost" and message.body == [self._name]:
             self._name_lost.set()
 
-    async def _serve(self, call: Call, message: Message) -> None:
-        reply = Reply()
+    async def _serve(self, frame: wire.Frame) -> None:
+        blocking.caller.set(frame.sender)
+        fds = len(frame.fds)
+        call = Call(
+            sender=frame.sender,
+            path=frame.path,
+            interface=frame.interface,
+            member=frame.member,
+            signature=frame.signature,
+            body=[],
+            expects_reply=frame.expects_reply,
+            fds=frame.fds,
+        )
         try:
-            if len(call.fds) > MAX_FDS:
-                raise errors.InvalidArgs(f"more than {MAX_FDS} file descriptors")
+            await self._answer(frame, call)
+        finally:
+            self._turns.done(frame.sender, fds)
+
+    async def _answer(self, frame: wire.Frame, call: Call) -> None:
+        reply = Reply()
+        answer: Message | errors.Error
+        try:
+            call.body = unmarshal(frame).body
             reply = await self._handler(call)
-            answer = Message.new_method_return(
-                message, reply.signature, list(reply.body), reply.fds
-            )
+            answer = _method_return(frame, reply)
         except errors.Error as error:
             log.info("%s from %s: %s", call.member, call.sender, error)
-            answer = _error(message, error)
+            answer = error
+        except wire.Malformed as error:
+            log.info("%s from %s: %s", call.member, call.sender, error)
+            answer = errors.InvalidArgs("the message can't be read")
         except asyncio.CancelledError:
-            answer = _error(message, errors.ShuttingDown("the call was given up"))
+            answer = errors.ShuttingDown("the call was given up")
         except Exception as defect:
-            log.exception("%s from %s: a defect", call.member, call.sender)
-            answer = _error(message, errors.Failed(f"{type(defect).__name__}; see the log"))
+            if isinstance(defect, OSError) and defect.errno in (errno.EMFILE, errno.ENFILE):
+                answer = errors.LimitExceeded(f"no file descriptor left: {defect.strerror}")
+                self._warn("%s from %s: %s", call.member, call.sender, answer)
+            else:
+                log.exception("%s from %s: a defect", call.member, call.sender)
+                answer = errors.Failed(f"{type(defect).__name__}; see the log")
         finally:
             call.close()
         try:
             if call.expects_reply:
                 self._send_signals()
-                with contextlib.suppress(OSError, EOFError):
-                    await self._send(answer)  # an fd closed before this ends the whole connection
+                if isinstance(answer, errors.Error):
+                    self._refuse(frame, answer)
+                else:
+                    with contextlib.suppress(OSError, EOFError):
+                        await self._send(answer)  # with its fds: they are to be open until then
         finally:
             for fd in reply.fds:
                 os.close(fd)
@@ -325,5 +391,12 @@ def _bus_call(member: str, argument: str) -> Message:
     )
 
 
-def _error(message: Message, error: errors.Error) -> Message:
-    return Message.new_error(message, error.dbus_name, str(error))
+def _method_return(call: wire.Frame, reply: Reply) -> Message:
+    return Message(
+        message_type=MessageType.METHOD_RETURN,
+        reply_serial=call.serial,
+        destination=call.sender,
+        signature=reply.signature,
+        body=list(reply.body),
+        unix_fds=reply.fds,
+    )

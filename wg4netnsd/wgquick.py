@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from wg4netnsd.config import TABLES, Config, Interface, Network, Peer, Section, quote
-from wg4netnsd.errors import InvalidConfig
+from wg4netnsd.errors import InvalidConfig, LimitExceeded
 
 MAX_SIZE: Final = 1 << 20
 """Bytes; more than 4,000 peers take."""
@@ -69,7 +69,7 @@ def parse(data: bytes, ignore: Collection[str] = ()) -> Config:
 
 def _decode(data: bytes) -> str:
     if len(data) > MAX_SIZE:
-        raise InvalidConfig(f"the configuration is longer than {MAX_SIZE} bytes")
+        raise LimitExceeded(f"the configuration is longer than {MAX_SIZE} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
