@@ -44,6 +44,9 @@ MAX_UNSENT: Final = 16 << 20
 
 DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
+MAX_TEXT: Final = 1000
+"""Characters of an error."""
+
 CONNECT_TIME: Final = 10.0  # seconds
 WARNING_INTERVAL: Final = 1.0  # seconds
 
@@ -236,7 +239,8 @@ class Bus:
         self._close(frame)
         if frame.expects_reply:
             serial = self._connection.next_serial()
-            self._connection.send_bytes(wire.error(serial, frame, error.dbus_name, str(error)))
+            text = _one_line(str(error))
+            self._connection.send_bytes(wire.error(serial, frame, error.dbus_name, text))
 
     def _close(self, frame: wire.Frame) -> None:
         for fd in frame.fds:
@@ -284,7 +288,7 @@ class Bus:
             reply = await self._handler(call)
             answer = _method_return(frame, reply)
         except errors.Error as error:
-            log.info("%s from %s: %s", call.member, call.sender, error)
+            log.info("%s from %s: %s", call.member, call.sender, _one_line(str(error)))
             answer = error
         except wire.Malformed as error:
             log.info("%s from %s: %s", call.member, call.sender, error)
@@ -349,6 +353,13 @@ def _bus_call(member: str, argument: str) -> Message:
         signature="s",
         body=[argument],
     )
+
+
+def _one_line(text: str) -> str:
+    """What a caller has named may hold anything: it must not write lines of its own into the log,
+    nor to whoever's terminal prints the error."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: MAX_TEXT + 1])
+    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
 
 
 def _method_return(call: wire.Frame, reply: Reply) -> Message:
