@@ -225,9 +225,12 @@ def a_pipe_that_never_ends() -> Iterator[int]:
             lambda: opened("/etc/passwd", os.O_PATH), "InvalidConfig", "Bad file", id="O_PATH"
         ),
         pytest.param(
-            lambda: memfd("#" * 10_000_000), "InvalidConfig", "longer than 1048", id="10M"
+            lambda: memfd("#" * 10_000_000),
+            "LimitExceeded",
+            "has 10000000 bytes: at most 1048576",
+            id="10M",
         ),
-        pytest.param(ten_megabytes_in_a_pipe, "InvalidConfig", "longer than 1048", id="10M-pipe"),
+        pytest.param(ten_megabytes_in_a_pipe, "LimitExceeded", "longer than 1048", id="10M-pipe"),
         pytest.param(a_pipe_that_never_ends, "Timeout", "no end of file within 5 s", id="endless"),
         pytest.param(lambda: opened("/bin/true"), "InvalidConfig", "line 1: not", id="binary"),
         pytest.param(lambda: memfd(b"# \xff"), "InvalidConfig", "line 1: not UTF-8", id="latin-1"),

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from wg4netnsd.config import Config, Endpoint
-from wg4netnsd.errors import InvalidConfig
-from wg4netnsd.wgquick import IGNORABLE, MAX_SIZE, parse
+from wg4netnsd.errors import InvalidConfig, LimitExceeded
+from wg4netnsd.wgquick import IGNORABLE, MAX_PEERS, MAX_REPEATED, MAX_SIZE, parse
 
 
 def key(seed: int) -> str:
@@ -198,7 +198,32 @@ def test_the_mtu_is_the_callers_else_the_files() -> None:
 def test_a_large_file_is_taken_up_to_the_limit() -> None:
     padding = "#" * (MAX_SIZE - len(INTERFACE))
     assert parsed(INTERFACE + padding) == parsed(INTERFACE)
-    assert refusal(INTERFACE + padding + "#") == "the configuration is longer than 1048576 bytes"
+    with pytest.raises(LimitExceeded, match="the configuration is longer than 1048576 bytes"):
+        parsed(INTERFACE + padding + "#")
+
+
+def test_peers_are_taken_up_to_the_limit() -> None:
+    peers = [f"[Peer]\nPublicKey = {number_key(number)}\n" for number in range(MAX_PEERS + 1)]
+    assert len(parsed(INTERFACE + "".join(peers[1:])).peers) == MAX_PEERS
+    with pytest.raises(LimitExceeded, match=r"4097 \[Peer\] sections: at most 4096"):
+        parsed(INTERFACE + "".join(peers))
+
+
+def number_key(number: int) -> str:
+    return base64.b64encode(number.to_bytes(32)).decode()
+
+
+@pytest.mark.parametrize("key_name", ["AllowedIPs", "Address", "DNS"])
+def test_values_are_taken_up_to_the_limit(key_name: str) -> None:
+    """However they are spread over lines."""
+    most = MAX_REPEATED[key_name]
+    section = f"[Peer]\nPublicKey = {number_key(1)}\n" if key_name == "AllowedIPs" else ""
+    values = [f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(1, most + 1)]
+    interface = INTERFACE.replace("Address", "#") if key_name == "Address" else INTERFACE
+    text = f"{interface}{section}{key_name} = {', '.join(values)}\n"
+    parsed(text)
+    with pytest.raises(LimitExceeded, match=f"{key_name}: {most + 1} values: at most {most}"):
+        parsed(f"{text}{key_name} = 10.255.0.1\n")
 
 
 def test_models_are_frozen() -> None:

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import os
 import threading
+from collections import Counter, deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 from wg4netnsd.errors import LimitExceeded
@@ -19,9 +21,22 @@ from wg4netnsd.errors import LimitExceeded
 MAX_THREADS: Final = 64
 """Calls under way at once, hung ones among them."""
 
+MAX_OF_ONE: Final = 24
+"""Those of one caller: it takes three to take all. More than resolve looks up at once, 16, so
+that a configuration with many host names has them all tried."""
+
+MAX_CLOSERS: Final = 8
+"""Threads that close: what hangs in one is out of our table of descriptors all the same."""
+
+caller: Final[ContextVar[str]] = ContextVar("caller", default="")
+"""On whose behalf the current task runs; empty for our own."""
+
 T = TypeVar("T")
 
-_slots = threading.BoundedSemaphore(MAX_THREADS)
+_lock = threading.Lock()  # for what follows
+_under_way: Counter[str] = Counter()
+_to_close: deque[int] = deque()
+_closers = 0
 
 
 def let_go(result: object) -> None:
@@ -36,8 +51,8 @@ async def call(
     Raises TimeoutError after `seconds`, and LimitExceeded. A result that comes too late, after a
     timeout or a cancellation, goes to `discard`.
     """
-    if not _slots.acquire(blocking=False):
-        raise LimitExceeded(f"{MAX_THREADS} files or host names are being waited for already")
+    who = caller.get()
+    _begin(who)
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -56,14 +71,14 @@ async def call(
             result = function(*args)
         except Exception as exception:
             error = exception
-        _slots.release()
+        _end(who)
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is all else
             loop.call_soon_threadsafe(deliver, result, error)
 
     try:
         threading.Thread(target=run, daemon=True, name=function.__name__).start()
     except RuntimeError:  # a limit of the kernel's or of a cgroup
-        _slots.release()
+        _end(who)
         raise LimitExceeded("no thread can be started") from None
     try:
         async with asyncio.timeout(seconds):
@@ -75,6 +90,43 @@ async def call(
         raise
 
 
+def _begin(who: str) -> None:
+    with _lock:
+        if _under_way.total() >= MAX_THREADS:
+            raise LimitExceeded(f"{MAX_THREADS} files or host names are being waited for already")
+        if who and _under_way[who] >= MAX_OF_ONE:
+            raise LimitExceeded(f"{MAX_OF_ONE} files of yours are being waited for already")
+        _under_way[who] += 1
+
+
+def _end(who: str) -> None:
+    with _lock:
+        _under_way[who] -= 1
+        if not _under_way[who]:
+            del _under_way[who]
+
+
 def close(fd: int) -> None:
     """Close an fd of unknown kind, or one whose end takes the kernel long. Returns at once."""
-    threading.Thread(target=os.close, args=(fd,), daemon=True, name="close").start()
+    global _closers
+    with _lock:
+        _to_close.append(fd)
+        if _closers == MAX_CLOSERS:
+            return
+        _closers += 1
+    try:
+        threading.Thread(target=_close_all, daemon=True, name="close").start()
+    except RuntimeError:  # a limit of the kernel's or of a cgroup
+        _close_all()
+
+
+def _close_all() -> None:
+    global _closers
+    while True:
+        with _lock:
+            if not _to_close:
+                _closers -= 1
+                return
+            fd = _to_close.popleft()
+        with contextlib.suppress(OSError):  # an error of a write; it is closed in any case
+            os.close(fd)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
 
-from wg4netnsd import blocking, errors
+from wg4netnsd import blocking, errors, wire
+from wg4netnsd.call import Call, Reply
 from wg4netnsd.connection import (
     NOT_CONNECTED,
     Connection,
@@ -26,68 +27,29 @@ from wg4netnsd.connection import (
     RequestNameReply,
     Variant,
     session_address,
-    system_address,
+    unmarshal,
 )
+from wg4netnsd.services import CONNECT_TIME, DBUS, BusGone, bus_call
+from wg4netnsd.turns import Turns
 
-__all__ = ["Bus", "BusGone", "Call", "NameTaken", "Reply", "Variant", "listen", "system_address"]
+__all__ = ["Bus", "BusGone", "Call", "NameTaken", "Reply", "Variant"]
 
 log = logging.getLogger(__name__)
 
 MAX_FDS: Final = 3
-"""Fds that a call may bring: no method needs more. dbus-next drops what exceeds 16 unseen."""
+"""Fds that a call may bring: no method needs more."""
 
-DBUS: Final = "org.freedesktop.DBus"
-DBUS_PATH: Final = "/org/freedesktop/DBus"
-CONNECT_TIME: Final = 10.0  # seconds
-CALL_TIME: Final = 2.0  # seconds
+MAX_UNSENT: Final = 16 << 20
+"""Bytes. While the bus has so much yet to take from us, signals are dropped: it has stopped."""
 
+MAX_TEXT: Final = 1000
+"""Characters of an error."""
 
-class BusGone(Exception):
-    """There is no bus, it is gone, or our name on it is."""
+WARNING_INTERVAL: Final = 1.0  # seconds
 
 
 class NameTaken(BusGone):
     """Somebody else owns our name."""
-
-
-@dataclass
-class Call:
-    """One incoming method call. Owns the fds that came with it, until they are taken."""
-
-    sender: str
-    path: str
-    interface: str | None
-    member: str
-    signature: str
-    body: list[Any]
-    expects_reply: bool
-    fds: list[int] = field(default_factory=list)
-
-    def take_fd(self, index: int) -> int:
-        """The fd that an `h` of the body stands for; its owner is who takes it.
-
-        Raises InvalidArgs.
-        """
-        if not 0 <= index < len(self.fds) or self.fds[index] < 0:
-            raise errors.InvalidArgs(f"file descriptor {index} did not come with the message")
-        fd, self.fds[index] = self.fds[index], -1
-        return fd
-
-    def close(self) -> None:
-        """Close what nobody took."""
-        for index, fd in enumerate(self.fds):
-            if fd >= 0:
-                self.fds[index] = -1
-                blocking.close(fd)
-
-
-@dataclass
-class Reply:
-    """What a call is answered with. `fds` are closed once sent; an `h` of the body indexes them."""
-
-    signature: str = ""
-    body: Sequence[Any] = ()
-    fds: list[int] = field(default_factory=list)
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -102,10 +64,13 @@ class Bus:
         self.id = ""  # another one each time that the bus is started
         self._name = ""
         self._calls: set[asyncio.Task[None]] = set()
+        self._turns = Turns(lambda frame: self._spawn(self._serve(frame)))
+        self._warned_at = -WARNING_INTERVAL
         self._watched: dict[str, set[Callable[[], object]]] = {}
         self._signals: list[Message] = []
         self._name_lost = asyncio.Event()
-        connection.add_message_handler(self._on_message)
+        connection.take = self._take
+        connection.add_message_handler(self._on_bus_message)
 
     @classmethod
     async def connect(cls, handler: Handler) -> Bus:
@@ -115,7 +80,7 @@ class Bus:
             async with asyncio.timeout(CONNECT_TIME):
                 await connection.connect()
                 bus = cls(connection, handler)
-                (bus.id,) = (await connection.call(_bus_call("GetId"))).body
+                (bus.id,) = (await connection.call(bus_call("GetId"))).body
         except NOT_CONNECTED as error:
             raise BusGone(f"no session bus: {str(error) or type(error).__name__}") from None
         return bus
@@ -147,6 +112,8 @@ class Bus:
 
     async def close(self) -> None:
         """Answer the calls under way, then disconnect."""
+        for frame in self._turns.end():
+            self._refuse(frame, errors.ShuttingDown("the daemon is ending"))
         if self._calls:
             await asyncio.wait(self._calls, timeout=5)
         if self._connection.connected:
@@ -166,6 +133,9 @@ class Bus:
 
     def _send_signals(self) -> None:
         signals, self._signals = self._signals, []
+        if signals and self._connection.unsent > MAX_UNSENT:
+            self._warn("%d signals are lost: the bus takes none", len(signals))
+            return
         for signal in signals:
             self._send(signal)
 
@@ -214,29 +184,13 @@ class Bus:
     def _match_owner(self, method: str, name: str) -> None:
         """Without a reply: that the rule is well-formed is known, and the bus works in order."""
         source = f"type='signal',sender='{DBUS}',interface='{DBUS}'"
-        message = _bus_call(method, f"{source},member='NameOwnerChanged',arg0='{name}'")
+        message = bus_call(method, f"{source},member='NameOwnerChanged',arg0='{name}'")
         message.flags = MessageFlag.NO_REPLY_EXPECTED
         self._send(message)
 
     async def _ask(self, member: str, argument: str) -> list[Any]:
         """Call a method of the bus itself; its reply's body."""
-        body: list[Any] = (await self._connection.call(_bus_call(member, argument))).body
-        return body
-
-    async def call(self, service: str, path: str, interface: str, member: str) -> list[Any]:
-        """Call another service's method without arguments; its reply's body.
-
-        Raises BusGone with its error, or where there is no answer.
-        """
-        message = Message(destination=service, path=path, interface=interface, member=member)
-        try:
-            async with asyncio.timeout(CALL_TIME):
-                reply = await self._connection.call(message)
-        except NOT_CONNECTED as error:
-            raise BusGone(f"{service}: {str(error) or type(error).__name__}") from None
-        if reply.message_type is MessageType.ERROR:
-            raise BusGone(f"{service}: {reply.error_name}")
-        body: list[Any] = reply.body
+        body: list[Any] = (await self._connection.call(bus_call(member, argument))).body
         return body
 
     def _spawn(self, coroutine: Any) -> None:
@@ -252,102 +206,130 @@ class Bus:
 
     # ------------------------------------------------------------ what comes in
 
-    def _on_message(self, message: Message) -> bool:
-        """The first and only handler; True keeps the message from dbus-next's own dispatcher."""
-        fds, message.unix_fds = list(message.unix_fds), []
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        if message.message_type is MessageType.METHOD_CALL:
-            call = Call(
-                sender=message.sender or "",
-                path=message.path,
-                interface=message.interface,
-                member=message.member,
-                signature=message.signature,
-                body=message.body,
-                expects_reply=not message.flags & MessageFlag.NO_REPLY_EXPECTED,
-                fds=fds,
-            )
-            self._spawn(self._serve(call, message))
-            return True
-        for fd in fds:
-            blocking.close(fd)
-        if message.message_type is MessageType.SIGNAL and message.sender == DBUS:
-            self._on_bus_signal(message)
-        return False
+    def _take(self, frame: wire.Frame) -> bool:
+        """Every message comes here first; True keeps it from dbus-next.
 
-    def _on_bus_signal(self, message: Message) -> None:
+        Of what is no call, only the bus's own words mean something to us. A reply of anybody else
+        would be taken for the bus's.
+        """
+        if frame.type != wire.METHOD_CALL:
+            self._close(frame)
+            return frame.sender != DBUS
+        if refusal := self._refusal(frame):
+            self._warn("a call from %s was refused: %s", frame.sender, refusal)
+            self._refuse(frame, refusal)
+        else:
+            self._turns.add(frame)
+        return True
+
+    def _refusal(self, frame: wire.Frame) -> errors.Error | None:
+        """Why a call is not even looked at."""
+        if frame.fds_lost:
+            return errors.LimitExceeded("no file descriptor left for the message's (RLIMIT_NOFILE)")
+        if not frame.is_whole:
+            long = f"a message of {frame.length} bytes: at most {wire.MAX_MESSAGE}"
+            return errors.LimitExceeded(long)
+        if len(frame.fds) > MAX_FDS:
+            return errors.InvalidArgs(f"more than {MAX_FDS} file descriptors")
+        if reason := self._turns.refusal(frame):
+            return errors.LimitExceeded(reason)
+        return None
+
+    def _refuse(self, frame: wire.Frame, error: errors.Error) -> None:
+        self._close(frame)
+        if frame.expects_reply:
+            serial = self._connection.next_serial()
+            text = _one_line(str(error))
+            self._connection.send_bytes(wire.error(serial, frame, error.dbus_name, text))
+
+    def _close(self, frame: wire.Frame) -> None:
+        for fd in frame.fds:
+            if fd >= 0:  # else a call has taken or closed it
+                blocking.close(fd)
+
+    def _warn(self, text: str, *arguments: object) -> None:
+        """Not for each of a flood's messages."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned_at >= WARNING_INTERVAL:
+            self._warned_at = now
+            log.warning(text, *arguments)
+
+    def _on_bus_message(self, message: Message) -> None:
+        if message.message_type is not MessageType.SIGNAL:
+            return
         if message.member == "NameOwnerChanged" and not message.body[2]:
             self._on_left(message.body[0])
         elif message.member == "NameLost" and message.body == [self._name]:
             self._name_lost.set()
 
-    async def _serve(self, call: Call, message: Message) -> None:
-        reply = Reply()
+    async def _serve(self, frame: wire.Frame) -> None:
+        blocking.caller.set(frame.sender)
+        fds = len(frame.fds)
+        call = Call(
+            sender=frame.sender,
+            path=frame.path,
+            interface=frame.interface,
+            member=frame.member,
+            signature=frame.signature,
+            body=[],
+            expects_reply=frame.expects_reply,
+            fds=frame.fds,
+        )
         try:
-            if len(call.fds) > MAX_FDS:
-                raise errors.InvalidArgs(f"more than {MAX_FDS} file descriptors")
+            await self._answer(frame, call)
+        finally:
+            self._turns.done(frame.sender, fds)
+
+    async def _answer(self, frame: wire.Frame, call: Call) -> None:
+        reply = Reply()
+        answer: Message | errors.Error
+        try:
+            call.body = unmarshal(frame).body
             reply = await self._handler(call)
-            answer = Message.new_method_return(
-                message, reply.signature, list(reply.body), reply.fds
-            )
+            answer = _method_return(frame, reply)
         except errors.Error as error:
+            log.info("%s from %s: %s", call.member, call.sender, _one_line(str(error)))
+            answer = error
+        except wire.Malformed as error:
             log.info("%s from %s: %s", call.member, call.sender, error)
-            answer = _error(message, error)
+            answer = errors.InvalidArgs("the message can't be read")
         except asyncio.CancelledError:
-            answer = _error(message, errors.ShuttingDown("the call was given up"))
+            answer = errors.ShuttingDown("the call was given up")
         except Exception as defect:
-            log.exception("%s from %s: a defect", call.member, call.sender)
-            answer = _error(message, errors.Failed(f"{type(defect).__name__}; see the log"))
+            if isinstance(defect, OSError) and defect.errno in (errno.EMFILE, errno.ENFILE):
+                answer = errors.LimitExceeded(f"no file descriptor left: {defect.strerror}")
+                self._warn("%s from %s: %s", call.member, call.sender, answer)
+            else:
+                log.exception("%s from %s: a defect", call.member, call.sender)
+                answer = errors.Failed(f"{type(defect).__name__}; see the log")
         finally:
             call.close()
         try:
             if call.expects_reply:
                 self._send_signals()
-                with contextlib.suppress(OSError, EOFError):
-                    await self._send(answer)  # an fd closed before this ends the whole connection
+                if isinstance(answer, errors.Error):
+                    self._refuse(frame, answer)
+                else:
+                    with contextlib.suppress(OSError, EOFError):
+                        await self._send(answer)  # with its fds: they are to be open until then
         finally:
             for fd in reply.fds:
                 os.close(fd)
 
 
-async def listen(address: str, rule: str, heard: Callable[[list[Any]], object]) -> NoReturn:
-    """Call `heard` with the body of each signal that is broadcast and matches; cancel it to end.
-
-    Raises BusGone, with the reason: there is no such bus, or it is there no longer. Receives no
-    fds, as it never says that it could.
-    """
-
-    def on_message(message: Message) -> None:
-        # For broadcasts the bus has checked the rule, and so who the sender is. A signal directed
-        # at us comes in any case, from anybody.
-        if message.message_type is MessageType.SIGNAL and not message.destination:
-            heard(message.body)
-
-    try:
-        with contextlib.closing(Connection(address, patient=False)) as connection:
-            async with asyncio.timeout(CONNECT_TIME):
-                await connection.connect()
-                connection.add_message_handler(on_message)
-                reply = await connection.call(_bus_call("AddMatch", rule))
-            if reply.message_type is MessageType.ERROR:
-                raise BusGone(f"{reply.error_name} for {rule}")
-            await connection.wait_for_disconnect()
-    except NOT_CONNECTED as error:
-        raise BusGone(str(error) or type(error).__name__) from None
-    raise BusGone("disconnected")
+def _one_line(text: str) -> str:
+    """What a caller has named may hold anything: it must not write lines of its own into the log,
+    nor to whoever's terminal prints the error."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: MAX_TEXT + 1])
+    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
 
 
-def _bus_call(member: str, *arguments: str) -> Message:
+def _method_return(call: wire.Frame, reply: Reply) -> Message:
     return Message(
-        destination=DBUS,
-        path=DBUS_PATH,
-        interface=DBUS,
-        member=member,
-        signature="s" * len(arguments),
-        body=list(arguments),
+        message_type=MessageType.METHOD_RETURN,
+        reply_serial=call.serial,
+        destination=call.sender,
+        signature=reply.signature,
+        body=list(reply.body),
+        unix_fds=reply.fds,
     )
-
-
-def _error(message: Message, error: errors.Error) -> Message:
-    return Message.new_error(message, error.dbus_name, str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -24,7 +25,10 @@ PARSE_TIME: Final = 30.0  # seconds
 
 
 async def read_fd(fd: int) -> bytes:
-    """All that `fd` holds or, if it is a pipe, brings. Closes it. Raises InvalidConfig, Timeout."""
+    """All that `fd` holds or, if it is a pipe, brings. Closes it.
+
+    Raises InvalidConfig, LimitExceeded, Timeout.
+    """
     if paths.is_memfd(fd):
         try:
             return _read_and_close(fd)  # in memory: a thread would only cost time
@@ -38,7 +42,7 @@ async def read_fd(fd: int) -> bytes:
 
 
 async def read_path(path: str) -> bytes:
-    """The file's bytes. Raises InvalidConfig, InvalidArgs, Timeout.
+    """The file's bytes. Raises InvalidConfig, InvalidArgs, LimitExceeded, Timeout.
 
     A file of another user is refused: who may write it would decide where our packets go.
     """
@@ -67,6 +71,8 @@ def _open_and_read(path: str) -> bytes:
         # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise LimitExceeded(f"{path}: {error.strerror}") from None
         raise InvalidConfig(f"{path}: {error.strerror}") from None
     status = os.fstat(fd)
     if status.st_uid not in (os.geteuid(), 0):
@@ -79,8 +85,13 @@ def _open_and_read(path: str) -> bytes:
 
 def _read_and_close(fd: int) -> bytes:
     try:
-        mode = os.fstat(fd).st_mode
+        status = os.fstat(fd)
+        mode = status.st_mode
         if stat.S_ISREG(mode):
+            if status.st_size > wgquick.MAX_SIZE:
+                raise LimitExceeded(
+                    f"the configuration has {status.st_size} bytes: at most {wgquick.MAX_SIZE}"
+                )
             # From its beginning: a memfd's position is where its writer left it.
             return os.pread(fd, wgquick.MAX_SIZE + 1, 0)
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):

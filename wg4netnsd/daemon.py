@@ -23,7 +23,6 @@ from wg4netnsd import __version__, agent, fdstore, journal, systemd
 from wg4netnsd.tasks import log_defect
 
 if TYPE_CHECKING:
-    from wg4netnsd.bus import Bus
     from wg4netnsd.fdstore import Legacy
     from wg4netnsd.manager import Manager
 
@@ -36,12 +35,6 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG: to start it again would not help
 
 CHECK_TIME: Final = 5.0
 """Seconds from one look at the engines to the next."""
-
-SYSTEMD_MANAGER: Final = (
-    "org.freedesktop.systemd1",
-    "/org/freedesktop/systemd1",
-    "org.freedesktop.systemd1.Manager",
-)
 
 
 class StartupError(Exception):
@@ -109,7 +102,7 @@ async def _serve(
 
     beat.cancel()
     host.close()
-    if await _has_successor(bus, status):
+    if await _has_successor(status):
         systemd.notify_stopping("its successor takes over the tunnels")
     else:
         systemd.notify_stopping("closing all tunnels")
@@ -129,22 +122,22 @@ async def _first_end(ends: dict[asyncio.Future[str], int]) -> int:
     return ends[end]
 
 
-async def _has_successor(bus: Bus, status: int) -> bool:
+async def _has_successor(status: int) -> bool:
     """Will systemd start another of us, and hold our fds until then?
 
     After a failure, as the unit has Restart=on-failure: if it gives up, it drops the fds, and the
     engines end as nobody holds them. At SIGTERM it depends on the job that is under way.
     """
-    from wg4netnsd.bus import BusGone
+    from wg4netnsd.services import BusGone, get_property
 
     if not systemd.is_supervising() or status != EXIT_SUCCESS:
         return systemd.is_supervising()
     try:
-        (jobs,) = await bus.call(*SYSTEMD_MANAGER, "ListJobs")
+        job, path = await get_property(*systemd.unit_object(), "Job")
+        return bool(job) and await get_property(*systemd.job_object(path), "JobType") == "restart"
     except BusGone as error:
         log.warning("whether it is a restart can't be told: %s", error)
         return True
-    return any(unit == systemd.unit() and job == "restart" for _, unit, job, *_ in jobs)
 
 
 # ---------------------------------------------------------------- startup

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from wg4netnsd import bus
 from wg4netnsd.syscalls import (
     TFD_CLOEXEC,
     TFD_NONBLOCK,
@@ -135,9 +134,9 @@ class Suspend:
 
     async def _listen_to_logind(self) -> None:
         try:
-            address = bus.system_address()
-            await bus.listen(address, _PREPARE_FOR_SLEEP, self._on_prepare_for_sleep)
-        except bus.BusGone as error:
+            address = services.system_address()
+            await services.listen(address, _PREPARE_FOR_SLEEP, self._on_prepare_for_sleep)
+        except services.BusGone as error:
             log.info("logind is not heard, only the kernel's clocks: system bus: %s", error)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import systemd.daemon
+
+SYSTEMD1: Final = "org.freedesktop.systemd1"
 
 
 def notify_ready() -> None:
@@ -34,6 +37,17 @@ def unit() -> str:
     """The name of the service whose cgroup we are in; empty where it is none of a service."""
     name = cgroup().rpartition("/")[2]
     return name if name.endswith(".service") else ""
+
+
+def unit_object() -> tuple[str, str, str]:
+    """On the session bus, our unit: service, path, interface; org.freedesktop.systemd1(5)."""
+    label = "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):02x}" for c in unit())
+    return SYSTEMD1, f"/org/freedesktop/systemd1/unit/{label}", f"{SYSTEMD1}.Unit"
+
+
+def job_object(path: str) -> tuple[str, str, str]:
+    """A job of its, likewise."""
+    return SYSTEMD1, path, f"{SYSTEMD1}.Job"
 
 
 def cgroup() -> str:

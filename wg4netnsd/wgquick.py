@@ -15,10 +15,19 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pydantic import SecretBytes, ValidationError
 
 from wg4netnsd.config import TABLES, Config, Endpoint, Interface, Network, Peer, Section, quote
-from wg4netnsd.errors import InvalidConfig
+from wg4netnsd.errors import InvalidConfig, LimitExceeded
 
 MAX_SIZE: Final = 1 << 20
-"""Bytes; more than 4,000 peers take."""
+"""Bytes; twice what MAX_PEERS take."""
+
+MAX_PEERS: Final = 4096
+"""An engine takes 25 KiB for each, 100 MB in all, and GetPeers holds everything else up for 0.1 s:
+its reply has 1.5 MB."""
+
+MAX_REPEATED: Final = {"AllowedIPs": 16384, "Address": 1024, "DNS": 1024}
+"""Values of a key in the whole configuration. The kernel takes 0.1 ms for each route: 1.5 s of the
+20 s that a create has by default. Addresses and DNS are in every answer about a tunnel's
+properties."""
 
 IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table")
 """wg-quick's keys that we can't honour (`Table`: only its values other than auto and off)."""
@@ -46,9 +55,12 @@ SectionT = TypeVar("SectionT", bound=Section)
 def parse(data: bytes, ignore: Collection[str] = ()) -> Config:
     """Turn the bytes of a wg-quick file into a Config.
 
-    `ignore` names keys of IGNORABLE that the caller can do without. Raises InvalidConfig.
+    `ignore` names keys of IGNORABLE that the caller can do without.
+
+    Raises InvalidConfig, or LimitExceeded before anything is made of the text.
     """
     sections = list(_sections(_decode(data), {key.lower() for key in ignore}))
+    _refuse_too_many(sections)
     interfaces = [s for s in sections if s.model is Interface]
     if not interfaces:
         raise InvalidConfig(
@@ -68,9 +80,19 @@ def parse(data: bytes, ignore: Collection[str] = ()) -> Config:
     return config
 
 
+def _refuse_too_many(sections: list[_RawSection]) -> None:
+    peers = sum(section.model is Peer for section in sections)
+    if peers > MAX_PEERS:
+        raise LimitExceeded(f"{peers} [Peer] sections: at most {MAX_PEERS}")
+    for key, most in MAX_REPEATED.items():
+        values = sum(len(section.entries.get(key, ())) for section in sections)
+        if values > most:
+            raise LimitExceeded(f"{key}: {values} values: at most {most}")
+
+
 def _decode(data: bytes) -> str:
     if len(data) > MAX_SIZE:
-        raise InvalidConfig(f"the configuration is longer than {MAX_SIZE} bytes")
+        raise LimitExceeded(f"the configuration is longer than {MAX_SIZE} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
