@@ -32,10 +32,16 @@ properties."""
 IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table")
 """wg-quick's keys that we can't honour (`Table`: only its values other than auto and off)."""
 
+_IGNORABLE: Final = {name.lower(): name for name in IGNORABLE}
+
+_ALIASES: Final = {
+    model: {str(f.alias).lower(): str(f.alias) for f in model.model_fields.values()}
+    for model in (Interface, Peer)
+}
+"""Of each section the keys as we spell them, by their lower case."""
+
 _HARMLESS: Final = {"fwmark": ("off", "0", "0x0"), "saveconfig": ("false",)}
 """Values that ask for nothing."""
-
-_REPEATABLE: Final = frozenset({"Address", "DNS", "AllowedIPs"})
 
 
 class _Entry(NamedTuple):
@@ -142,14 +148,13 @@ def _model(header: str, number: int) -> type[Section]:
 def _add_entry(
     section: _RawSection, number: int, key: str, value: str, ignore: Collection[str]
 ) -> None:
-    ignorable = {name.lower(): name for name in IGNORABLE} if section.model is Interface else {}
+    ignorable = _IGNORABLE if section.model is Interface else {}
     if key.lower() in ignorable and (
         value.lower() in _HARMLESS.get(key.lower(), ())
         or (key.lower() in ignore and value.lower() not in TABLES)
     ):
         return
-    aliases = {str(f.alias).lower(): str(f.alias) for f in section.model.model_fields.values()}
-    alias = aliases.get(key.lower())
+    alias = _ALIASES[section.model].get(key.lower())
     if alias is None and key.lower() in ignorable:
         name = ignorable[key.lower()]
         raise InvalidConfig(
@@ -161,7 +166,10 @@ def _add_entry(
         shown = f" '{key}'" if value and re.fullmatch(r"[A-Za-z]{1,24}", key) else ""
         raise InvalidConfig(f"line {number}: unknown key{shown} in [{section.model.__name__}]")
     entries = section.entries.setdefault(alias, [])
-    if alias in _REPEATABLE:
+    if alias in MAX_REPEATED:
+        if value.count(",") >= MAX_REPEATED[alias]:
+            values = value.count(",") + 1
+            raise LimitExceeded(f"{alias}: {values} values: at most {MAX_REPEATED[alias]}")
         # wg(8): an empty AllowedIPs is valid, and means none.
         entries += [_Entry(number, part.strip()) for part in value.split(",")] if value else []
     elif entries:
@@ -176,7 +184,7 @@ def _add_entry(
 
 def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:
     values: dict[str, Any] = {
-        alias: tuple(e.text for e in entries) if alias in _REPEATABLE else entries[0].text
+        alias: tuple(e.text for e in entries) if alias in MAX_REPEATED else entries[0].text
         for alias, entries in section.entries.items()
     }
     try:
