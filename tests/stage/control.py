@@ -9,7 +9,11 @@ once the effect is there. This is all there is to ask for:
   host default add|delete         a default route by that link
   host link up|down               the host's side
   host-name NAME.test ADDRESS…    all addresses of the name; none removes it
+  engine descriptors PID          what they lead to, as JSON after the `ok`
+  engine environment PID          likewise
   reset                           everything as it was when this program started
+
+An engine is a wireguard-go of that user's, who can't read these: it is not dumpable.
 
 What comes in is parsed here and written anew. STOCK is the program of the far end's engine;
 tests/stage/world exports `far_engine`, which starts it.
@@ -18,6 +22,7 @@ tests/stage/world exports `far_engine`, which starts it.
 import contextlib
 import json
 import os
+import pwd
 import re
 import select
 import shutil
@@ -26,7 +31,7 @@ import socketserver
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,13 +52,15 @@ class Refused(Exception):
 
 
 class Control:
-    def __init__(self, stock: str) -> None:
+    def __init__(self, user: int, stock: str) -> None:
+        self.user = user
         self.stock = stock
         self.far_address = uplink_address()
         self.host_addresses = host_addresses()
         self.hosts = HOSTS.read_text()
 
-    def obey(self, line: str) -> None:
+    def obey(self, line: str) -> Any:
+        """Returns what the answer tells, if anything."""
         if not line.endswith("\n"):
             raise Refused("not a line, or too long a one")
         match line.split():
@@ -73,10 +80,17 @@ class Control:
                 ip("link", "set", LINK, "down")
             case ["host-name", name, *addresses]:
                 host_name(hostname(name), [stage_address(each) for each in addresses])
+            case ["engine", "descriptors", pid]:
+                with self.engine(pid) as proc:
+                    return descriptors(proc)
+            case ["engine", "environment", pid]:
+                with self.engine(pid) as proc:
+                    return read(proc, "environ").decode().split("\0")[:-1]
             case ["reset"]:
                 self.reset()
             case _:
                 raise Refused(f"no such request: {line.strip()!r}")
+        return None
 
     def far_engines(self) -> list[int]:
         pids = run("ip", "netns", "pids", NETNS).split()
@@ -93,6 +107,19 @@ class Control:
         if not self.far_engines():
             # It keeps our stderr: who captured that would wait for the engine's end.
             subprocess.run(["bash", "-c", "set -euo pipefail; far_engine far-moving"], check=True)
+
+    @contextlib.contextmanager
+    def engine(self, pid: str) -> Iterator[int]:
+        """Its directory in /proc, which no other process can slip into."""
+        if not re.fullmatch(r"[1-9][0-9]{0,9}", pid):
+            raise Refused(f"not a process: {pid!r}")
+        proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if os.fstat(proc).st_uid != self.user or read(proc, "comm") != b"wireguard-go\n":
+                raise Refused(f"not an engine: {pid}")
+            yield proc
+        finally:
+            os.close(proc)
 
     def reset(self) -> None:
         write_hosts(self.hosts)
@@ -214,6 +241,23 @@ def write_hosts(text: str) -> None:
         file.truncate()
 
 
+def descriptors(proc: int) -> dict[str, str]:
+    found = {}
+    directory = os.open("fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    try:
+        for number in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                found[number] = os.readlink(number, dir_fd=directory)
+    finally:
+        os.close(directory)
+    return found
+
+
+def read(proc: int, name: str) -> bytes:
+    with open(os.open(name, os.O_RDONLY, dir_fd=proc), "rb") as file:
+        return file.read()
+
+
 def addresses(*command: str) -> set[str]:
     (device,) = shown(*command)
     return {
@@ -247,8 +291,8 @@ class Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         line = self.rfile.readline(MOST_BYTES).decode(errors="replace")
         try:
-            self.server.control.obey(line)
-            answer = "ok"
+            told = self.server.control.obey(line)
+            answer = "ok" if told is None else f"ok {json.dumps(told)}"
         except (Refused, OSError, subprocess.CalledProcessError) as error:
             answer = " ".join(f"{error}".split())
         with contextlib.suppress(BrokenPipeError):  # who asked may have gone
@@ -260,7 +304,7 @@ def main() -> None:
     os.umask(0o177)
     with socketserver.UnixStreamServer(f"{SOCKET}.new", Handler) as server:
         os.umask(0o022)
-        server.control = Control(stock)
+        server.control = Control(pwd.getpwnam(user).pw_uid, stock)
         shutil.chown(f"{SOCKET}.new", user)
         os.rename(f"{SOCKET}.new", SOCKET)  # there once it listens
         server.serve_forever()
