@@ -7,6 +7,7 @@ Never two at a time: two on one TUN silently lose packets. Whoever changes it or
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,7 @@ class Supervised:
         self._replace = asyncio.Event()
         self._fault: errors.Error | None = None
         self._rested: Vitals | None = None  # when it was last known to answer
+        self._asking = False  # check() is
 
     # ------------------------------------------------------------ from one engine to the next
 
@@ -128,6 +130,14 @@ class Supervised:
             self._serves = False
             self._note_pid(0)
             self.peers.engine_ended()
+
+    async def end(self) -> None:
+        """As `stop()`, with `lock` not held: who holds it, and waits for an answer, gets none."""
+        if self._engine:
+            with contextlib.suppress(TimeoutError):  # stop() says so
+                await self._engine.process.kill(DEATH_TIME)
+        async with self.lock:
+            await self.stop()
 
     def replace(self, why: errors.Error | None = None) -> None:
         """Have it replaced: it failed so, or somebody asked for it."""
@@ -203,7 +213,7 @@ class Supervised:
         It is asked only if it has worked since it last answered, or is stopped: one that has done
         nothing since can't have got stuck in it, and need not be woken up.
         """
-        if not self._engine or not self._serves or self._replace.is_set():
+        if not self._engine or not self._serves or self._replace.is_set() or self._asking:
             return
         engine, vitals = self._engine, self._engine.process.vitals()
         if vitals is None:
@@ -211,11 +221,14 @@ class Supervised:
         if vitals.memory > MAX_MEMORY:
             self.replace(errors.EngineFailed(f"wireguard-go uses {vitals.memory >> 20} MiB"))
         elif vitals.stopped or self._rested is None or vitals.cpu_ns != self._rested.cpu_ns:
+            self._asking = True
             try:
                 await self.ask()
             except (errors.EngineFailed, errors.Timeout) as error:
                 if self._engine is engine and not engine.exited.is_set():
                     self.replace(error)
+            finally:
+                self._asking = False
             self._rested = engine.process.vitals()
 
     def _note(self, public_key: str, listen_port: int) -> None:

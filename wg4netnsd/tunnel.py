@@ -305,8 +305,7 @@ class Tunnel:
             change.cancel()
         self.peers.close()
         try:
-            async with self.engine.lock:  # a cancelled change ends when the agent's child has
-                await self.engine.stop()
+            await self.engine.end()  # a cancelled change lets go of it when the agent's child has
         except (errors.Error, OSError) as error:
             self._log.error("%s", error)
         await self._shelf.clear()
