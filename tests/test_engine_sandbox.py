@@ -27,7 +27,7 @@ from support.configs import Secrets
 from support.daemon import Daemon
 from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.fds import memfd
-from support.namespaces import Namespace
+from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
 from wg4netnsd.engine import BINARY
@@ -64,25 +64,30 @@ def waiting() -> Iterator[int]:
 # ---------------------------------------------------------------- what it does not prevent
 
 
+@pytest.mark.parametrize(("identity", "family"), [(0, "v4"), (1, "v6")])
 def test_a_confined_engine_does_its_work(
-    daemon: Daemon, client: Client, namespace: Namespaces, stage: Stage
+    daemon: Daemon,
+    client: Client,
+    namespace: Namespaces,
+    stage: Stage,
+    identity: int,
+    family: str,
 ) -> None:
     inside = namespace()
-    path = client.create(inside, stage.conf(0), wait="handshake")
+    endpoint = {"v4": stage.far.endpoint_v4, "v6": stage.far.endpoint_v6}[family]
+    path = client.create(inside, stage.conf(identity, endpoint), wait="handshake")
     pid = client.get(path, "EnginePID")
     assert is_confined(pid)
-    # UDP sockets bound anew, for both families.
-    for number, endpoint in enumerate(
-        [stage.far.endpoint_v4, stage.far.endpoint_v6, stage.far.endpoint_v4]
-    ):
-        port = client.get(path, "ListenPort") % 1000 + 40000 + number * 1000
-        with memfd(stage.conf(0, endpoint, ListenPort=str(port))) as config:
-            client.tunnel(path, "Reconfigure", "ha{sv}", config, {})
+    port = client.get(path, "ListenPort")
+    for _ in range(3):
+        port = 40000 + (port + 1) % 20000
+        with memfd(stage.conf(identity, endpoint, ListenPort=str(port))) as config:
+            client.tunnel(path, "Reconfigure", "ha{sv}", config, {})  # binds UDP sockets anew
         assert client.get(path, "ListenPort") == port
         for address in (stage.far.ipv4, stage.far.ipv6):
-            inside.check("ping", "-n", "-c1", "-W10", address)
+            ping(inside, address)
+        # Enough for some garbage collections. The server needs a moment between two.
         for options in ([stage.far.ipv4], [stage.far.ipv6, "--reverse"]):
-            # Enough for some garbage collections. The server needs a moment between two.
             command = ["iperf3", "--bytes=50M", "--client", *options]
             wait_for(lambda command=command: inside.run(*command).returncode == 0, f"{command}")
     assert client.get(path, "EnginePID") == pid
