@@ -199,6 +199,7 @@ def test_its_last_process_leaves(sibling: Watching) -> None:
 
 def test_its_last_process_is_killed(sibling: Watching) -> None:
     sibling.inside.holder.kill()
+    sibling.inside.empty()
     assert sibling.told(Gone.ENDED) == [Gone.ENDED]
 
 

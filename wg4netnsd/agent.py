@@ -101,6 +101,7 @@ def _keep_only(*fds: int) -> None:
 
 
 def _serve(control: socket.socket) -> None:
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115  it may have been another fd
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the daemon
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     prctl(PR_SET_NAME, b"wg4netns-agent")
