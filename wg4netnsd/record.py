@@ -75,7 +75,7 @@ class Record(BaseModel):
             interface=self.interface,
             lifetime=self.lifetime,
             client=self.client,
-            config=wgquick.parse(self.config.encode()),
+            config=wgquick.parse(self.config.encode(), max_size=wgquick.MAX_RENDERED),
             mtu_option=self.mtu_option,
             handshake=self.handshake,
         )

@@ -20,6 +20,9 @@ from wg4netnsd.errors import InvalidConfig, LimitExceeded
 MAX_SIZE: Final = 1 << 20
 """Bytes; twice what MAX_PEERS take."""
 
+MAX_RENDERED: Final = 2 * MAX_SIZE
+"""Bytes of a Config's text by render(), which writes out what may be left out."""
+
 MAX_PEERS: Final = 4096
 """An engine takes 25 KiB for each, 100 MB in all, and GetPeers holds everything else up for 0.1 s:
 its reply has 1.5 MB."""
@@ -58,14 +61,14 @@ class _RawSection(NamedTuple):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-def parse(data: bytes, ignore: Collection[str] = ()) -> Config:
+def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -> Config:
     """Turn the bytes of a wg-quick file into a Config.
 
-    `ignore` names keys of IGNORABLE that the caller can do without.
+    `ignore` names keys of IGNORABLE that the caller can do without; `max_size` is in bytes.
 
     Raises InvalidConfig, or LimitExceeded before anything is made of the text.
     """
-    sections = list(_sections(_decode(data), {key.lower() for key in ignore}))
+    sections = list(_sections(_decode(data, max_size), {key.lower() for key in ignore}))
     _refuse_too_many(sections)
     interfaces = [s for s in sections if s.model is Interface]
     if not interfaces:
@@ -96,9 +99,9 @@ def _refuse_too_many(sections: list[_RawSection]) -> None:
             raise LimitExceeded(f"{key}: {values} values: at most {most}")
 
 
-def _decode(data: bytes) -> str:
-    if len(data) > MAX_SIZE:
-        raise LimitExceeded(f"the configuration is longer than {MAX_SIZE} bytes")
+def _decode(data: bytes, max_size: int) -> str:
+    if len(data) > max_size:
+        raise LimitExceeded(f"the configuration is longer than {max_size} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -235,7 +238,8 @@ def _refuse_clashes(config: Config, sections: list[_RawSection]) -> None:
 
 
 def render(config: Config) -> str:
-    """The text that parse() makes this Config of. It holds the private keys."""
+    """A text that parse() makes this Config of, if it may be MAX_RENDERED long. It holds the
+    private keys."""
     sections = [("[Interface]", config.interface), *(("[Peer]", peer) for peer in config.peers)]
     return "".join(f"{title}\n{_render(section)}" for title, section in sections)
 
