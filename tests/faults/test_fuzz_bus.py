@@ -18,10 +18,21 @@ import pytest
 from jeepney import HeaderFields, Message, MessageType
 
 from support import rawbus
-from support.bus import MANAGER, NAME, OBJECT_MANAGER, PROPERTIES, ROOT, TUNNEL, Bus, Client
+from support.bus import (
+    MANAGER,
+    NAME,
+    OBJECT_MANAGER,
+    PROPERTIES,
+    ROOT,
+    TUNNEL,
+    Bus,
+    Client,
+    DBusError,
+)
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.namespaces import Namespace
+from support.processes import wait_for
 from support.rawbus import Raw, Values
 from support.stage import Stage
 from wg4netnsd import errors
@@ -345,9 +356,16 @@ def test_ten_thousand_messages(
     memory = 0
     for sent in range(0, MESSAGES, BATCH):
         if sent % (BATCH * 5) == 0:
-            daemon.close_tunnels()
-            client.create(home, secrets.conf(), name="fuzzed")
             fuzzer.reconnect()  # which ends what waits without an end
+
+            def renewed() -> bool:
+                """What nobody waits for may still be creating one there."""
+                daemon.close_tunnels()
+                with contextlib.suppress(DBusError):
+                    client.create(home, secrets.conf(), name="fuzzed")
+                return "fuzzed" in [name for name, *_ in client.tunnels()]
+
+            wait_for(renewed, "the tunnel is there again")
         if sent == 1000:
             memory = resident(daemon.pid)
         fuzzer.send_batch()

