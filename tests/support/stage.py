@@ -149,6 +149,14 @@ class Control:
         """What NAME.test resolves to from now on; without addresses it does not."""
         self.request("host-name", name, *addresses)
 
+    def capture_start(self, marker: bytes) -> None:
+        """Look at all packets on the host's interfaces from now on, also for the marker."""
+        self.request("capture start", marker.hex())
+
+    def capture_stop(self) -> None:
+        """End that; support.capture reads what was seen."""
+        self.request("capture stop")
+
     def reset(self) -> None:
         """Everything as it was at the start."""
         self.request("reset")
