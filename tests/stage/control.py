@@ -11,6 +11,7 @@ once the effect is there. This is all there is to ask for:
   host-name NAME.test ADDRESS…    all addresses of the name; none removes it
   engine descriptors PID          what they lead to, as JSON after the `ok`
   engine environment PID          likewise
+  capture start MARKER | capture stop           tests/stage/capture.py, on the host; MARKER in hex
   reset                           everything as it was when this program started
 
 An engine is a wireguard-go of that user's, who can't read these: it is not dumpable.
@@ -45,6 +46,8 @@ FAR_ADDRESS = "192.0.3.2"
 LINK_NETWORKS = (ip_network("192.0.3.0/24"), ip_network("2001:db8:3::/64"))
 NETWORKS = (*LINK_NETWORKS, ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))
 MOST_BYTES = 1024
+CAPTURE = Path(__file__).with_name("capture.py")
+CAPTURED = "/run/wg4netnsd-captured.json"
 
 
 class Refused(Exception):
@@ -58,6 +61,7 @@ class Control:
         self.far_address = uplink_address()
         self.host_addresses = host_addresses()
         self.hosts = HOSTS.read_text()
+        self.capture: subprocess.Popen[bytes] | None = None
 
     def obey(self, line: str) -> Any:
         """Returns what the answer tells, if anything."""
@@ -86,6 +90,11 @@ class Control:
             case ["engine", "environment", pid]:
                 with self.engine(pid) as proc:
                     return read(proc, "environ").decode().split("\0")[:-1]
+
+            case ["capture", "start", marker]:
+                self.capture_start(marker)
+            case ["capture", "stop"]:
+                self.capture_stop()
             case ["reset"]:
                 self.reset()
             case _:
@@ -121,7 +130,26 @@ class Control:
         finally:
             os.close(proc)
 
+    def capture_start(self, marker: str) -> None:
+        if self.capture or not re.fullmatch(r"([0-9a-f]{2}){8,64}", marker):
+            raise Refused("there is a capture already" if self.capture else "no marker in hex")
+        program = [sys.executable, "-I", str(CAPTURE), marker, CAPTURED]
+        self.capture = subprocess.Popen(program, stdout=subprocess.PIPE)
+        if self.capture.stdout.readline() != b"ready\n":
+            self.capture_stop()
+
+    def capture_stop(self) -> None:
+        if not self.capture:
+            raise Refused("there is no capture")
+        capture, self.capture = self.capture, None
+        capture.terminate()
+        capture.communicate()
+        if capture.returncode:
+            raise Refused("the capture failed")
+
     def reset(self) -> None:
+        if self.capture:
+            self.capture_stop()
         write_hosts(self.hosts)
         host_link_up()
         for address in host_addresses() - self.host_addresses:

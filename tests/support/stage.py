@@ -158,6 +158,14 @@ class Control:
         """Each as NAME=VALUE; only root can read that too."""
         return list(self.request("engine environment", str(pid)))
 
+    def capture_start(self, marker: bytes) -> None:
+        """Look at all packets on the host's interfaces from now on, also for the marker."""
+        self.request("capture start", marker.hex())
+
+    def capture_stop(self) -> None:
+        """End that; support.capture reads what was seen."""
+        self.request("capture stop")
+
     def reset(self) -> None:
         """Everything as it was at the start."""
         self.request("reset")
