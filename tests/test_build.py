@@ -18,6 +18,7 @@ from typing import IO
 
 import pytest
 
+from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.stage import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,20 +220,7 @@ class Engine:
     events: IO[bytes]
 
     def connect(self) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(10)
-        client.connect(str(self.path))
-        return client
-
-
-def ask(client: socket.socket, request: str) -> str:
-    client.sendall(request.encode())
-    answer = b""
-    while not answer.endswith(b"\n\n"):
-        received = client.recv(4096)
-        assert received, answer
-        answer += received
-    return answer.decode()
+        return connect(self.path)
 
 
 @pytest.fixture
@@ -253,34 +241,12 @@ def tun() -> Iterator[tuple[int, socket.socket]]:
         maker.kill()
 
 
-def waiting_engine(binary: Path) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
-    """An engine as the daemon starts it, the socket over which it takes its descriptors, and the
-    pipe with its events."""
-    ours, engines = socket.socketpair()
-    read_end, write_end = os.pipe()
-    with engines:
-        process = subprocess.Popen(
-            ["wireguard-go"],
-            executable=binary,
-            env={"WG_HANDOVER_FD": str(engines.fileno()), "WG_EVENT_FD": str(write_end)},
-            pass_fds=(engines.fileno(), write_end),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-    os.close(write_end)
-    return process, ours, open(read_end, "rb")
-
-
 @pytest.fixture
 def engine(binary: Path, tun: tuple[int, socket.socket], tmp_path: Path) -> Iterator[Engine]:
     fd, inside = tun
     path = tmp_path / "uapi"
     process, handover, events = waiting_engine(binary)
-    with socket.socket(socket.AF_UNIX) as uapi:
-        uapi.bind(str(path))
-        uapi.listen()
-        socket.send_fds(handover, [b"\0"], [uapi.fileno()])
+    serve_uapi(handover, path)
     socket.send_fds(handover, [b"\0"], [fd])
     with process, handover, events:
         handover.settimeout(10)
@@ -301,8 +267,6 @@ def test_engine_serves_uapi_at_any_path(engine: Engine) -> None:
     assert f"private_key={PRIVATE_KEY}\n" in answer
     assert re.search(r"^listen_port=[1-9]", answer, re.MULTILINE), "not up from the start"
     assert "mtu" not in answer
-    open_files = [os.readlink(fd) for fd in Path(f"/proc/{engine.process.pid}/fd").iterdir()]
-    assert "anon_inode:inotify" not in open_files
     engine.process.terminate()
     assert output_at_end(engine) == ""
 
@@ -342,19 +306,24 @@ def test_engine_refuses_other_descriptors(binary: Path) -> None:
 
 def test_engine_is_configured_before_its_tun_comes(binary: Path, tmp_path: Path) -> None:
     process, handover, events = waiting_engine(binary)
-    with process, handover, events, socket.socket(socket.AF_UNIX) as uapi:
-        uapi.bind(str(tmp_path / "uapi"))
-        uapi.listen()
-        socket.send_fds(handover, [b"\0"], [uapi.fileno()])
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
-            client.connect(str(tmp_path / "uapi"))
+    with process, handover, events:
+        serve_uapi(handover, tmp_path / "uapi")
+        with connect(tmp_path / "uapi") as client:
             assert ask(client, f"set=1\nprivate_key={PRIVATE_KEY}\n\n") == "errno=0\n\n"
         process.kill()
 
 
 def test_engine_ends_with_its_supervisor(engine: Engine) -> None:
     engine.handover.close()
+    assert engine.process.wait(10) == 0
+
+
+def test_engine_stays_while_anybody_holds_its_handover_socket(engine: Engine) -> None:
+    """As systemd does while the daemon is away."""
+    with engine.handover.dup():
+        engine.handover.close()
+        with engine.connect() as client:
+            assert ask(client, "get=1\n\n").endswith("errno=0\n\n")
     assert engine.process.wait(10) == 0
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from wg4netnsd.config import Config, Endpoint
 from wg4netnsd.errors import InvalidConfig, LimitExceeded
-from wg4netnsd.wgquick import IGNORABLE, MAX_PEERS, MAX_REPEATED, MAX_SIZE, parse
+from wg4netnsd.wgquick import IGNORABLE, MAX_PEERS, MAX_REPEATED, MAX_SIZE, parse, render
 
 
 def key(seed: int) -> str:
@@ -620,6 +620,7 @@ def test_a_valid_configuration_comes_back(
 ) -> None:
     text, interface, peers = made
     config = parsed(text)
+    assert parse(render(config).encode()) == config
     got = config.interface
     assert base64.b64encode(got.private_key.get_secret_value()).decode() == interface["PrivateKey"]
     assert list(got.addresses) == interface["Address"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from support import engines
 from support.bus import MANAGER, ROOT, TUNNEL, Bus, Client, DBusError
 from support.configs import Secrets
 from support.daemon import Daemon
@@ -33,12 +34,7 @@ def inside(namespace: Namespaces) -> Namespace:
 
 def engines_with_a_tun(daemon: Daemon) -> set[int]:
     """Those that carry packets; the one that waits for the next tunnel has no TUN."""
-    found = set()
-    for pid in daemon.engines():
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if "/dev/net/tun" in open_fds(pid).values():
-                found.add(pid)
-    return found
+    return {pid for pid in daemon.engines() if "/dev/net/tun" in engines.descriptors(pid).values()}
 
 
 def kill_engine(client: Client, path: str) -> int:
@@ -393,7 +389,11 @@ def test_secrets_stay_out_of_sight(
                 with contextlib.suppress(OSError):  # another user's; the agent's, by its choice
                     secrets.assert_hidden_in((entry / name).read_bytes().decode(errors="replace"))
                     looked_at += entry.name in {str(pid) for pid in started.engines()}
-        assert looked_at >= 6
+        assert looked_at >= 4
+        for path in (by_path, by_fd):
+            environment = engines.environment(client.get(path, "EnginePID"))
+            assert set(environment) == {"WG_HANDOVER_FD", "WG_EVENT_FD"}
+            assert all(number.isdecimal() for number in environment.values())
     for file in started.runtime.rglob("*"):
         assert not file.is_file(), f"{file}: only sockets are expected"
     for text in (heard.read_text(), started.log):

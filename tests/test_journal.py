@@ -143,6 +143,8 @@ try:
 except OSError: office.exception('a defect')""",
     "stack": f"office.info('here', stack_info='{SECRET}')",
     "uncaught": f"int('{SECRET}')",
+    "thread": f"import threading\nthreading.Thread(target=int, args=['{SECRET}']).start()",
+    "__del__": f"class C:\n def __del__(self): int('{SECRET}')\nC()",
     "line that does not format": f"office.info('%d', '{SECRET}')",
 }
 

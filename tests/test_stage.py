@@ -267,6 +267,12 @@ def test_reset_undoes_it_all(control: Control, stage: Stage) -> None:
         "host-name other.test 192.0.3.2 ::1",
         "host-name other.test 192.0.3.2 #",
         "reset all",
+        "engine",
+        "engine environment",
+        "engine environment self",
+        "engine environment 1",
+        "engine descriptors 1/../1",
+        "engine memory 1",
         "x" * 4096,
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from jeepney import DBusAddress, HeaderFields, Message, new_signal
 
-from support.bus import Bus, Client
+from support.bus import Bus, Client, DBusError
 from support.fds import pipe
 from support.processes import open_fds, wait_for
 from wg4netnsd import suspend, syscalls
@@ -291,7 +291,8 @@ def test_only_logind_is_believed(system_bus: Bus) -> None:
         other.bus("GetId")
         logind.prepare_for_sleep(True)
         logind.bus("GetId")
-        assert other.call("/", "org.freedesktop.DBus.Peer", "Ping", destination=name) is None
+        with pytest.raises(DBusError, match="none is here"):
+            other.call("/", "org.freedesktop.DBus.Peer", "Ping", destination=name)
     assert watcher.end() == []
 
 

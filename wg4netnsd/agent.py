@@ -38,7 +38,13 @@ REQUEST_TIME: Final = 30
 """Seconds after which a child that is stuck in the kernel gives up."""
 
 PATIENCE: Final = 0.02
-"""Seconds that a child gets for itself; it needs a tenth of that."""
+"""Seconds that a child gets for itself; it needs a tenth of that, unless it moves an interface."""
+
+TAKEN: Final = b"+"
+"""What a child says once it has its request."""
+
+ENDED: Final = b"-"
+"""What it says when the daemon is gone."""
 
 
 class _NoChild(Exception):
@@ -95,52 +101,52 @@ def _keep_only(*fds: int) -> None:
 
 
 def _serve(control: socket.socket) -> None:
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115  it may have been another fd
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the daemon
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     prctl(PR_SET_NAME, b"wg4netns-agent")
     # Once in a caller's user namespace, whoever is root there could ptrace us; see ptrace(2).
     prctl(PR_SET_DUMPABLE, 0)
     _warm_up()
-    goes_on, asked = True, False
-    while goes_on:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are nobody's to collect
+    asked = False
+    while True:
         try:
-            goes_on, asked = _fork_ahead(control), False
+            if _fork_ahead(control) == ENDED:
+                return
+            asked = False
         except _NoChild as reason:
-            goes_on = not asked or _refuse(control, reason)
+            if asked and not _refuse(control, reason):
+                return
             # Nothing tells when there is memory or a free pid again: see when one is needed.
-            asked = select.select([control], [], [])[0] != []
-    _reap()
+            asked = bool(select.select([control], [], [])[0])
 
 
-def _fork_ahead(control: socket.socket) -> bool:
-    """Fork a child, wait until it has its request. False when the daemon is gone.
+def _fork_ahead(control: socket.socket) -> bytes:
+    """Fork a child and wait until it says TAKEN or ENDED.
 
     Raises _NoChild, with the request still to be taken.
     """
-    _reap()  # those that have ended count too (RLIMIT_NPROC)
-    taken, announce = os.pipe()
+    announced, announce = os.pipe()
     try:
         child = os.fork()
     except OSError as error:
-        os.close(taken)
+        os.close(announced)
         os.close(announce)
         raise _NoChild(f"fork: {error.strerror}") from None
     if child == 0:
-        os.close(taken)
+        os.close(announced)
         _exit_after(_child, control, announce)
     os.close(announce)
-    announced = os.read(taken, 1)
-    if announced:
+    said = os.read(announced, 1)
+    if said == TAKEN:
         # Its end of file is the child's end. To fork beside it would slow it down; to wait for
         # longer, the next request.
-        select.select([taken], [], [], PATIENCE)
-    os.close(taken)
-    if not announced:
-        _, status = os.waitpid(child, 0)
-        # Not 0: killed, as by the kernel where memory is short, or a defect of ours.
-        if status:
-            raise _NoChild(f"a child ended with status {status}")
-    return bool(announced)
+        select.select([announced], [], [], PATIENCE)
+    os.close(announced)
+    if not said:  # killed, as by the kernel where memory is short, or a defect of ours
+        raise _NoChild("fork: the child ended before it had a request")
+    return said
 
 
 def _refuse(control: socket.socket, reason: _NoChild) -> bool:
@@ -161,13 +167,6 @@ def _refuse(control: socket.socket, reason: _NoChild) -> bool:
     return True
 
 
-def _reap() -> None:
-    """Collect the children that have ended since; SIGCHLD ignored would hide them from waitpid."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
-
-
 def _warm_up() -> None:
     """Run what a request will run: pyroute2 builds its encoders at first use, and a fresh child has
     to copy every page that it touches. Takes a millisecond that nobody waits for."""
@@ -178,9 +177,9 @@ def _warm_up() -> None:
 def _child(control: socket.socket, announce: int) -> None:
     _warm_up()
     request = _take(control)
+    os.write(announce, TAKEN if request else ENDED)
     if not request:
         return
-    os.write(announce, b"\0")
     control.close()
     signal.alarm(REQUEST_TIME)
     _answer(*request)

@@ -215,6 +215,8 @@ class Bus:
         if frame.type != wire.METHOD_CALL:
             self._close(frame)
             return frame.sender != DBUS
+        if not frame.fds and not frame.expects_reply and self._turns.is_full(frame.sender):
+            return True  # and nobody is to be told: the way that a flood takes is short
         if refusal := self._refusal(frame):
             self._warn("a call from %s was refused: %s", frame.sender, refusal)
             self._refuse(frame, refusal)

@@ -17,10 +17,11 @@ import enum
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
 from typing import Final
 
-from wg4netnsd import process, systemd
+from wg4netnsd import paths, process, systemd
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,19 @@ class Kind(enum.StrEnum):
     EVENTS = "events"
     LOG = "log"
 
+
+_TARGETS: Final = {
+    Kind.RECORD: r"/memfd:.*",
+    Kind.NEXT_RECORD: r"/memfd:.*",
+    Kind.TUN: r"/.*/tun",
+    Kind.NETNS: r"net:\[\d+\]|/.*",  # a path where it is bind-mounted
+    Kind.LEASE: r".*",  # lifetime.py looks at it
+    Kind.PIDFD: r"anon_inode:\[pidfd\]|pidfd:\[\d+\]",  # since Linux 6.9 the latter
+    Kind.HANDOVER: r"socket:\[\d+\]",
+    Kind.EVENTS: r"pipe:\[\d+\]",
+    Kind.LOG: r"pipe:\[\d+\]",
+}
+"""What each leads to. Another fd under its name could fail, or block, wherever it is used."""
 
 ENGINE_KINDS: Final = (Kind.PIDFD, Kind.HANDOVER, Kind.EVENTS, Kind.LOG)
 
@@ -93,10 +107,12 @@ class Legacy(Shelf):
 
     def add(self, kind: Kind, fd: int) -> None:
         """Owns `fd`."""
-        if kind in self._fds:  # both have been stored as this: neither can be told from the other
-            os.close(self._fds.pop(kind))
-        self._stored.add(kind)
-        self._fds[kind] = fd
+        if kind in self._stored:  # both have been stored as this: none can be told from the other
+            for other in (fd, *(self.take(kind) or ())):
+                os.close(other)
+        else:
+            self._stored.add(kind)
+            self._fds[kind] = fd
 
     def __contains__(self, kind: Kind) -> bool:
         return kind in self._fds
@@ -133,7 +149,7 @@ def inherited() -> dict[str, Legacy]:
     legacies: dict[str, Legacy] = {}
     for fd, name in systemd.inherited_fds():
         kind, _, tunnel = name.partition("@")
-        if tunnel and kind in set(Kind):
+        if tunnel and kind in set(Kind) and re.fullmatch(_TARGETS[Kind(kind)], paths.target(fd)):
             legacies.setdefault(tunnel, Legacy(tunnel)).add(Kind(kind), fd)
         else:
             log.warning("the fd store has '%s', which is nothing of ours: removed", name)

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -78,7 +79,9 @@ def set_up(level: int) -> None:
     else:
         handler = _Stderr(_StreamText())
     logging.basicConfig(level=level, handlers=[handler])
-    sys.excepthook = _log_uncaught  # Python's own would write what no redact() has seen
+    # Python's own would write what no redact() has seen.
+    sys.excepthook = _log_uncaught
+    threading.excepthook = sys.unraisablehook = _log_lost
 
 
 class _Text(logging.Formatter):
@@ -157,6 +160,12 @@ def _log_uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     log.critical("a defect", exc_info=(kind, error, traceback))
+
+
+def _log_lost(lost: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+    """Of a thread, or of a __del__: nobody above could have caught it."""
+    if lost.exc_value:
+        _log_uncaught(lost.exc_type, lost.exc_value, lost.exc_traceback)
 
 
 def _complain(record: logging.LogRecord) -> None:

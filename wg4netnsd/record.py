@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wg4netnsd import wgquick
-from wg4netnsd.errors import Error
+from wg4netnsd.errors import Error, Failed, named
 from wg4netnsd.events import PROTOCOL, Timers
 from wg4netnsd.fdstore import Legacy
 from wg4netnsd.lifetime import Lifetime
@@ -17,6 +17,19 @@ from wg4netnsd.spec import Spec
 
 class Unreadable(Exception):
     """There is none, it is damaged, or of a version of the daemon that we know nothing of."""
+
+
+def _known(error: tuple[str, str]) -> tuple[str, str]:
+    """Another version of the daemon may have errors that we know nothing of."""
+    try:
+        named(*error)
+    except KeyError:
+        return Failed.__name__, ": ".join(error)
+    return error
+
+
+KnownError = Annotated[tuple[str, str], AfterValidator(_known)]
+"""Its short name and its text."""
 
 
 class Record(BaseModel):
@@ -38,7 +51,7 @@ class Record(BaseModel):
     created_usec: int
     listen_port: int
     restart_count: int
-    error: tuple[str, str] | None  # the newest, by its short name
+    error: KnownError | None  # the newest
     timers: Timers
 
     @classmethod
@@ -62,7 +75,7 @@ class Record(BaseModel):
             interface=self.interface,
             lifetime=self.lifetime,
             client=self.client,
-            config=wgquick.parse(self.config.encode()),
+            config=wgquick.parse(self.config.encode(), max_size=wgquick.MAX_RENDERED),
             mtu_option=self.mtu_option,
             handshake=self.handshake,
         )

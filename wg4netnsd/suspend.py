@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from wg4netnsd import services
 from wg4netnsd.syscalls import (
     TFD_CLOEXEC,
     TFD_NONBLOCK,

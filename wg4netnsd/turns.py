@@ -39,10 +39,14 @@ class Turns:
         self._clients: dict[str, _Client] = {}
         self._had_theirs: set[str] = set()
 
+    def is_full(self, sender: str) -> bool:
+        client = self._clients.get(sender)
+        return client is not None and client.calls >= MAX_CALLS
+
     def refusal(self, call: Frame) -> str | None:
         """Why its client can't have this call as well; None if it can."""
         client = self._clients.get(call.sender)
-        if client and client.calls >= MAX_CALLS:
+        if self.is_full(call.sender):
             return f"{MAX_CALLS} calls of yours are under way already"
         if client and call.fds and client.fds + len(call.fds) > MAX_FDS:
             return f"calls with {client.fds} file descriptors of yours are under way already"

@@ -20,6 +20,9 @@ from wg4netnsd.errors import InvalidConfig, LimitExceeded
 MAX_SIZE: Final = 1 << 20
 """Bytes; twice what MAX_PEERS take."""
 
+MAX_RENDERED: Final = 2 * MAX_SIZE
+"""Bytes of a Config's text by render(), which writes out what may be left out."""
+
 MAX_PEERS: Final = 4096
 """An engine takes 25 KiB for each, 100 MB in all, and GetPeers holds everything else up for 0.1 s:
 its reply has 1.5 MB."""
@@ -32,10 +35,16 @@ properties."""
 IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table")
 """wg-quick's keys that we can't honour (`Table`: only its values other than auto and off)."""
 
+_IGNORABLE: Final = {name.lower(): name for name in IGNORABLE}
+
+_ALIASES: Final[dict[type[Section], dict[str, str]]] = {
+    model: {str(f.alias).lower(): str(f.alias) for f in model.model_fields.values()}
+    for model in (Interface, Peer)
+}
+"""Of each section the keys as we spell them, by their lower case."""
+
 _HARMLESS: Final = {"fwmark": ("off", "0", "0x0"), "saveconfig": ("false",)}
 """Values that ask for nothing."""
-
-_REPEATABLE: Final = frozenset({"Address", "DNS", "AllowedIPs"})
 
 
 class _Entry(NamedTuple):
@@ -52,14 +61,14 @@ class _RawSection(NamedTuple):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-def parse(data: bytes, ignore: Collection[str] = ()) -> Config:
+def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -> Config:
     """Turn the bytes of a wg-quick file into a Config.
 
-    `ignore` names keys of IGNORABLE that the caller can do without.
+    `ignore` names keys of IGNORABLE that the caller can do without; `max_size` is in bytes.
 
     Raises InvalidConfig, or LimitExceeded before anything is made of the text.
     """
-    sections = list(_sections(_decode(data), {key.lower() for key in ignore}))
+    sections = list(_sections(_decode(data, max_size), {key.lower() for key in ignore}))
     _refuse_too_many(sections)
     interfaces = [s for s in sections if s.model is Interface]
     if not interfaces:
@@ -90,9 +99,9 @@ def _refuse_too_many(sections: list[_RawSection]) -> None:
             raise LimitExceeded(f"{key}: {values} values: at most {most}")
 
 
-def _decode(data: bytes) -> str:
-    if len(data) > MAX_SIZE:
-        raise LimitExceeded(f"the configuration is longer than {MAX_SIZE} bytes")
+def _decode(data: bytes, max_size: int) -> str:
+    if len(data) > max_size:
+        raise LimitExceeded(f"the configuration is longer than {max_size} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -142,14 +151,13 @@ def _model(header: str, number: int) -> type[Section]:
 def _add_entry(
     section: _RawSection, number: int, key: str, value: str, ignore: Collection[str]
 ) -> None:
-    ignorable = {name.lower(): name for name in IGNORABLE} if section.model is Interface else {}
+    ignorable = _IGNORABLE if section.model is Interface else {}
     if key.lower() in ignorable and (
         value.lower() in _HARMLESS.get(key.lower(), ())
         or (key.lower() in ignore and value.lower() not in TABLES)
     ):
         return
-    aliases = {str(f.alias).lower(): str(f.alias) for f in section.model.model_fields.values()}
-    alias = aliases.get(key.lower())
+    alias = _ALIASES[section.model].get(key.lower())
     if alias is None and key.lower() in ignorable:
         name = ignorable[key.lower()]
         raise InvalidConfig(
@@ -161,7 +169,10 @@ def _add_entry(
         shown = f" '{key}'" if value and re.fullmatch(r"[A-Za-z]{1,24}", key) else ""
         raise InvalidConfig(f"line {number}: unknown key{shown} in [{section.model.__name__}]")
     entries = section.entries.setdefault(alias, [])
-    if alias in _REPEATABLE:
+    if alias in MAX_REPEATED:
+        if value.count(",") >= MAX_REPEATED[alias]:
+            values = value.count(",") + 1
+            raise LimitExceeded(f"{alias}: {values} values: at most {MAX_REPEATED[alias]}")
         # wg(8): an empty AllowedIPs is valid, and means none.
         entries += [_Entry(number, part.strip()) for part in value.split(",")] if value else []
     elif entries:
@@ -176,7 +187,7 @@ def _add_entry(
 
 def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:
     values: dict[str, Any] = {
-        alias: tuple(e.text for e in entries) if alias in _REPEATABLE else entries[0].text
+        alias: tuple(e.text for e in entries) if alias in MAX_REPEATED else entries[0].text
         for alias, entries in section.entries.items()
     }
     try:
@@ -227,7 +238,8 @@ def _refuse_clashes(config: Config, sections: list[_RawSection]) -> None:
 
 
 def render(config: Config) -> str:
-    """The text that parse() makes this Config of. It holds the private keys."""
+    """A text that parse() makes this Config of, if it may be MAX_RENDERED long. It holds the
+    private keys."""
     sections = [("[Interface]", config.interface), *(("[Peer]", peer) for peer in config.peers)]
     return "".join(f"{title}\n{_render(section)}" for title, section in sections)
 

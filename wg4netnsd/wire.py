@@ -83,7 +83,7 @@ class Frame:
 
     def _text(self, code: int) -> str:
         value = self.fields.get(code, b"")
-        return value.decode() if isinstance(value, bytes) else ""
+        return value.decode(errors="replace") if isinstance(value, bytes) else ""
 
 
 class Frames:

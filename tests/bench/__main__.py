@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import create, signals, throughput
+from bench import create, signals, survive, throughput
 
 
 def main() -> None:
@@ -19,6 +19,13 @@ def main() -> None:
     command.add_argument("--idle-tunnels", type=int, default=50)
     command.add_argument("--idle-seconds", type=float, default=120, help="0: leave it out")
     command.set_defaults(run=signals.run)
+
+    command = what.add_parser("survive", help="TCP while engines and daemons are killed under it")
+    command.add_argument("--engine-kills", type=int, default=50)
+    command.add_argument("--daemon-kills", type=int, default=100)
+    command.add_argument("--restarts", type=int, default=20, help="of the daemon")
+    command.add_argument("--tunnels", type=int, default=4, help="with a stream each; at most 31")
+    command.set_defaults(run=survive.run)
 
     command = what.add_parser("throughput", help="TCP, beside stock wireguard-go run as root")
     command.add_argument("--rounds", type=int, default=8)

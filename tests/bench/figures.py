@@ -1,5 +1,6 @@
 """Medians, percentiles, and the tables that show them."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` of them do not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * int(percent) // 100) - 1)]
+    return ordered[max(0, math.ceil(round(len(ordered) * percent / 100, 6)) - 1)]
 
 
 def table(unit: str, rows: Mapping[str, Sequence[float]]) -> str:

@@ -12,16 +12,27 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from jeepney import HeaderFields, Message, MessageType
 
 from support import rawbus
-from support.bus import MANAGER, NAME, OBJECT_MANAGER, PROPERTIES, ROOT, TUNNEL, Bus, Client
+from support.bus import (
+    MANAGER,
+    NAME,
+    OBJECT_MANAGER,
+    PROPERTIES,
+    ROOT,
+    TUNNEL,
+    Bus,
+    Client,
+    DBusError,
+)
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.namespaces import Namespace
+from support.processes import wait_for
 from support.rawbus import Raw, Values
 from support.stage import Stage
 from wg4netnsd import errors
@@ -83,10 +94,18 @@ WORDS = [
 ]  # fmt: skip
 
 
+class Descriptors(NamedTuple):
+    """To be passed along, by what they may be good for."""
+
+    namespaces: list[int]
+    configs: list[int]
+    others: list[int]
+
+
 class Fuzzer:
     """Makes messages, sends them, and judges what comes back."""
 
-    def __init__(self, bus: Bus, fds: list[int], words: list[str]) -> None:
+    def __init__(self, bus: Bus, fds: Descriptors, words: list[str]) -> None:
         self.rng = random.Random(SEED)
         self.answers: dict[str, int] = {}
         self.disconnected = 0
@@ -171,11 +190,20 @@ class Fuzzer:
     def _right(self) -> Raw:
         """A method of ours with the arguments that it takes, sensible or not."""
         interface = self.rng.choice([MANAGER, MANAGER, TUNNEL, TUNNEL, *METHODS])
-        member = self.rng.choice(list(METHODS[interface]))
+        members = list(METHODS[interface])
+        member = self.rng.choice(members * 2 + ["CreateTunnel"] * 12 * (interface == MANAGER))
         signature = METHODS[interface][member]
         body = [self._argument(one) for one in rawbus.split(signature)]
         path = TUNNEL_PATH if interface == TUNNEL else self.rng.choice([ROOT, ROOT, TUNNEL_PATH])
-        return self._call(path, interface, member, signature, body)
+        if interface == PROPERTIES and self.rng.random() < 0.7:
+            own = MANAGER if path == ROOT else TUNNEL
+            body[:2] = [own, self.rng.choice(["State", "Version", "Peers", "Name"])][: len(body)]
+        raw = self._call(path, interface, member, signature, body)
+        if "h" in signature and self.rng.random() < 0.7:
+            raw.body = list(range(signature.count("h"))) + body[signature.count("h") :]
+            first = self._fds.configs if member == "Reconfigure" else self._fds.namespaces
+            raw.fds = [self.rng.choice(first), self.rng.choice(self._fds.configs), *raw.fds[2:3]]
+        return raw
 
     def _argument(self, signature: str) -> Any:
         return self._options() if signature == "a{sv}" else self._values.of(signature)
@@ -183,13 +211,13 @@ class Fuzzer:
     def _options(self) -> dict[str, Any]:
         rng = self.rng
         options = {}
-        for name in rng.sample(list(OPTIONS), rng.choice([0, 0, 1, 1, 2, 4])):
+        for name in rng.sample(list(OPTIONS), rng.choice([0, 0, 0, 1, 1, 2, 4])):
             kind = OPTIONS[name] if rng.random() < 0.85 else self._values.signature()
             options[name] = (kind, self._values.of(kind))
         if rng.random() < 0.05:
             options[self._values.string()] = ("v", self._values.of("v"))
         # What waits, waits for the answers to all of a batch.
-        options["timeout_usec"] = ("t", rng.choice([1, 20_000, 300_000]))
+        options["timeout_usec"] = ("t", rng.choice([1, 300_000, 300_000]))
         return options
 
     def _wrong_arguments(self) -> Raw:
@@ -252,7 +280,7 @@ class Fuzzer:
         fields.append((rawbus.MEMBER, "s", member))
         # dbus-daemon hangs up at more than 16; mostly there are as many as are needed.
         number = rng.choices([0, 2, 3, rng.randint(4, 16), 20], [20, 45, 30, 4, 0.2])[0]
-        fds = rng.choices(self._fds, k=number)
+        fds = rng.choices([*self._fds.namespaces, *self._fds.configs, *self._fds.others], k=number)
         return Raw(rawbus.METHOD_CALL, 0, fields, signature, body, fds)
 
     def _broken(self, data: bytes) -> bytes:
@@ -265,7 +293,7 @@ class Fuzzer:
 
 
 @pytest.fixture
-def fds(namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path) -> Iterator[list[int]]:
+def fds(namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path) -> Iterator[Descriptors]:
     """Of every kind; those of pipes and sockets end at once, as a batch waits for its answers."""
     secrets = Secrets()
     with contextlib.ExitStack() as stack:
@@ -286,29 +314,29 @@ def fds(namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path) -> It
         right.close()
         stack.callback(left.close)
         unlinked = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
-        inside = [namespace().open() for _ in range(3)]
-        configs = [memory(secrets.conf().encode()) for _ in range(3)]
-        yield [
-            *(keep(fd) for fd in inside),
-            *inside * 2,
-            *configs * 2,
-            memory(b""),
-            memory(bytes(2_000_000)),
-            memory(secrets.conf("Address = nonsense").encode()),
-            keep(reader),
-            left.fileno(),
-            keep(unlinked),
-            keep(os.open(tmp_path / "file", os.O_RDONLY)),
-            keep(os.open(tmp_path / "file", os.O_PATH)),
-            keep(os.open(tmp_path, os.O_RDONLY)),
-            keep(os.open("/dev/null", os.O_RDWR)),
-            keep(os.open("/dev/zero", os.O_RDONLY)),
-            keep(os.open("/proc/self/ns/net", os.O_RDONLY)),
-            keep(os.open("/proc/self/ns/user", os.O_RDONLY)),
-            keep(os.open(stage.roots_netns, os.O_RDONLY)),
-            keep(os.pidfd_open(os.getpid())),
-            keep(os.eventfd(0)),
-        ]
+        nonsense = secrets.conf("Address = nonsense").encode()
+        yield Descriptors(
+            namespaces=[keep(namespace().open()) for _ in range(3)],
+            configs=[
+                *(memory(secrets.conf().encode()) for _ in range(3)),
+                *(memory(content) for content in (b"", bytes(2_000_000), nonsense)),
+                keep(os.open(tmp_path / "file", os.O_RDONLY)),
+                keep(reader),
+            ],
+            others=[
+                left.fileno(),
+                keep(unlinked),
+                keep(os.open(tmp_path / "file", os.O_PATH)),
+                keep(os.open(tmp_path, os.O_RDONLY)),
+                keep(os.open("/dev/null", os.O_RDWR)),
+                keep(os.open("/dev/zero", os.O_RDONLY)),
+                keep(os.open("/proc/self/ns/net", os.O_RDONLY)),
+                keep(os.open("/proc/self/ns/user", os.O_RDONLY)),
+                keep(os.open(stage.roots_netns, os.O_RDONLY)),
+                keep(os.pidfd_open(os.getpid())),
+                keep(os.eventfd(0)),
+            ],
+        )
 
 
 @pytest.mark.timeout(400)
@@ -317,23 +345,33 @@ def test_ten_thousand_messages(
     client: Client,
     bus: Bus,
     namespace: Callable[..., Namespace],
-    fds: list[int],
+    fds: Descriptors,
     tmp_path: Path,
 ) -> None:
     secrets, home = Secrets(), namespace()
     (tmp_path / "wg.conf").write_text(secrets.conf())
+    taken = home.open()
+    fds.namespaces.append(taken)
     fuzzer = Fuzzer(bus, fds, [*WORDS, home.path, str(tmp_path / "wg.conf")])
     memory = 0
     for sent in range(0, MESSAGES, BATCH):
         if sent % (BATCH * 5) == 0:
-            daemon.close_tunnels()
-            client.create(home, secrets.conf(), name="fuzzed")
             fuzzer.reconnect()  # which ends what waits without an end
+
+            def renewed() -> bool:
+                """What nobody waits for may still be creating one there."""
+                daemon.close_tunnels()
+                with contextlib.suppress(DBusError):
+                    client.create(home, secrets.conf(), name="fuzzed")
+                return "fuzzed" in [name for name, *_ in client.tunnels()]
+
+            wait_for(renewed, "the tunnel is there again")
         if sent == 1000:
             memory = resident(daemon.pid)
         fuzzer.send_batch()
         assert daemon.process.poll() is None, f"seed {SEED}: it ended:\n{daemon.log[-5000:]}"
     fuzzer.close()
+    os.close(taken)
 
     assert "Traceback" not in daemon.log
     assert "a defect" not in daemon.log
@@ -346,6 +384,8 @@ def test_ten_thousand_messages(
         "UnknownProperty", "PropertyReadOnly",
     }, fuzzer.answers  # fmt: skip
     assert fuzzer.disconnected > MESSAGES / 1000
+    own = MESSAGES / BATCH / 5
+    assert daemon.log.count("→ up: created") > 1.2 * own
     daemon.assert_idle()
     client.close_tunnel(client.create(home, secrets.conf()))
 

@@ -9,7 +9,12 @@ once the effect is there. This is all there is to ask for:
   host default add|delete         a default route by that link
   host link up|down               the host's side
   host-name NAME.test ADDRESS…    all addresses of the name; none removes it
+  engine descriptors PID          what they lead to, as JSON after the `ok`
+  engine environment PID          likewise
+  capture start MARKER | capture stop           tests/stage/capture.py, on the host; MARKER in hex
   reset                           everything as it was when this program started
+
+An engine is a wireguard-go of that user's, who can't read these: it is not dumpable.
 
 What comes in is parsed here and written anew. STOCK is the program of the far end's engine;
 tests/stage/world exports `far_engine`, which starts it.
@@ -18,6 +23,7 @@ tests/stage/world exports `far_engine`, which starts it.
 import contextlib
 import json
 import os
+import pwd
 import re
 import select
 import shutil
@@ -26,7 +32,7 @@ import socketserver
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +46,8 @@ FAR_ADDRESS = "192.0.3.2"
 LINK_NETWORKS = (ip_network("192.0.3.0/24"), ip_network("2001:db8:3::/64"))
 NETWORKS = (*LINK_NETWORKS, ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))
 MOST_BYTES = 1024
+CAPTURE = Path(__file__).with_name("capture.py")
+CAPTURED = "/run/wg4netnsd-captured.json"
 
 
 class Refused(Exception):
@@ -47,13 +55,16 @@ class Refused(Exception):
 
 
 class Control:
-    def __init__(self, stock: str) -> None:
+    def __init__(self, user: int, stock: str) -> None:
+        self.user = user
         self.stock = stock
         self.far_address = uplink_address()
         self.host_addresses = host_addresses()
         self.hosts = HOSTS.read_text()
+        self.capture: subprocess.Popen[bytes] | None = None
 
-    def obey(self, line: str) -> None:
+    def obey(self, line: str) -> Any:
+        """Returns what the answer tells, if anything."""
         if not line.endswith("\n"):
             raise Refused("not a line, or too long a one")
         match line.split():
@@ -73,10 +84,22 @@ class Control:
                 ip("link", "set", LINK, "down")
             case ["host-name", name, *addresses]:
                 host_name(hostname(name), [stage_address(each) for each in addresses])
+            case ["engine", "descriptors", pid]:
+                with self.engine(pid) as proc:
+                    return descriptors(proc)
+            case ["engine", "environment", pid]:
+                with self.engine(pid) as proc:
+                    return read(proc, "environ").decode().split("\0")[:-1]
+
+            case ["capture", "start", marker]:
+                self.capture_start(marker)
+            case ["capture", "stop"]:
+                self.capture_stop()
             case ["reset"]:
                 self.reset()
             case _:
                 raise Refused(f"no such request: {line.strip()!r}")
+        return None
 
     def far_engines(self) -> list[int]:
         pids = run("ip", "netns", "pids", NETNS).split()
@@ -94,7 +117,39 @@ class Control:
             # It keeps our stderr: who captured that would wait for the engine's end.
             subprocess.run(["bash", "-c", "set -euo pipefail; far_engine far-moving"], check=True)
 
+    @contextlib.contextmanager
+    def engine(self, pid: str) -> Iterator[int]:
+        """Its directory in /proc, which no other process can slip into."""
+        if not re.fullmatch(r"[1-9][0-9]{0,9}", pid):
+            raise Refused(f"not a process: {pid!r}")
+        proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if os.fstat(proc).st_uid != self.user or read(proc, "comm") != b"wireguard-go\n":
+                raise Refused(f"not an engine: {pid}")
+            yield proc
+        finally:
+            os.close(proc)
+
+    def capture_start(self, marker: str) -> None:
+        if self.capture or not re.fullmatch(r"([0-9a-f]{2}){8,64}", marker):
+            raise Refused("there is a capture already" if self.capture else "no marker in hex")
+        program = [sys.executable, "-I", str(CAPTURE), marker, CAPTURED]
+        self.capture = subprocess.Popen(program, stdout=subprocess.PIPE)
+        if self.capture.stdout.readline() != b"ready\n":
+            self.capture_stop()
+
+    def capture_stop(self) -> None:
+        if not self.capture:
+            raise Refused("there is no capture")
+        capture, self.capture = self.capture, None
+        capture.terminate()
+        capture.communicate()
+        if capture.returncode:
+            raise Refused("the capture failed")
+
     def reset(self) -> None:
+        if self.capture:
+            self.capture_stop()
         write_hosts(self.hosts)
         host_link_up()
         for address in host_addresses() - self.host_addresses:
@@ -214,6 +269,23 @@ def write_hosts(text: str) -> None:
         file.truncate()
 
 
+def descriptors(proc: int) -> dict[str, str]:
+    found = {}
+    directory = os.open("fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    try:
+        for number in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                found[number] = os.readlink(number, dir_fd=directory)
+    finally:
+        os.close(directory)
+    return found
+
+
+def read(proc: int, name: str) -> bytes:
+    with open(os.open(name, os.O_RDONLY, dir_fd=proc), "rb") as file:
+        return file.read()
+
+
 def addresses(*command: str) -> set[str]:
     (device,) = shown(*command)
     return {
@@ -247,8 +319,8 @@ class Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         line = self.rfile.readline(MOST_BYTES).decode(errors="replace")
         try:
-            self.server.control.obey(line)
-            answer = "ok"
+            told = self.server.control.obey(line)
+            answer = "ok" if told is None else f"ok {json.dumps(told)}"
         except (Refused, OSError, subprocess.CalledProcessError) as error:
             answer = " ".join(f"{error}".split())
         with contextlib.suppress(BrokenPipeError):  # who asked may have gone
@@ -260,7 +332,7 @@ def main() -> None:
     os.umask(0o177)
     with socketserver.UnixStreamServer(f"{SOCKET}.new", Handler) as server:
         os.umask(0o022)
-        server.control = Control(stock)
+        server.control = Control(pwd.getpwnam(user).pw_uid, stock)
         shutil.chown(f"{SOCKET}.new", user)
         os.rename(f"{SOCKET}.new", SOCKET)  # there once it listens
         server.serve_forever()

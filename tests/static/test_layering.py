@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configfile": {"blocking", "config", "errors", "paths", "wgquick"},
     "observer": {"errors", "journal", "lifecycle", "pace", "peer", "session"},
     "spec": {"agent", "config", "lifetime"},
-    "fdstore": {"process", "systemd"},
+    "fdstore": {"paths", "process", "systemd"},
     "record": {"errors", "events", "fdstore", "lifetime", "spec", "wgquick"},
     "link": {"agent", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
     "supervised": {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.bus import Bus, Client, DBusError
-from support.processes import children, open_fds, wait_for
+from support.processes import children, open_fds, program, wait_for
 
 PROGRAM = Path(sys.executable).parent / "wg4netnsd"
 
@@ -72,7 +72,7 @@ class Daemon:
 
     def engines(self) -> set[int]:
         """Its wireguard-go processes, those that wait for a tunnel too."""
-        return {pid for pid in children(self.pid) if _program(pid) == "wireguard-go"}
+        return {pid for pid in children(self.pid) if program(pid) == "wireguard-go"}
 
     def footprint(self) -> Footprint:
         return Footprint(
@@ -128,13 +128,6 @@ class Daemon:
         self.process.kill()
         self.process.wait(10)
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _program(pid: int) -> str:
-    try:
-        return Path(os.readlink(f"/proc/{pid}/exe")).name
-    except OSError:  # it has ended, or is a zombie
-        return ""
 
 
 def _exists(pid: int) -> bool:

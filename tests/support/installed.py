@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from support.bus import Client, DBusError
 from support.manager import UserManager
 from support.processes import of_program, wait_for
 
@@ -56,3 +57,13 @@ def crash(manager: UserManager, signal: str = "SIGKILL") -> int:
     before = main_pid(manager)
     manager.systemctl("kill", "--kill-who=main", f"--signal={signal}", UNIT)
     return wait_successor(manager, before)
+
+
+def state(client: Client, path: str) -> str:
+    """The tunnel's; empty if there is no such tunnel."""
+    try:
+        return str(client.get(path, "State"))
+    except DBusError as error:
+        if error.short_name != "UnknownObject":
+            raise
+        return ""

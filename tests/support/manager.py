@@ -1,6 +1,7 @@
 """A real `systemd --user`, and what it knows about wg4netnsd."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 from support.processes import descendants, wait_for
 
 UNIT = "wg4netnsd.service"
+SHIPPED = Path(os.environ["HOME"]) / ".local/share/systemd/user" / UNIT
+"""Where `wg4netnsctl setup` puts it."""
+
+_DROP_IN = Path(os.environ["HOME"]) / ".config/systemd/user" / f"{UNIT}.d/test.conf"
 
 _UID = os.getuid()
 CGROUP = Path(f"/sys/fs/cgroup/user.slice/user-{_UID}.slice/user@{_UID}.service")
@@ -88,6 +93,26 @@ def installed(manager: UserManager) -> Iterator[UserManager]:
     yield manager
     manager.systemctl("stop", UNIT)
     ctl("setup", "--remove")
+
+
+@contextmanager
+def changed(manager: UserManager, *service: str) -> Iterator[None]:
+    """The unit with these lines in its [Service], until the block ends."""
+    _DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+    _DROP_IN.write_text("\n".join(["[Service]", *service, ""]))
+    manager.systemctl("daemon-reload")
+    try:
+        yield
+    finally:
+        manager.systemctl("stop", UNIT)
+        manager.systemctl("reset-failed")
+        _DROP_IN.unlink()
+        manager.systemctl("daemon-reload")
+
+
+def program(*command: str) -> list[str]:
+    """The lines by which the unit runs another one."""
+    return ["ExecStart=", f"ExecStart={shlex.join(command)}"]
 
 
 def ctl(*arguments: str) -> str:

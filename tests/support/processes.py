@@ -1,5 +1,6 @@
 """Processes as /proc shows them, and waiting for a condition."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -50,11 +51,20 @@ def _children_or_none(pid: int) -> set[int]:
 
 def is_alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
+    return bool(program(pid))
+
+
+def program(pid: int) -> str:
+    """The name of what it runs, at most 15 characters of it; none if it has ended.
+
+    Not by its `exe` link: that is not to be read of a process that is not dumpable.
+    """
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+        return ""
+    head, _, tail = status.rpartition(")")
+    return "" if tail.split()[0] in "ZX" else head.partition("(")[2]
 
 
 def open_fds(pid: int) -> dict[int, str]:
@@ -69,13 +79,14 @@ def open_fds(pid: int) -> dict[int, str]:
 
 
 def of_program(name: str) -> set[int]:
-    """This user's processes whose program file is so named."""
+    """This user's processes that run a program of that name."""
+    return {pid for pid in _mine() if program(pid) == name}
+
+
+def _mine() -> set[int]:
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            program = os.readlink(entry / "exe")
-        except OSError:  # another user's, or it has ended
-            continue
-        if Path(program.removesuffix(" (deleted)")).name == name:
-            found.add(int(entry.name))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if entry.stat().st_uid == os.geteuid():
+                found.add(int(entry.name))
     return found

@@ -149,18 +149,38 @@ class Control:
         """What NAME.test resolves to from now on; without addresses it does not."""
         self.request("host-name", name, *addresses)
 
+    def engine_descriptors(self, pid: int) -> dict[int, str]:
+        """What each descriptor of an engine leads to. Only root can read that."""
+        links = self.request("engine descriptors", str(pid))
+        return {int(number): link for number, link in links.items()}
+
+    def engine_environment(self, pid: int) -> list[str]:
+        """Each as NAME=VALUE; only root can read that too."""
+        return list(self.request("engine environment", str(pid)))
+
+    def capture_start(self, marker: bytes) -> None:
+        """Look at all packets on the host's interfaces from now on, also for the marker."""
+        self.request("capture start", marker.hex())
+
+    def capture_stop(self) -> None:
+        """End that; support.capture reads what was seen."""
+        self.request("capture stop")
+
     def reset(self) -> None:
         """Everything as it was at the start."""
         self.request("reset")
 
-    def request(self, *words: str) -> None:
+    def request(self, *words: str) -> Any:
+        """What the answer tells, if anything."""
         with socket.socket(socket.AF_UNIX) as connection, connection.makefile("r") as answer:
             connection.settimeout(30)
             connection.connect(self.path)
             connection.sendall(f"{' '.join(words)}\n".encode())
             line = answer.readline().strip()
-        if line != "ok":
+        status, _, told = line.partition(" ")
+        if status != "ok":
             raise ControlError(line or "no answer")
+        return json.loads(told) if told else None
 
 
 @dataclass(frozen=True)

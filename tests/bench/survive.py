@@ -1,0 +1,379 @@
+"""What a TCP stream notices when engines and daemons are killed under it. Fails if it is too much.
+
+All is as its user has it: the unit that `wg4netnsctl setup` installs, in a real `systemd --user`,
+and the stage's far end. Only the limit on how often systemd starts the daemon is lifted, by a
+drop-in, as the kills come faster. Through each of several tunnels goes a steady stream, whose every
+byte is checked, and beside it pings, which tell how long the tunnel itself was out: TCP may take
+longer, until its next retransmission. Meanwhile root looks at every packet on the host.
+
+Several tunnels, as an engine that ends within HEALTHY_TIME of its start is held for one that
+crashes again and again, and waits before it is replaced. So each is killed at that distance, by
+turns.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.figures import grid, percentile, table
+from support import stage as stages
+from support.blocks import MARKER
+from support.bus import Client
+from support.capture import INITIATION, Capture, Seen
+from support.installed import HOME, UNIT, ctl, main_pid, wait_successor
+from support.journal import Journal
+from support.manager import UserManager
+from support.namespaces import Namespace
+from support.processes import wait_for
+from support.stage import Control, Stage
+from support.stream import Stream, Times, gaps
+from wg4netnsd.backoff import HEALTHY_TIME
+
+MOST_STALL = 1.0
+"""Seconds that a stream may stall when its engine is killed."""
+REKEY_TIME = 119.0
+"""Seconds: a session's own successor comes after 120, REKEY_AFTER_TIME of WireGuard."""
+MOST_BY_CHANCE = 6
+"""Of two alike runs, one has 7 or more gaps beyond all of the other's once in 2**7 times."""
+STEADY = ("State", "EnginePID", "RestartCount", "ListenPort", "Interface", "CreatedUSec")
+
+
+@dataclass
+class Tunnel:
+    """One, with a stream through it."""
+
+    client: Client
+    inside: Namespace
+    path: str
+    stream: Stream
+    port: int = 0
+    times: Times = field(default_factory=lambda: Times(iter([])))
+
+    def known(self) -> dict[str, Any]:
+        """What no end of a daemon may change."""
+        shown = self.client.get_all(self.path)
+        (peer,) = self.client.peers(self.path).values()
+        return {name: shown[name] for name in STEADY} | {"peer": peer["state"]}
+
+    def links(self) -> list[tuple[int, str]]:
+        """All ways out of the namespace, by index: one made anew has another."""
+        return [(each["ifindex"], each["ifname"]) for each in self.inside.ip("link", "show")]
+
+    def longest(self, start: float, end: float) -> float:
+        return max(gaps(self.times.arrivals, start, end))
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Of an engine; the window is until the next of this tunnel's."""
+
+    tunnel: Tunnel
+    at: float
+    end: float
+
+    @property
+    def stall(self) -> float:
+        return self.tunnel.longest(self.at, self.end)
+
+    @property
+    def outage(self) -> float:
+        return max(gaps(self.tunnel.times.answers, self.at, self.end))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    stage = stages.read()
+    assert stage, "run it by scripts/bench"
+    ends = arguments.daemon_kills + arguments.restarts
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-")))
+        manager = stack.enter_context(_installed(directory))
+        capture = stack.enter_context(Capture(Control(stage.control), MARKER))
+        capture.try_out()
+        tunnels = [
+            stack.enter_context(_tunnel(manager, stage, number, directory))
+            for number in range(arguments.tunnels)
+        ]
+        ways_out = [tunnel.links() for tunnel in tunnels]
+        before = [tunnel.known() for tunnel in tunnels]
+        startup = _restart(manager)
+        start = time.monotonic()
+        moments = _end_daemons(manager, arguments.daemon_kills, arguments.restarts, 2 * startup)
+        for tunnel in tunnels:
+            tunnel.stream.wait_for_progress()
+        length = time.monotonic() - start
+        unchanged = before == [tunnel.known() for tunnel in tunnels]
+        quiet = time.monotonic()
+        time.sleep(length)
+        kills = _kill_engines(tunnels, arguments.engine_kills)
+        same_ways_out = ways_out == [tunnel.links() for tunnel in tunnels]
+        sizes = [_finished(tunnel) for tunnel in tunnels]
+        capture.try_out()
+        seen = capture.finish()
+        for tunnel in tunnels:
+            tunnel.client.close_tunnel(tunnel.path)
+
+    print(f"{len(tunnels)} tunnels, {sum(sizes) / 1e6:.0f} MB each way, {length:.0f} s of ends\n")
+    verdicts = []
+    if kills:
+        verdicts += _judge_engine_kills(kills, seen)
+    if ends:
+        verdicts += _judge_daemon_ends(tunnels, moments, start, quiet, length, seen)
+        verdicts.append((unchanged, "the tunnels' properties are as before the daemons' ends"))
+    verdicts.append((all(sizes), "each byte of every stream came back, once and in order"))
+    verdicts += _judge_capture(seen, sum(sizes))
+    verdicts.append((same_ways_out, f"each namespace has had {len(ways_out[0])} links: lo, wg0"))
+    for kept, what in verdicts:
+        print(f"{'kept  ' if kept else 'BROKEN'}  {what}")
+    sys.exit(not all(kept for kept, _ in verdicts))
+
+
+# ---------------------------------------------------------------- what it is done to
+
+
+@contextlib.contextmanager
+def _installed(directory: Path) -> Iterator[UserManager]:
+    """A user manager with the daemon's unit, which may be started as often as one likes."""
+    journal = Journal()
+    manager = UserManager(directory)
+    ctl("setup")
+    drop_in = HOME / f".config/systemd/user/{UNIT}.d/bench.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Unit]\nStartLimitIntervalSec=0\n")
+    manager.systemctl("daemon-reload")
+    try:
+        yield manager
+    except BaseException:
+        print(*journal.messages(f"--user-unit={UNIT}"), sep="\n")
+        raise
+    finally:
+        manager.systemctl("stop", UNIT)
+        manager.stop()
+
+
+@contextlib.contextmanager
+def _tunnel(manager: UserManager, stage: Stage, number: int, directory: Path) -> Iterator[Tunnel]:
+    with (
+        Namespace() as inside,
+        Client(manager.address) as client,
+    ):
+        path = client.create(inside, stage.conf(number), name=f"t{number}", wait="handshake")
+        journal = directory / f"journal{number}"
+        with Stream(inside, stage.far.ipv4, stage.far.echo_port, journal) as stream:
+            stream.wait_for_progress()
+            yield Tunnel(client, inside, path, stream, int(client.get(path, "ListenPort")))
+
+
+def _finished(tunnel: Tunnel) -> int:
+    """How many bytes its stream has brought back; 0 if not exactly those that it had sent."""
+    try:
+        size = tunnel.stream.finish()
+    except AssertionError as error:
+        print(f"{tunnel.path}: {error}")
+        size = 0
+    tunnel.times = tunnel.stream.times()
+    return size
+
+
+# ---------------------------------------------------------------- what is done
+
+
+def _restart(manager: UserManager) -> float:
+    """How long it takes, in seconds."""
+    begun = time.monotonic()
+    manager.systemctl("restart", UNIT)
+    return time.monotonic() - begun
+
+
+def _end_daemons(
+    manager: UserManager, kills: int, restarts: int, most_life: float
+) -> list[tuple[float, str]]:
+    """The moments, and in what state the daemon was; a kill comes at any time of its life."""
+    moments = []
+    pid = 0
+    for _ in range(kills):
+        pid = _wait_other(manager, pid)
+        time.sleep(random.uniform(0, most_life))
+        state = manager.property(UNIT, "ActiveState")
+        moments.append((time.monotonic(), f"killed while {state}"))
+        os.kill(pid, signal.SIGKILL)
+    if kills:
+        wait_successor(manager, pid)
+    for _ in range(restarts):
+        moments.append((time.monotonic(), "restarted"))
+        _restart(manager)
+    return moments
+
+
+def _wait_other(manager: UserManager, before: int) -> int:
+    def other() -> int:
+        pid = main_pid(manager)
+        return pid if pid != before else 0
+
+    return wait_for(other, "systemd starts the daemon again", 20)
+
+
+def _kill_engines(tunnels: Sequence[Tunnel], count: int) -> list[Kill]:
+    at: dict[int, list[float]] = {number: [] for number in range(len(tunnels))}
+    for kill in range(count):
+        number = kill % len(tunnels)
+        tunnel = tunnels[number]
+        before = tunnel.client.get(tunnel.path, "RestartCount")
+        at[number].append(time.monotonic())
+        os.kill(tunnel.client.get(tunnel.path, "EnginePID"), signal.SIGKILL)
+        _wait_restarted(tunnel, before)
+        tunnel.stream.wait_for_progress()
+        time.sleep(random.uniform(1, 1.1) * HEALTHY_TIME / len(tunnels))
+    end = time.monotonic()
+    return [
+        Kill(tunnels[number], *window)
+        for number, moments in at.items()
+        for window in zip(moments, [*moments[1:], end], strict=False)
+    ]
+
+
+def _wait_restarted(tunnel: Tunnel, before: int) -> None:
+    wait_for(
+        lambda: tunnel.client.get(tunnel.path, "RestartCount") > before,
+        "the engine is replaced",
+    )
+
+
+# ---------------------------------------------------------------- what came of it
+
+Verdict = tuple[bool, str]
+
+
+def _judge_engine_kills(kills: Sequence[Kill], seen: Seen) -> list[Verdict]:
+    stalls = [kill.stall for kill in kills]
+    outages = [kill.outage for kill in kills]
+    initiations = [
+        sum(
+            each.type == INITIATION
+            and each.client_port == kill.tunnel.port
+            and kill.at <= each.at < kill.end
+            for each in seen.handshakes
+        )
+        for kill in kills
+    ]
+    rows = {
+        "the stream's longest gap": [1e3 * each for each in stalls],
+        "the pings' longest gap": [1e3 * each for each in outages],
+    }
+    print(table("ms after an engine's kill", rows), end="\n\n")
+    columns = ("p50", "max")
+    counts = {
+        "pings lost": [kill.tunnel.times.lost(kill.at, kill.end) for kill in kills],
+        "retransmissions": [kill.tunnel.times.retransmissions(kill.at, kill.end) for kill in kills],
+        "handshake initiations": initiations,
+    }
+    shown = {name: (percentile(each, 50), max(each)) for name, each in counts.items()}
+    print(grid("a kill", columns, shown), end="\n\n")
+    longest = max(stalls)
+    return [
+        (
+            longest <= MOST_STALL,
+            f"{len(kills)} kills of an engine: the longest stall is {longest:.3f} s, "
+            f"at most {MOST_STALL:g} s",
+        )
+    ]
+
+
+def _judge_daemon_ends(
+    tunnels: Sequence[Tunnel],
+    moments: Sequence[tuple[float, str]],
+    start: float,
+    quiet: float,
+    length: float,
+    seen: Seen,
+) -> list[Verdict]:
+    runs = {"a daemon's ends": start, "undisturbed": quiet}
+    all_gaps = {
+        name: [
+            1e3 * gap
+            for tunnel in tunnels
+            for gap in gaps(tunnel.times.arrivals, begun, begun + length)
+        ]
+        for name, begun in runs.items()
+    }
+    columns = ("p50", "p99", "p99.9", "max", "pings", "lost", "retrans.")
+    rows = {}
+    for name, begun in runs.items():
+        window = (begun, begun + length)
+        values = [percentile(all_gaps[name], percent) for percent in (50, 99, 99.9, 100)]
+        values.append(sum(tunnel.times.pings(*window) for tunnel in tunnels))
+        values.append(sum(tunnel.times.lost(*window) for tunnel in tunnels))
+        values.append(sum(tunnel.times.retransmissions(*window) for tunnel in tunnels))
+        rows[name] = values
+    print(grid("ms, gaps of the streams", columns, rows), end="\n\n")
+
+    ends = [at - start for at, _ in moments]
+    longest = {
+        name: [
+            1e3 * max(tunnel.longest(begun + at, begun + end) for tunnel in tunnels)
+            for at, end in zip(ends, [*ends[1:], length], strict=True)
+        ]
+        for name, begun in runs.items()
+    }
+    print(table("ms, the longest gap from each end to the next", longest), end="\n\n")
+    worst = max(all_gaps["undisturbed"])
+    beyond = sum(each > worst for each in longest["a daemon's ends"])
+    states = [how for _, how in moments]
+    counts = ", ".join(f"{states.count(how)} {how}" for how in sorted(set(states)))
+    lost = rows["a daemon's ends"][5]
+    caused = _handshakes_caused(tunnels, seen, start, quiet)
+    return [
+        (
+            beyond <= MOST_BY_CHANCE,
+            f"{counts}: after {beyond} of them a gap beyond the undisturbed run's "
+            f"{worst:.1f} ms; more than {MOST_BY_CHANCE} would not be by chance",
+        ),
+        (lost == 0, f"{lost:.0f} pings lost meanwhile"),
+        (caused == 0, f"{caused} handshakes caused by a daemon's end"),
+    ]
+
+
+def _handshakes_caused(tunnels: Sequence[Tunnel], seen: Seen, start: float, end: float) -> int:
+    """Those that come before a session is old enough for its successor."""
+    caused = 0
+    for tunnel in tunnels:
+        times = [
+            each.at
+            for each in seen.handshakes
+            if each.type == INITIATION and each.client_port == tunnel.port
+        ]
+        for before, at in itertools.pairwise(times):
+            if start <= at < end and at - before < REKEY_TIME:
+                caused += 1
+                print(f"{tunnel.path}: {at - start:.3f} s after the first end, a handshake begins")
+                print(f"{at - before:.3f} s after the one before")
+    return caused
+
+
+def _judge_capture(seen: Seen, size: int) -> list[Verdict]:
+    encrypted = sum(seen.encrypted.values())
+    tried = {why: seen.tried(why) for why in ("marker", "inner address")}
+    for leak in seen.leaks[:10]:
+        print(leak)
+    return [
+        (
+            seen.found == sum(tried.values()),
+            f"{seen.found - sum(tried.values())} packets in clear, of "
+            f"{sum(seen.packets.values())} on the host's {len(seen.packets)} active interfaces",
+        ),
+        (
+            all(count >= 2 for count in tried.values()) and encrypted > 2 * size,
+            f"the capture works: it has found what it was tried with {tried}, "
+            f"and {encrypted / 1e6:.0f} MB encrypted",
+        ),
+        (seen.missed == 0, f"{seen.missed} packets came too fast for it"),
+    ]

@@ -1,0 +1,29 @@
+"""The shipped unit in a real `systemd --user`."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.manager import UNIT, UserManager, installed
+from support.processes import of_program, wait_for
+from support.stage import Stage
+
+
+@pytest.fixture(scope="module")
+def manager(stage: Stage) -> Iterator[UserManager]:
+    with tempfile.TemporaryDirectory() as directory:
+        started = UserManager(Path(directory))
+        with installed(started):
+            yield started
+        started.stop()
+
+
+@pytest.fixture
+def unit(manager: UserManager) -> Iterator[UserManager]:
+    """The manager with the shipped unit, of which nothing runs before and after."""
+    manager.systemctl("reset-failed")  # also its count of starts
+    yield manager
+    manager.systemctl("stop", UNIT)
+    wait_for(lambda: not of_program("wireguard-go"), "no engine outlives a stop")

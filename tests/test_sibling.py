@@ -1,0 +1,288 @@
+"""A TUN that keeps its namespace alive, and one from a sibling, which does not."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import select
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from support.interfaces import NAME, SETTINGS, create
+from support.namespaces import Namespace
+from support.processes import children, is_alive, open_fds, wait_for
+from wg4netnsd import agent as agents
+from wg4netnsd import errors, netns, tun
+from wg4netnsd.agent import Agent, Change, Request, Settings
+
+both_ways = pytest.mark.parametrize("pins", [True, False], ids=["in place", "sibling"])
+
+
+@pytest.fixture(scope="module")
+def shared_agent() -> Iterator[Agent]:
+    forked = agents.fork()
+    yield forked
+    forked.end()
+
+
+@pytest.fixture
+def agent(shared_agent: Agent) -> Iterator[Agent]:
+    """An agent. Nothing is left of what it was asked, but what the test closes."""
+    before = open_fds(os.getpid())
+    yield shared_agent
+    assert open_fds(os.getpid()) == before
+    wait_for(lambda: len(children(shared_agent.pid)) == 1, "only the next request's child is left")
+
+
+@pytest.fixture
+def inside(namespace: Callable[..., Namespace]) -> Namespace:
+    return namespace()
+
+
+def make(agent: Agent, inside: Namespace, pins: bool, settings: Settings = SETTINGS) -> netns.Tun:
+    return asyncio.run(create(agent, inside, pins=pins, settings=settings))
+
+
+@contextlib.contextmanager
+def made(agent: Agent, inside: Namespace, pins: bool) -> Iterator[netns.Tun]:
+    interface = make(agent, inside, pins)
+    try:
+        yield interface
+    finally:
+        interface.close()
+
+
+def shape(inside: Namespace) -> tuple[Any, ...]:
+    """All of the interface that anybody inside could tell, but for its age and its index."""
+    (link,) = inside.ip("-details", "link", "show", "dev", NAME)
+    (addresses,) = inside.ip("address", "show", "dev", NAME)
+    routes = [inside.ip(family, "route", "show", "table", "all") for family in ("-4", "-6")]
+    return {key: link[key] for key in link if key != "ifindex"}, addresses["addr_info"], routes
+
+
+def test_it_looks_the_same_from_inside(agent: Agent, namespace: Callable[..., Namespace]) -> None:
+    shapes = []
+    for pins in (True, False):
+        inside = namespace()
+        with made(agent, inside, pins):
+            shapes.append(shape(inside))
+    assert shapes[0] == shapes[1]
+
+
+@both_ways
+@pytest.mark.parametrize("nested", [False, True])
+def test_its_end(
+    agent: Agent, namespace: Callable[..., Namespace], pins: bool, nested: bool
+) -> None:
+    inside = namespace(nested=nested)
+    was = inside.id
+    with made(agent, inside, pins) as interface:
+        inside.empty()
+        if pins:
+            kept = netns.of_tun(interface.fd)
+            assert kept.id == was
+            kept.close()
+        else:
+            wait_for(lambda: tun.is_gone(interface.fd), "the interface ends with its namespace", 2)
+            with pytest.raises(errors.TunFailed, match="the interface is gone"):
+                netns.of_tun(interface.fd)
+            assert tun.name(interface.fd) == ""
+            with pytest.raises(errors.TunFailed, match="the interface is gone"):
+                asyncio.run(netns.watch(agent, interface.fd))
+
+
+@both_ways
+def test_it_goes_with_its_tun(agent: Agent, inside: Namespace, pins: bool) -> None:
+    make(agent, inside, pins).close()
+    wait_for(lambda: set(inside.links()) == {"lo"}, "the interface is gone", 2)
+
+
+@both_ways
+def test_its_index_where_others_are(agent: Agent, inside: Namespace, pins: bool) -> None:
+    inside.check("ip", "link", "add", "one", "type", "veth", "peer", "other")
+    with made(agent, inside, pins) as interface:
+        assert interface.interface == NAME
+        assert interface.watched.ifindex == inside.links()[NAME]["ifindex"] > 3
+
+
+@both_ways
+def test_it_can_be_changed_by_its_tun_alone(agent: Agent, inside: Namespace, pins: bool) -> None:
+    async def change(tun_fd: int) -> None:
+        target = netns.of_tun(tun_fd)
+        try:
+            assert target.id == inside.id
+            new = Settings(1400, ["10.7.0.1/24"], [])
+            await netns.change(agent, target, Change(NAME, SETTINGS, new))
+        finally:
+            target.close()
+
+    with made(agent, inside, pins) as interface:
+        asyncio.run(change(interface.fd))
+        assert inside.addresses(NAME) == {"10.7.0.1/24"}
+
+
+def test_a_namespace_that_was_let_go(inside: Namespace) -> None:
+    known = netns.identify(inside.open())
+    fd = known.fd
+    for _ in range(2):
+        known.let_go()
+        assert known.fd == -1
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(fd)
+    assert known.id == inside.id
+
+
+# ---------------------------------------------------------------- what fails leaves nothing
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["veth peer other", "bridge"])
+def test_a_name_that_is_taken(agent: Agent, inside: Namespace, pins: bool, kind: str) -> None:
+    inside.check("ip", "link", "add", NAME, "type", *kind.split())
+    before = inside.ip("link")
+    with pytest.raises(errors.AlreadyExists, match=f"already has an interface '{NAME}'"):
+        make(agent, inside, pins)
+    assert inside.ip("link") == before
+
+
+@both_ways
+def test_a_route_that_the_kernel_refuses(agent: Agent, inside: Namespace, pins: bool) -> None:
+    inside.check("ip", "link", "add", "one", "type", "veth", "peer", "other")
+    inside.check("ip", "link", "set", "one", "up")
+    inside.check("ip", "route", "add", "10.9.0.0/16", "dev", "one")
+    refused = SETTINGS._replace(routes=["10.9.0.0/16"])
+    with pytest.raises(errors.TunFailed, match=r"route 10\.9\.0\.0/16 dev wg0: File exists"):
+        make(agent, inside, pins, refused)
+    wait_for(lambda: NAME not in inside.links(), "the interface is gone", 2)
+
+
+def test_no_more_namespaces(agent: Agent, inside: Namespace) -> None:
+    inside.check("sh", "-c", "echo 1 >/proc/sys/user/max_net_namespaces")
+    with pytest.raises(errors.LimitExceeded, match=r"user\.max_net_namespaces"):
+        make(agent, inside, pins=False)
+    assert set(inside.links()) == {"lo"}
+    make(agent, inside, pins=True).close()
+
+
+@both_ways
+@pytest.mark.parametrize("room", [0, 1])
+def test_no_room_for_its_fds(agent: Agent, inside: Namespace, pins: bool, room: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def ask() -> None:
+        target = netns.identify(inside.open())
+        try:
+            async with netns.provision(agent, target, Request(NAME, SETTINGS, pins)) as asked:
+                # New fds take the lowest numbers, so the limit leaves this many of them.
+                free = [os.dup(target.fd) for _ in range(room + 1)]
+                for fd in free:
+                    os.close(fd)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard))
+                await asked.tun()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            target.close()
+
+    with pytest.raises(errors.LimitExceeded, match="RLIMIT_NOFILE"):
+        asyncio.run(ask())
+    wait_for(lambda: set(inside.links()) == {"lo"}, "the interface is gone", 2)
+
+
+@both_ways
+@pytest.mark.parametrize("seconds", [0, 0.001, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03])
+def test_a_create_that_is_cancelled(
+    agent: Agent, inside: Namespace, pins: bool, seconds: float
+) -> None:
+    async def cancel() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                (await create(agent, inside, pins=pins)).close()
+
+    asyncio.run(cancel())
+    wait_for(lambda: set(inside.links()) == {"lo"}, "the interface is gone", 2)
+    assert inside.processes() == {inside.pid}
+
+
+# ---------------------------------------------------------------- the agent itself
+
+
+@pytest.fixture
+def own_agent() -> Iterator[Agent]:
+    forked = agents.fork()
+    yield forked
+    forked.end()
+    assert not is_alive(forked.pid)
+
+
+def test_it_keeps_nothing_that_it_inherits(own_agent: Agent) -> None:
+    """/proc does not show its fds to us; but a pipe tells when its last writer is gone."""
+    ours, theirs = os.pipe()
+    high = os.dup2(theirs, 200)
+    second = agents.fork()
+    os.close(theirs)
+    os.close(high)
+    try:
+        readable, _, _ = select.select([ours], [], [], 5)
+        assert readable
+        assert os.read(ours, 1) == b""
+        assert is_alive(second.pid)
+    finally:
+        second.end()
+        os.close(ours)
+
+
+def forks_may(agent: Agent, succeed: bool) -> None:
+    """By the limit of processes that its user may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.prlimit(agent.pid, resource.RLIMIT_NPROC, (hard if succeed else 0, hard))
+
+
+@both_ways
+def test_an_agent_that_cannot_fork_says_so(
+    own_agent: Agent, namespace: Callable[..., Namespace], pins: bool
+) -> None:
+    inside, other = namespace(), namespace()
+
+    async def refused() -> int:
+        """How many of three at once."""
+        began = time.monotonic()
+        asked = (create(own_agent, other, pins=pins) for _ in range(3))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert time.monotonic() - began < 1
+        refusals = [answer for answer in answers if not isinstance(answer, netns.Tun)]
+        for answer in answers:
+            if isinstance(answer, netns.Tun):
+                answer.close()
+        text = "LimitExceeded: fork: Resource temporarily unavailable"
+        assert [str(refusal) for refusal in refusals] == [text] * len(refusals)
+        return len(refusals)
+
+    wait_for(lambda: children(own_agent.pid), "it has forked the first request's child")
+    forks_may(own_agent, False)
+    with made(own_agent, inside, pins):  # by that child
+        assert asyncio.run(refused()) == 3
+        assert set(other.links()) == {"lo"}
+        assert not children(own_agent.pid)
+    for _ in range(2):
+        forks_may(own_agent, True)
+        with made(own_agent, other, pins):
+            forks_may(own_agent, False)
+        wait_for(lambda: set(other.links()) == {"lo"}, "the interface is gone", 2)
+        # It may have been in time to fork the next request's child.
+        assert asyncio.run(refused()) >= 2
+        wait_for(lambda: set(other.links()) == {"lo"}, "nothing is left", 2)
+
+
+def test_an_agent_that_cannot_fork_ends_with_its_daemon(
+    own_agent: Agent, inside: Namespace
+) -> None:
+    wait_for(lambda: children(own_agent.pid), "it has forked the first request's child")
+    forks_may(own_agent, False)
+    make(own_agent, inside, pins=True).close()
+    with pytest.raises(errors.LimitExceeded):
+        make(own_agent, inside, pins=True)
+    # The fixture ends it.

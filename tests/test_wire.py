@@ -1,0 +1,105 @@
+"""Messages as bytes: cut from a stream in any pieces, and errors that others can read."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from jeepney import HeaderFields, MessageType, Parser
+
+from support import rawbus
+from support.rawbus import Raw
+from wg4netnsd import wire
+
+
+def message(
+    signature: str = "s", body: tuple[object, ...] = ("x",), big: bool = False, path: str = "/a"
+) -> bytes:
+    fields = [(rawbus.PATH, "o", path), (rawbus.MEMBER, "s", "Member"), (7, "s", ":1.42")]
+    return Raw(fields=fields, signature=signature, body=body, big_endian=big).data(7)
+
+
+def pieces(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    while data:
+        size = rng.choice([1, 2, 15, 16, 17, 100, 5000, 60_000])
+        yield data[:size]
+        data = data[size:]
+
+
+STREAM = [
+    message(),
+    message("ay", (bytes(wire.MAX_MESSAGE),)),
+    message("", ()),
+    message("s", ("y",), big=True),
+    message("ay", (bytes(300_000),), big=True),
+    message("u", (1,), path="/" + "x" * 100_000),
+    message(),
+]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_stream_in_any_pieces(seed: int) -> None:
+    """A descriptor comes with the first byte of the message that it belongs to."""
+    frames, found = wire.Frames(), []
+    for number, data in enumerate(STREAM):
+        for nth, piece in enumerate(pieces(data, random.Random(seed))):
+            found += frames.feed(piece, [number] if nth == 0 else [])
+    assert [frame.length for frame in found] == [len(data) for data in STREAM]
+    assert [frame.fds for frame in found] == [[number] for number in range(len(STREAM))]
+    assert [frame.is_whole for frame in found] == [len(data) <= wire.MAX_MESSAGE for data in STREAM]
+    assert {(frame.sender, frame.member, frame.serial) for frame in found} == {
+        (":1.42", "Member", 7)
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_messages_that_come_together(seed: int) -> None:
+    frames, found = wire.Frames(), []
+    for piece in pieces(b"".join(STREAM), random.Random(seed)):
+        found += frames.feed(piece, [])
+    assert [frame.length for frame in found] == [len(data) for data in STREAM]
+
+
+def test_descriptors_belong_to_the_last_message_that_begins() -> None:
+    first, second = wire.Frames().feed(message() + message(), [3, 4])
+    assert (first.fds, second.fds) == ([], [3, 4])
+    frames = wire.Frames()
+    (first,) = frames.feed(message() + message()[:20], [3])
+    assert first.fds == []
+    (second,) = frames.feed(message()[20:], [])
+    assert second.fds == [3]
+
+
+def test_descriptors_of_an_unfinished_message_can_be_dropped() -> None:
+    frames = wire.Frames()
+    assert frames.feed(message()[:20], [3, 4]) == []
+    assert frames.drop() == [3, 4]
+    assert frames.drop() == []
+
+
+def test_rubbish_is_malformed_or_a_message() -> None:
+    rng, malformed = random.Random(1), 0
+    for _ in range(10_000):
+        data = bytearray(message("", ()))
+        for _ in range(rng.randint(1, 5)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            assert len(wire.Frames().feed(bytes(data), [])) <= 1
+        except wire.Malformed:
+            malformed += 1
+    assert 1000 < malformed < 9000
+
+
+@pytest.mark.parametrize("text", ["", "LimitExceeded: 7", "é" * 1000])
+@pytest.mark.parametrize("sender", [":1.4", ":1.42", ":1.4200000"])
+def test_an_error_as_others_read_it(sender: str, text: str) -> None:
+    (call,) = wire.Frames().feed(message(), [])
+    call.sender = sender
+    parser = Parser()
+    parser.add_data(wire.error(9, call, "org.example.Error", text))
+    parsed = parser.get_next_message()
+    assert parsed.header.message_type is MessageType.error
+    assert parsed.header.serial == 9
+    assert parsed.header.fields[HeaderFields.reply_serial] == 7
+    assert parsed.header.fields[HeaderFields.destination] == sender
+    assert parsed.header.fields[HeaderFields.error_name] == "org.example.Error"
+    assert parsed.body == (text,)
