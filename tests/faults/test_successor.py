@@ -1,10 +1,9 @@
 """What is asked while there is no daemon: the bus keeps it for the next one, and that answers."""
 
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +12,7 @@ from support.bus import Client, DBusError
 from support.configs import Secrets
 from support.crowd import CLOSED, Outcomes, by_clients, interfaces
 from support.fds import memfd
-from support.installed import HOME, UNIT, main_pid, wait_successor
+from support.installed import UNIT, main_pid, wait_successor
 from support.manager import UserManager
 from support.namespaces import Namespace, ping
 from support.processes import is_alive, wait_for
@@ -24,18 +23,6 @@ Namespaces = Callable[..., Namespace]
 
 LOST = "NoReply"
 """The bus's answer for a call that the old daemon had got already."""
-
-
-@pytest.fixture
-def unlimited(installed: UserManager) -> Iterator[UserManager]:
-    """Started again however often it is killed."""
-    drop_in = HOME / f".config/systemd/user/{UNIT}.d/often.conf"
-    drop_in.parent.mkdir(parents=True)
-    drop_in.write_text("[Unit]\nStartLimitIntervalSec=0\n")
-    installed.systemctl("daemon-reload")
-    yield installed
-    shutil.rmtree(drop_in.parent)
-    installed.systemctl("daemon-reload")
 
 
 def kill(manager: UserManager, client: Client) -> int:

@@ -42,9 +42,12 @@ class Outcomes:
         self.counts[what, "ok"] += 1
         return result
 
+    @property
+    def counted(self) -> str:
+        return ", ".join(f"{what} {how} {n}" for (what, how), n in sorted(self.counts.items()))
+
     def __str__(self) -> str:
-        counted = (f"{what} {how} {n}" for (what, how), n in sorted(self.counts.items()))
-        return "\n".join([", ".join(counted), *self.messages])
+        return "\n".join([self.counted, *self.messages])
 
 
 def at_once(acts: Iterable[Callable[[], object]], timeout: float = 60) -> None:
