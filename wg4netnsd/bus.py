@@ -322,8 +322,9 @@ class Bus:
 def _one_line(text: str) -> str:
     """What a caller has named may hold anything: it must not write lines of its own into the log,
     nor to whoever's terminal prints the error."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: MAX_TEXT + 1])
-    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
+    if len(text) > MAX_TEXT:  # the end is what is wrong, mostly with something long before it
+        text = f"{text[: MAX_TEXT // 2]}…{text[-MAX_TEXT // 4 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _method_return(call: wire.Frame, reply: Reply) -> Message:
