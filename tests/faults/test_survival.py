@@ -34,9 +34,7 @@ class Up:
 
 
 @pytest.fixture
-def up(
-    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage
-) -> Iterator[Up]:
+def up(installed: UserManager, namespace: Callable[..., Namespace], stage: Stage) -> Iterator[Up]:
     inside = namespace()
     with Client(installed.address) as client:
         path = client.create(inside, stage.conf(0), name="kept")
