@@ -44,6 +44,7 @@ class Manager:
         """`binary`: the wireguard-go to run; `directory` gets a socket for each tunnel."""
         fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.max_tunnels = max(1, min(MAX_TUNNELS, (fds - SPARE_FDS) // FDS))
+        self.directory = directory
         self._spare = Spare(binary)
         self._means = Means(agent, self._spare, directory)
         self._observer = observer

@@ -38,6 +38,7 @@ async def take_over(manager: Manager, legacies: Mapping[str, Legacy]) -> list[Tu
         except (Unreadable, errors.Error) as why:
             log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
             await _end(legacy)
+            _remove_sockets(manager.directory / name)
     if taken:
         decided = set(State) - {State.STARTING}
         waits = [asyncio.ensure_future(one.lifecycle.wait_for(decided)) for one in taken]
@@ -83,6 +84,14 @@ async def _end(legacy: Legacy) -> None:
         await _kill(pidfd)
     legacy.remove(*Kind)
     legacy.close()
+
+
+def _remove_sockets(directory: Path) -> None:
+    """Or the next tunnel of that name could not listen there."""
+    for path in directory.glob("*.sock"):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 async def end_strays(legacies: Mapping[str, Legacy]) -> None:
