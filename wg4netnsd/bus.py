@@ -45,7 +45,7 @@ MAX_UNSENT: Final = 16 << 20
 DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
 MAX_TEXT: Final = 1000
-"""Characters of an error."""
+"""Characters of an error; half of that if all of them are printable."""
 
 CONNECT_TIME: Final = 10.0  # seconds
 WARNING_INTERVAL: Final = 1.0  # seconds
@@ -360,8 +360,10 @@ def _bus_call(member: str, argument: str) -> Message:
 def _one_line(text: str) -> str:
     """What a caller has named may hold anything: it must not write lines of its own into the log,
     nor to whoever's terminal prints the error."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: MAX_TEXT + 1])
-    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
+    if len(text) > MAX_TEXT // 2:  # what is wrong often comes last
+        text = f"{text[: MAX_TEXT // 4]}…{text[-MAX_TEXT // 4 :]}"
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown[:MAX_TEXT]
 
 
 def _method_return(call: wire.Frame, reply: Reply) -> Message:

@@ -33,7 +33,7 @@ IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveCon
 
 _IGNORABLE: Final = {name.lower(): name for name in IGNORABLE}
 
-_ALIASES: Final = {
+_ALIASES: Final[dict[type[Section], dict[str, str]]] = {
     model: {str(f.alias).lower(): str(f.alias) for f in model.model_fields.values()}
     for model in (Interface, Peer)
 }
