@@ -43,7 +43,7 @@ MAX_UNSENT: Final = 16 << 20
 """Bytes. While the bus has so much yet to take from us, signals are dropped: it has stopped."""
 
 MAX_TEXT: Final = 1000
-"""Characters of an error."""
+"""Characters of an error; half of that if all of them are printable."""
 
 WARNING_INTERVAL: Final = 1.0  # seconds
 
@@ -322,9 +322,10 @@ class Bus:
 def _one_line(text: str) -> str:
     """What a caller has named may hold anything: it must not write lines of its own into the log,
     nor to whoever's terminal prints the error."""
-    if len(text) > MAX_TEXT:  # the end is what is wrong, mostly with something long before it
-        text = f"{text[: MAX_TEXT // 2]}…{text[-MAX_TEXT // 4 :]}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) > MAX_TEXT // 2:  # what is wrong often comes last
+        text = f"{text[: MAX_TEXT // 4]}…{text[-MAX_TEXT // 4 :]}"
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown[:MAX_TEXT]
 
 
 def _method_return(call: wire.Frame, reply: Reply) -> Message:

@@ -56,7 +56,7 @@ def raise_in_main(manager: UserManager, package: Path) -> None:
     (package / "defect").touch()
 
 
-DEFECT = '''
+DEFECT = """
 import asyncio as _asyncio
 _first_end = _Fi
-'''
+"""
