@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -298,8 +297,8 @@ class Bus:
         except asyncio.CancelledError:
             answer = errors.ShuttingDown("the call was given up")
         except Exception as defect:
-            if isinstance(defect, OSError) and defect.errno in (errno.EMFILE, errno.ENFILE):
-                answer = errors.LimitExceeded(f"no file descriptor left: {defect.strerror}")
+            if isinstance(defect, OSError) and defect.errno in errors.LACKING:
+                answer = errors.LimitExceeded(str(defect.strerror))
                 self._warn("%s from %s: %s", call.member, call.sender, answer)
             else:
                 log.exception("%s from %s: a defect", call.member, call.sender)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from wg4netnsd import events, uapi
-from wg4netnsd.errors import EngineFailed, LimitExceeded, Timeout, redact
+from wg4netnsd.errors import LACKING, EngineFailed, LimitExceeded, Timeout, redact
 from wg4netnsd.journal import TunnelLog, level_of_engine
 from wg4netnsd.lines import Lines
 from wg4netnsd.process import Process
@@ -29,7 +28,6 @@ DEATH_TIME: Final = 5.0
 """Seconds that a killed process gets to be gone; more only if the kernel holds it."""
 LAST_WORDS: Final = 3  # lines
 LAST_WORDS_TIME: Final = 1.0  # seconds
-_LACKING: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 REFILL_DELAY: Final = 0.05
 """Seconds after which a taken spare is replaced: not before its taker has its reply."""
 
@@ -94,7 +92,7 @@ class Engine:
                 pidfd = os.pidfd_open(child.pid)
             except OSError as error:
                 why = f"wireguard-go can't be started: {error.strerror}"
-                raise (LimitExceeded if error.errno in _LACKING else EngineFailed)(why) from None
+                raise (LimitExceeded if error.errno in LACKING else EngineFailed)(why) from None
             ours.pop_all()
         return cls(Process(pidfd, child), Kept(pidfd, handover.detach(), events_end, log_end))
 
@@ -293,7 +291,7 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
             process_group=0,  # a terminal's Ctrl-C is for the daemon
         )
     except OSError as error:
-        if error.errno in _LACKING:
+        if error.errno in LACKING:
             raise
         raise EngineFailed(f"{binary}: {error.strerror}: is wg4netnsd installed whole?") from None
 
