@@ -1,17 +1,14 @@
 """The daemon's own end: what its successor finds, and what nobody notices meanwhile."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from support.bus import Client
-from support.installed import UNIT, assert_nothing_left, crash, main_pid, state, wait_successor
+from support.installed import UNIT, assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UserManager
 from support.namespaces import Namespace, ping
-from support.processes import wait_for
 from support.stage import Stage
 from support.transfer import Transfer
 
