@@ -34,6 +34,7 @@ MAX_LINES: Final = 100
 LINES_TIME: Final = 10.0  # seconds
 """As many lines an engine gets into the log in that time. wireguard-go may have one to say of
 every packet, such as that it can't be sent; and each takes the daemon longer than the engine."""
+_LAST_LINES: Final = ("panic: ", "fatal error: ", "SIG")  # such as "SIGABRT: abort"
 REFILL_DELAY: Final = 0.05
 """Seconds after which a taken spare is replaced: not before its taker has its reply."""
 
@@ -240,11 +241,11 @@ class _Log:
         self.ended = Lines(fd, self._take).ended
 
     def _take(self, line: str) -> None:
-        # What follows a panic is Go's traceback: it shows arguments, and keys are among them.
+        # What follows is Go's traceback: it shows arguments, and keys are among them.
         if self._panicked:
             return
         line = redact(line)
-        self._panicked = line.startswith(("panic:", "fatal error:"))
+        self._panicked = line.startswith(_LAST_LINES)
         self.last_words.append(line)
         self.write(level_of_engine(line), line)
 
