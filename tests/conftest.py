@@ -1,6 +1,7 @@
 """The fixtures. `scripts/test` builds the stage they stand on: tests/stage/world draws it."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,11 +12,18 @@ import pytest
 from support import stage as stages
 from support.bus import Bus, Client
 from support.daemon import Daemon
-from support.installed import UNIT, assert_nothing_left, ctl, files
+from support.installed import HOME, UNIT, assert_nothing_left, ctl, files
+from support.leaks import SESSION
 from support.manager import UserManager
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Control, Stage
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "how long tests/faults/test_soak.py goes on (default: %(default)s)"
+    parser.addoption("--soak", type=float, default=20, metavar="SECONDS", help=help)
+    parser.addoption("--soak-seed", type=int, metavar="N", help="what it did with this, it repeats")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
             "scripts/test makes such a user and runs it as that",
             returncode=3,
         )
+    SESSION.begin()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The search for keys comes last: it is for those of all others too."""
+    items.sort(key=lambda item: item.path.name == "test_secrets.py")
 
 
 @pytest.fixture(scope="session")
@@ -128,3 +142,15 @@ def installed(user_manager: UserManager) -> Iterator[UserManager]:
     assert_nothing_left(user_manager)
     ctl("setup", "--remove")
     assert files() == {}
+
+
+@pytest.fixture
+def unlimited(installed: UserManager) -> Iterator[UserManager]:
+    """Started again however often it is killed."""
+    drop_in = HOME / f".config/systemd/user/{UNIT}.d/often.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Unit]\nStartLimitIntervalSec=0\n")
+    installed.systemctl("daemon-reload")
+    yield installed
+    shutil.rmtree(drop_in.parent)
+    installed.systemctl("daemon-reload")

@@ -1,0 +1,74 @@
+"""Everything that may happen to tunnels, at random and for a while; then all is as it was.
+
+scripts/test tests/faults/test_soak.py --soak=600 --soak-seed=12345
+"""
+
+from collections.abc import Iterator
+from random import SystemRandom
+
+import pytest
+
+from support.bus import Client
+from support.installed import UNIT, crash
+from support.journal import Journal
+from support.manager import UserManager
+from support.namespaces import Namespace, ping
+from support.soak import Soak, assert_settles, holdings, memory_kib
+from support.stage import Stage
+from support.transfer import Transfer
+
+THREADS, PLACES = 4, 8
+WARM_UP = 4.0  # seconds, at most
+GROWTH_KIB = 8192
+"""Of the daemon's memory: what the allocator keeps of a busy time's peaks. A kilobyte that each of
+a minute's thousand operations left would show in ten minutes."""
+
+DEFECTS = ("a defect", "Traceback", "was never awaited", "could not be logged")
+
+
+@pytest.fixture
+def soak(unlimited: UserManager, stage: Stage, request: pytest.FixtureRequest) -> Iterator[Soak]:
+    seed = request.config.getoption("--soak-seed") or SystemRandom().randrange(10**6)
+    made = Soak(unlimited, stage, PLACES, seed)
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(0)  # it takes as long as one likes; each step of it has its time
+def test_soak(
+    soak: Soak,
+    unlimited: UserManager,
+    stage: Stage,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seconds, journal = request.config.getoption("--soak"), Journal()
+    with capsys.disabled():
+        print(f"\n--soak={seconds:g} --soak-seed={soak.seed}")
+    with Client(unlimited.address) as client, Namespace() as inside:
+        kept = client.create(inside, stage.conf(PLACES), name="kept", lifetime="persistent")
+        ping(inside, stage.far.ipv4)
+        with Transfer(inside, stage.far.ipv4, stage.far.echo_port) as transfer:
+            # With one end of the daemon after another: its memory begins anew each time.
+            soak.run(min(WARM_UP, seconds / 4), THREADS, kill_daemon=False)
+            crash(unlimited)
+            before = holdings(unlimited, client)
+            assert_settles(unlimited, client, before)
+            soak.run(seconds / 2, THREADS, kill_daemon=True)
+            crash(unlimited)
+            assert_settles(unlimited, client, before)
+            # And without.
+            soak.run(min(WARM_UP, seconds / 4), THREADS, kill_daemon=False)
+            memory = memory_kib(unlimited)
+            soak.run(seconds / 2, THREADS, kill_daemon=False)
+            growth = memory_kib(unlimited) - memory
+            assert_settles(unlimited, client, before)
+            transfer.finish()
+        client.close_tunnel(kept)
+    with capsys.disabled():
+        print(f"{soak.outcomes.counted}; {before}; memory {memory} {growth:+} KiB")
+    told = journal.messages(f"--user-unit={UNIT}")
+    assert told
+    assert [line for line in told if any(defect in line for defect in DEFECTS)] == []
+    soak.assert_documented()
+    assert growth < GROWTH_KIB
