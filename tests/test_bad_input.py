@@ -350,7 +350,7 @@ def test_a_file_that_others_may_read_is_warned_of(
                 "wg0\n",
             )
         ),
-        ({"lifetime": ("s", "eternal")}, "option 'lifetime': expected 'client' or 'lease' or"),
+        ({"lifetime": ("s", "eternal")}, "option 'lifetime': expected 'namespace' or 'client' or"),
         ({"lifetime": ("s", "lease")}, "option 'lease': expected with lifetime 'lease'"),
         ({"mtu": ("u", 0)}, "option 'mtu': 0: expected 576 to 65535"),
         ({"mtu": ("u", 65536)}, "option 'mtu': 65536: expected 576 to 65535"),

@@ -54,6 +54,7 @@ def test_what_a_killed_daemon_left_is_removed(
     first.kill()
     wait_for(lambda: not Path(f"/proc/{engine}").exists(), "its engine ends with it")
     assert list(Path(directory).iterdir())
+    (Path(directory) / "just-begun").mkdir()  # and killed before its socket was there
     second = start_daemon("--runtime-dir", directory)
     assert list(Path(directory).iterdir()) == []
     second.client.create(namespace(), Secrets().conf())

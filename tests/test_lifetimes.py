@@ -82,7 +82,7 @@ def test_a_namespace_s_end_is_noticed_without_an_engine(
     start_daemon: Callable[..., Daemon], inside: Namespace, conf: str, tmp_path: Path
 ) -> None:
     """In a crash loop there is nobody who reads the TUN."""
-    engine = tmp_path / "engine"
+    engine = tmp_path / "wireguard-go"
     engine.symlink_to(BINARY)
     daemon = start_daemon("--engine", str(engine))
     path = daemon.client.create(inside, conf)

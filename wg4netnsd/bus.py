@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -43,7 +42,7 @@ MAX_UNSENT: Final = 16 << 20
 """Bytes. While the bus has so much yet to take from us, signals are dropped: it has stopped."""
 
 MAX_TEXT: Final = 1000
-"""Characters of an error."""
+"""Characters of an error; half of that if all of them are printable."""
 
 WARNING_INTERVAL: Final = 1.0  # seconds
 
@@ -298,8 +297,8 @@ class Bus:
         except asyncio.CancelledError:
             answer = errors.ShuttingDown("the call was given up")
         except Exception as defect:
-            if isinstance(defect, OSError) and defect.errno in (errno.EMFILE, errno.ENFILE):
-                answer = errors.LimitExceeded(f"no file descriptor left: {defect.strerror}")
+            if isinstance(defect, OSError) and defect.errno in errors.LACKING:
+                answer = errors.LimitExceeded(str(defect.strerror))
                 self._warn("%s from %s: %s", call.member, call.sender, answer)
             else:
                 log.exception("%s from %s: a defect", call.member, call.sender)
@@ -322,8 +321,10 @@ class Bus:
 def _one_line(text: str) -> str:
     """What a caller has named may hold anything: it must not write lines of its own into the log,
     nor to whoever's terminal prints the error."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: MAX_TEXT + 1])
-    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
+    if len(text) > MAX_TEXT // 2:  # what is wrong often comes last
+        text = f"{text[: MAX_TEXT // 4]}…{text[-MAX_TEXT // 4 :]}"
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown[:MAX_TEXT]
 
 
 def _method_return(call: wire.Frame, reply: Reply) -> Message:

@@ -213,12 +213,18 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
 
 
 def _remove_sockets(directory: Path, tunnels: Collection[str]) -> None:
-    """Remove what other tunnels made: a directory with a socket in it. Nothing else is ours."""
-    for socket in directory.glob("*/*.sock"):
-        if socket.is_socket() and socket.parent.name not in tunnels:
-            socket.unlink()
-            with contextlib.suppress(OSError):
-                socket.parent.rmdir()
+    """Remove what other tunnels made: a directory, with at most a socket in it.
+
+    Nothing else is ours. It is empty if the daemon was killed on its way to or from the socket.
+    """
+    for made in directory.iterdir():
+        if made.name in tunnels or not made.is_dir():
+            continue
+        for socket in made.glob("*.sock"):
+            if socket.is_socket():
+                socket.unlink()
+        with contextlib.suppress(OSError):
+            made.rmdir()
 
 
 def _default_runtime_directory() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from wg4netnsd import events, uapi
-from wg4netnsd.errors import EngineFailed, LimitExceeded, Timeout, redact
+from wg4netnsd.errors import LACKING, EngineFailed, LimitExceeded, Timeout, redact
 from wg4netnsd.journal import TunnelLog, level_of_engine
 from wg4netnsd.lines import Lines
 from wg4netnsd.process import Process
@@ -29,7 +28,11 @@ DEATH_TIME: Final = 5.0
 """Seconds that a killed process gets to be gone; more only if the kernel holds it."""
 LAST_WORDS: Final = 3  # lines
 LAST_WORDS_TIME: Final = 1.0  # seconds
-_LACKING: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+MAX_LINES: Final = 100
+LINES_TIME: Final = 10.0  # seconds
+"""As many lines an engine gets into the log in that time. wireguard-go may have one to say of
+every packet, such as that it can't be sent; and each takes the daemon longer than the engine."""
+_LAST_LINES: Final = ("panic: ", "fatal error: ", "SIG")  # such as "SIGABRT: abort"
 REFILL_DELAY: Final = 0.05
 """Seconds after which a taken spare is replaced: not before its taker has its reply."""
 
@@ -94,7 +97,7 @@ class Engine:
                 pidfd = os.pidfd_open(child.pid)
             except OSError as error:
                 why = f"wireguard-go can't be started: {error.strerror}"
-                raise (LimitExceeded if error.errno in _LACKING else EngineFailed)(why) from None
+                raise (LimitExceeded if error.errno in LACKING else EngineFailed)(why) from None
             ours.pop_all()
         return cls(Process(pidfd, child), Kept(pidfd, handover.detach(), events_end, log_end))
 
@@ -213,7 +216,7 @@ class Engine:
         try:
             event = events.parse(line)
         except ValueError:
-            log.warning("wireguard-go[%d]: not an event: %r", self.pid, redact(line)[:80])
+            self._log.write(logging.WARNING, f"not an event: {redact(line)[:80]!r}")
             event = events.Dropped()
         self._tell(event)
 
@@ -231,16 +234,30 @@ class _Log:
         self.log: logging.Logger | TunnelLog = log
         self._pid = pid
         self._panicked = False
+        self._lines = 0  # until the time of `_fresh`
+        self._fresh = 0.0
         self.ended = Lines(fd, self._take).ended
 
     def _take(self, line: str) -> None:
-        # What follows a panic is Go's traceback: it shows arguments, and keys are among them.
+        # What follows is Go's traceback: it shows arguments, and keys are among them.
         if self._panicked:
             return
         line = redact(line)
-        self._panicked = line.startswith(("panic:", "fatal error:"))
+        self._panicked = line.startswith(_LAST_LINES)
         self.last_words.append(line)
-        self.log.log(level_of_engine(line), "wireguard-go[%d]: %s", self._pid, line)
+        self.write(level_of_engine(line), line)
+
+    def write(self, level: int, line: str) -> None:
+        """Log it, unless there have been too many of late."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._fresh:
+            self._lines, self._fresh = 0, now + LINES_TIME
+        self._lines += 1
+        if self._lines <= MAX_LINES:
+            self.log.log(level, "wireguard-go[%d]: %s", self._pid, line)
+        elif self._lines == MAX_LINES + 1:
+            silence = self._fresh - now
+            self.log.warning("wireguard-go[%d]: too much: silent for %.0f s", self._pid, silence)
 
 
 class Spare:
@@ -293,7 +310,7 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
             process_group=0,  # a terminal's Ctrl-C is for the daemon
         )
     except OSError as error:
-        if error.errno in _LACKING:
+        if error.errno in LACKING:
             raise
         raise EngineFailed(f"{binary}: {error.strerror}: is wg4netnsd installed whole?") from None
 

@@ -21,6 +21,7 @@ No message ever holds key material.
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 from typing import ClassVar, Final
@@ -28,6 +29,11 @@ from typing import ClassVar, Final
 from wg4netnsd import names
 
 _KEY_LIKE: Final = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
+
+
+LACKING: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
+"""What the kernel says where a process, memory or a descriptor is lacking; the last of these where
+too many are on their way through sockets. Such an OSError is a LimitExceeded."""
 
 
 def redact(text: str) -> str:

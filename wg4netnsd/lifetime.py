@@ -40,8 +40,12 @@ class Lease:
         if events is None:
             blocking.close(fd)
             raise InvalidArgs("lease: expected one end of a pipe or a socket, or a pidfd")
+        try:
+            self._epoll = select.epoll()
+        except OSError:
+            blocking.close(fd)
+            raise
         self.fd = fd
-        self._epoll = select.epoll()
         self._epoll.register(fd, events)
 
     def watch(self, ended: Callable[[], None]) -> None:

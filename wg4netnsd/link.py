@@ -80,15 +80,13 @@ class Link:
     @contextlib.contextmanager
     def entrance(self) -> Iterator[Netns]:
         """The way into the namespace that it is in. Raises TunFailed where there is none."""
-        if self.netns.fd >= 0:
+        if self.tun_fd >= 0:
+            with contextlib.closing(netns.of_tun(self.tun_fd)) as entrance:
+                yield entrance
+        elif self.netns.fd >= 0:  # there is no interface yet
             yield self.netns
-            return
-        try:
-            fd = tun.netns_fd(self.tun_fd)
-        except OSError as error:
-            raise errors.TunFailed(f"the interface is gone: {error.strerror}") from None
-        with contextlib.closing(Netns(fd, self.netns.id)) as entrance:
-            yield entrance
+        else:
+            raise errors.TunFailed("the interface is gone")
 
     async def close(self) -> None:
         """Destroy the interface, unless somebody else has the TUN too; return when that is done."""
@@ -143,9 +141,7 @@ class Link:
 
     def _is_elsewhere(self) -> bool:
         try:
-            fd = tun.netns_fd(self.tun_fd)
-        except OSError:  # it is just ending
+            with self.entrance() as entrance:
+                return entrance.id != self.netns.id
+        except errors.Error:  # it is just ending
             return False
-        with contextlib.closing(Netns(fd, self.netns.id)):
-            status = os.fstat(fd)
-            return (status.st_dev, status.st_ino) != self.netns.id

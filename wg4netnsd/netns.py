@@ -115,6 +115,8 @@ def _open(path: str) -> Netns:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
+        if error.errno in errors.LACKING:
+            raise errors.LimitExceeded(f"{path}: {error.strerror}") from None
         raise errors.InvalidNetns(f"{path}: {error.strerror}") from None
     try:
         return identify(fd)
@@ -273,17 +275,18 @@ async def _converse(
 ) -> AsyncIterator[Provisioning]:
     """Left by an exception, it returns when the agent's child has ended."""
     with ExitStack() as stack:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        provisioning = Provisioning(ours)
-        stack.callback(provisioning.close)
-        ours.setblocking(False)
         try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            provisioning = Provisioning(ours)
+            stack.callback(provisioning.close)
+            ours.setblocking(False)
             with theirs:
                 _pass(agent.control, fd, theirs.fileno())
             await asyncio.get_running_loop().sock_sendall(ours, json.dumps(request).encode())
             ours.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise errors.TunFailed(f"the agent can't be reached: {error.strerror}") from None
+            kind = errors.LimitExceeded if error.errno in errors.LACKING else errors.TunFailed
+            raise kind(f"the agent can't be reached: {error.strerror}") from None
         try:
             yield provisioning
         except BaseException:

@@ -195,9 +195,16 @@ class Supervised:
         return status
 
     async def ask(self) -> uapi.DeviceStatus:
-        """The same, after whatever is under way."""
+        """The same, after whatever is under way; but who is to be replaced is not waited for."""
         async with self.lock:
-            return await self.status()
+            asked = asyncio.ensure_future(self.status())
+            try:
+                await first_of(asyncio.wait([asked]), self._replace.wait())
+                if not asked.done():
+                    raise errors.EngineFailed("the engine is being replaced")
+                return asked.result()
+            finally:
+                asked.cancel()
 
     async def _set(self, settings: Settings) -> None:
         """One change of the peers' own, after whatever is under way."""

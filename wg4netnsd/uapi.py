@@ -193,14 +193,14 @@ def parse_get(reply: bytes) -> DeviceStatus:
     try:
         for line in reply.decode("ascii").splitlines():
             key, equals, value = line.partition("=")
-            if not equals:
+            if not equals or not line.isprintable():
                 raise ValueError
             if key == "public_key":
                 device.peers.append(PeerStatus(_base64(value)))
             elif device.peers:
                 _take_peer_line(device.peers[-1], key, value)
             elif key == "listen_port":
-                device.listen_port = int(value)
+                device.listen_port = _number(value, 16)
             elif key == "own_public_key":  # our own key, see wireguard-go.patch
                 device.public_key = _base64(value)
     except ValueError:
@@ -213,19 +213,27 @@ def _take_peer_line(peer: PeerStatus, key: str, value: str) -> None:
         case "endpoint":
             peer.endpoint = value
         case "last_handshake_time_sec":
-            peer.last_handshake_usec += int(value) * 1_000_000
+            peer.last_handshake_usec += _number(value, 32) * 1_000_000
         case "last_handshake_time_nsec":
-            peer.last_handshake_usec += int(value) // 1_000
+            peer.last_handshake_usec += _number(value, 32) // 1_000
         case "rx_bytes":
-            peer.rx_bytes = int(value)
+            peer.rx_bytes = _number(value, 64)
         case "tx_bytes":
-            peer.tx_bytes = int(value)
+            peer.tx_bytes = _number(value, 64)
         case "persistent_keepalive_interval":
-            peer.persistent_keepalive = int(value)
+            peer.persistent_keepalive = _number(value, 16)
         case "session_age_ms":  # our own key, see wireguard-go.patch
-            peer.session_age = int(value) / 1000
+            peer.session_age = _number(value, 64) / 1000
         case "allowed_ip":
             peer.allowed_ips.append(value)
+
+
+def _number(text: str, bits: int) -> int:
+    """One that D-Bus has room for. Raises ValueError."""
+    value = int(text)
+    if value < 0 or value >> bits:
+        raise ValueError
+    return value
 
 
 def _base64(hexadecimal: str) -> str:
@@ -288,5 +296,7 @@ def _checked(reply: bytes) -> bytes:
     if code == errno.EADDRINUSE:
         raise PortInUse("ListenPort: the port is in use on the host")
     if code:
-        raise EngineFailed(f"the engine refused its configuration: {os.strerror(abs(code))}")
+        known = errno.errorcode.keys() & {abs(code)}
+        why = os.strerror(abs(code)) if known else "an unknown error"
+        raise EngineFailed(f"the engine refused its configuration: {why}")
     return body

@@ -245,7 +245,9 @@ def render(config: Config) -> str:
 
 
 def _render(section: Section) -> str:
-    values = ((field.alias, getattr(section, name)) for name, field in section.model_fields.items())
+    values = (
+        (field.alias, getattr(section, name)) for name, field in type(section).model_fields.items()
+    )
     return "".join(f"{key} = {_text(value)}\n" for key, value in values if value not in (None, ()))
 
 

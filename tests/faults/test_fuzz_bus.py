@@ -40,7 +40,7 @@ from wg4netnsd import errors
 MESSAGES = 10_000
 BATCH = 20
 SEED = int(os.environ.get("WG_FUZZ_SEED", "20250607"))
-MEGABYTES_MORE = 24  # what the daemon may hold after them, its fragmented heap; 9,900 more: 5
+MEGABYTES_MORE = 24  # what the daemon may hold after them, its fragmented heap
 
 TUNNEL_PATH = f"{ROOT}/tunnel/fuzzed"
 NO_REPLY_EXPECTED = 1

@@ -5,25 +5,23 @@ One daemon leaves all these tunnels behind, each with a fault of its own, and th
 with what it finds. It starts in any case, and a fault of one tunnel is none of the others'.
 """
 
-import enum
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
+from support.aftermath import Seen, Then, Tunnel, assert_no_strays
 from support.bus import Client
 from support.configs import Secrets
 from support.installed import UNIT, assert_nothing_left, ctl, state
 from support.journal import Journal
 from support.manager import UserManager
 from support.namespaces import Namespace, ping
-from support.processes import is_alive, of_program, wait_for
 from support.stage import Stage
 from support.tamper import Shelf, Store, memory, tampering
 
@@ -107,9 +105,8 @@ def record_with_an_unknown_error(shelf: Shelf) -> None:
 
 def two_records(shelf: Shelf) -> None:
     """The daemon was killed while it replaced one by the other."""
-    newer = json.loads(shelf.record())
-    newer |= {"serial": newer["serial"] + 1, "restart_count": 7}
-    shelf.add("next-record", memory(json.dumps(newer).encode()))
+    shelf.add("next-record", memory(shelf.record()))
+    shelf.rewrite(serial=0, restart_count=7)
 
 
 def newer_record_is_damaged(shelf: Shelf) -> None:
@@ -190,12 +187,6 @@ def unknown_kinds(shelf: Shelf) -> None:
 # ---------------------------------------------------------------- what becomes of the tunnel
 
 
-class Then(enum.Enum):
-    AS_IT_WAS = enum.auto()  # with its engine, and so its sessions
-    NEW_ENGINE = enum.auto()  # on the same interface
-    ENDED = enum.auto()
-
-
 @dataclass(frozen=True)
 class Row:
     fault: Callable[[Shelf], None]
@@ -253,30 +244,6 @@ def tamper_with_each(store: Store, rows: list[str]) -> None:
             row.fault(Shelf(store, row.name))
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a client sees of a tunnel."""
-
-    engine: int
-    restarts: int
-
-    @classmethod
-    def of(cls, client: Client, path: str) -> Self:
-        """Once it is up."""
-        client.tunnel(path, "WaitForState", "ast", ["up"], 30_000_000)
-        return cls(client.get(path, "EnginePID"), client.get(path, "RestartCount"))
-
-
-@dataclass
-class Tunnel:
-    """One that a daemon has made, and the next one found with a fault."""
-
-    row: Row
-    inside: Namespace
-    path: str
-    before: Seen
-
-
 @dataclass
 class After:
     """The daemon that has found them so."""
@@ -297,7 +264,7 @@ def make(client: Client, conf: str, row: Row, made: ExitStack) -> Tunnel:
         made.callback(os.close, reader)
         options["lease"] = ("h", reader)
     path = client.create(inside, conf, name=row.name, **options)
-    return Tunnel(row, inside, path, Seen.of(client, path))
+    return Tunnel(inside, path, Seen.of(client, path))
 
 
 @pytest.fixture(scope="module")
@@ -337,22 +304,14 @@ ALL = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in 
 
 @ALL
 def test_what_becomes_of_the_tunnel(after: After, stage: Stage, row: Row) -> None:
-    tunnel = after.tunnels[row.name]
     messages = after.journal.messages(f"--user-unit={UNIT}")
     assert any(row.logged in message for message in messages if row.name in message)
+    tunnel = after.tunnels[row.name]
+    tunnel.assert_then(row.then, after.client)
     if row.then is Then.ENDED:
-        assert state(after.client, tunnel.path) == ""
         assert set(tunnel.inside.links()) == {"lo"}
-        assert not is_alive(tunnel.before.engine)
-        return
-    now = Seen.of(after.client, tunnel.path)
-    if row.then is Then.AS_IT_WAS:
-        assert now.engine == tunnel.before.engine
     else:
-        assert not is_alive(tunnel.before.engine)
-        assert now.restarts == tunnel.before.restarts + 1
-        assert after.client.get(tunnel.path, "LastError")[1].startswith("EngineFailed: ")
-    ping(tunnel.inside, stage.far.ipv4)
+        ping(tunnel.inside, stage.far.ipv4)
 
 
 @ALL
@@ -373,10 +332,4 @@ def test_systemd_holds_nothing_else(after: After) -> None:
 
 
 def test_every_engine_belongs_to_a_tunnel(after: After) -> None:
-    known = {after.client.get(path, "EnginePID") for _, path, _ in after.client.tunnels()}
-
-    def strays() -> set[int]:
-        return of_program("wireguard-go") - known
-
-    wait_for(lambda: len(strays()) == 1, "no more than the one that waits for a tunnel")
-    assert strays() <= after.manager.processes(UNIT)
+    assert_no_strays(after.manager, after.client)

@@ -33,7 +33,7 @@ class Seen:
     def __init__(self) -> None:
         self.packets = Counter[str]()  # by interface
         self.encrypted = Counter[str]()  # WireGuard's transport data, in bytes of UDP
-        self.handshakes: list[tuple[int, int, int]] = []  # when (ns), type, the client's port
+        self.handshakes: list[tuple[int, int, int, bool]] = []  # see support.capture.Handshake
         self.findings: list[dict[str, Any]] = []
         self.found = 0
         self.missed = 0
@@ -54,8 +54,9 @@ class Seen:
 
     def take_wireguard(self, interface: str, ports: tuple[int, ...], message: bytes) -> None:
         if message[0] in (INITIATION, RESPONSE):
-            client = ports[0] if ports[1] == FAR_PORT else ports[1]
-            self.handshakes.append((time.monotonic_ns(), message[0], client))
+            from_client = ports[1] == FAR_PORT
+            client = ports[0] if from_client else ports[1]
+            self.handshakes.append((time.monotonic_ns(), message[0], client, from_client))
         elif message[0] == TRANSPORT:
             self.encrypted[interface] += len(message)
 

@@ -24,6 +24,7 @@ class Handshake:
     """CLOCK_MONOTONIC, in seconds."""
     type: int
     client_port: int
+    from_client: bool
 
 
 @dataclass(frozen=True)

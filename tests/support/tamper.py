@@ -16,7 +16,7 @@ from typing import Any
 
 import systemd.daemon
 
-from support.installed import HOME, UNIT, crash
+from support.installed import HOME, UNIT, crash, main_pid, wait_successor
 from support.journal import Journal
 from support.manager import UserManager
 
@@ -91,9 +91,7 @@ class Tampering:
 
     def crash(self, do: Callable[..., object], *arguments: Any) -> None:
         """Kill the daemon, have `do(store, *arguments)` done, and return when the next serves."""
-        file = sys.modules[do.__module__].__file__
-        assert file
-        self.plan.write_text(json.dumps([file, do.__name__, arguments]))
+        self._plan(do, *arguments)
         journal = Journal()
         try:
             crash(self.manager)
@@ -102,11 +100,33 @@ class Tampering:
             raise AssertionError(f"{error}:\n{said}") from None
         assert not self.plan.exists()
 
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Kill the daemon; in the block there is none, after it the next one serves."""
+        gate = self.plan.with_name("gate")
+        os.mkfifo(gate)
+        self._plan(wait_at, str(gate))
+        before = main_pid(self.manager)
+        self.manager.systemctl("kill", "--kill-who=main", "--signal=SIGKILL", UNIT)
+        with gate.open("w"):  # which is when the other end is open
+            gate.unlink()
+            yield
+        wait_successor(self.manager, before)
+
+    def _plan(self, do: Callable[..., object], *arguments: Any) -> None:
+        file = sys.modules[do.__module__].__file__
+        assert file
+        self.plan.write_text(json.dumps([file, do.__name__, arguments]))
+
     def names(self) -> set[str]:
         """Those that systemd hands to the next daemon."""
         listed = self.plan.with_name("names.json")
         self.crash(list_names, str(listed))
         return set(json.loads(listed.read_text()))
+
+
+def wait_at(store: Store, gate: str) -> None:
+    Path(gate).read_text()
 
 
 def list_names(store: Store, into: str) -> None:
