@@ -109,10 +109,12 @@ class Bus:
         disconnected.cancel()
         return "the bus has given our name to somebody else"
 
-    async def close(self) -> None:
-        """Answer the calls under way, then disconnect."""
+    async def close(self, patiently: bool = True) -> None:
+        """Answer the calls under way, then disconnect. Unless `patiently`, they are given up."""
         for frame in self._turns.end():
             self._refuse(frame, errors.ShuttingDown("the daemon is ending"))
+        for call in () if patiently else self._calls:
+            call.cancel()
         if self._calls:
             await asyncio.wait(self._calls, timeout=5)
         if self._connection.connected:

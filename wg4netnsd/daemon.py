@@ -102,12 +102,12 @@ async def _serve(
 
     beat.cancel()
     host.close()
-    if await _has_successor(status):
+    if succeeded := await _has_successor(status):
         systemd.notify_stopping("its successor takes over the tunnels")
     else:
         systemd.notify_stopping("closing all tunnels")
         await service.manager.close_all("the daemon is ending")
-    await bus.close()
+    await bus.close(patiently=not succeeded)
     log.info("stopped")
     return status
 

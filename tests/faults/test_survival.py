@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from jeepney import HeaderFields
 
-from support.bus import Client
+from support.bus import TUNNEL, Client
 from support.installed import UNIT, assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UserManager
 from support.namespaces import Namespace, ping
@@ -77,3 +79,18 @@ def test_stop_ends_everything(installed: UserManager, up: Up) -> None:
     assert set(up.inside.links()) == {"lo"}
     installed.systemctl("start", UNIT)
     assert up.client.tunnels() == []
+
+
+def test_who_waits_for_a_state_delays_no_restart(installed: UserManager, up: Up) -> None:
+    never = (["failed"], 60_000_000)
+    with Client(installed.address) as waiting:
+        serial = next(waiting.connection.outgoing_serial)
+        call = waiting.message(up.path, TUNNEL, "WaitForState", "ast", never)
+        waiting.connection.send(call, serial=serial)
+        waiting.tunnels()  # so that one has arrived, too
+        restart(installed)
+        fields: dict[Any, Any] = {}
+        while fields.get(HeaderFields.reply_serial) != serial:
+            fields = waiting.connection.receive(timeout=10).header.fields
+    assert fields[HeaderFields.error_name] == "org.wg4netns1.Error.ShuttingDown"
+    assert up.client.get(up.path, "State") == "up"
