@@ -4,6 +4,7 @@ scripts/test tests/faults/test_soak.py --soak=600 --soak-seed=12345
 """
 
 from collections.abc import Iterator
+from functools import partial
 from random import SystemRandom
 
 import pytest
@@ -13,7 +14,8 @@ from support.installed import UNIT, crash
 from support.journal import Journal
 from support.manager import UserManager
 from support.namespaces import Namespace, ping
-from support.soak import Soak, assert_settles, holdings, memory_kib
+from support.processes import wait_for
+from support.soak import Holdings, Soak, assert_settles, holdings, memory_kib
 from support.stage import Stage
 from support.transfer import Transfer
 
@@ -32,6 +34,10 @@ def soak(unlimited: UserManager, stage: Stage, request: pytest.FixtureRequest) -
     made = Soak(unlimited, stage, PLACES, seed)
     yield made
     made.close()
+
+
+def all_more(manager: UserManager, client: Client, than: Holdings) -> bool:
+    return all(now > then for now, then in zip(holdings(manager, client), than, strict=True))
 
 
 @pytest.mark.timeout(0)  # it takes as long as one likes; each step of it has its time
@@ -53,6 +59,9 @@ def test_soak(
             soak.run(min(WARM_UP, seconds / 4), THREADS, kill_daemon=False)
             crash(unlimited)
             before = holdings(unlimited, client)
+            with Client(unlimited.address) as other:
+                other.create(soak.places[0].inside, stage.conf(0), lifetime="client")
+                wait_for(partial(all_more, unlimited, client, before), "each count tells of it")
             assert_settles(unlimited, client, before)
             soak.run(seconds / 2, THREADS, kill_daemon=True)
             crash(unlimited)

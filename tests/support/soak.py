@@ -234,7 +234,7 @@ class Holdings(NamedTuple):
 
     fds: int
     processes: int
-    stored: str
+    stored: int
     files: int
     rules: int
 
@@ -244,7 +244,7 @@ def holdings(manager: UserManager, client: Client) -> Holdings:
     return Holdings(
         fds=len(open_fds(pid)),
         processes=len(manager.processes(UNIT)),
-        stored=manager.property(UNIT, "NFileDescriptorStore"),
+        stored=int(manager.property(UNIT, "NFileDescriptorStore")),
         files=sum(1 for _ in (manager.runtime / "wg4netnsd").rglob("*")),
         rules=_match_rules(client),
     )
