@@ -182,6 +182,12 @@ class Engine:
     async def _request(self, *texts: bytes) -> bytes:
         return await uapi.request(str(self._socket_path), *texts)
 
+    @property
+    def is_ending(self) -> bool:
+        """Is one of `kept` closed, and its number perhaps another's?"""
+        ends = (self.exited, self._log.ended, self._events.ended)
+        return any(end.is_set() for end in ends)
+
     async def obituary(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
         await self._fall_silent()

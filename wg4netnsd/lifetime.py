@@ -64,3 +64,4 @@ class Lease:
             asyncio.get_running_loop().remove_reader(self._epoll)
             self._epoll.close()
             os.close(self.fd)
+            self.fd = -1

@@ -91,6 +91,8 @@ class Supervised:
         """Have the configured one use the TUN. Raises EngineFailed, Timeout."""
         assert self._engine
         await self._engine.attach(tun_fd)
+        if self._engine.is_ending:
+            raise await self._engine.obituary()
         for kind, fd in zip(ENGINE_KINDS, self._engine.kept, strict=True):
             self._shelf.put(kind, fd)
         self._serves, self._rested = True, None

@@ -349,7 +349,7 @@ class Tunnel:
         self._shelf.put(Kind.TUN, self.link.tun_fd)
         if self.link.netns.fd >= 0:
             self._shelf.put(Kind.NETNS, self.link.netns.fd)
-        if self._lease:
+        if self._lease and self._lease.fd >= 0:  # else it has just ended
             self._shelf.put(Kind.LEASE, self._lease.fd)
         self._serial = 1
         self._record()

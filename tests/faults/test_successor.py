@@ -1,18 +1,21 @@
 """What is asked while there is no daemon: the bus keeps it for the next one, and that answers."""
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from support.bus import Client, DBusError
 from support.configs import Secrets
-from support.crowd import CLOSED, Outcomes, by_clients, interfaces
+from support.crowd import CLOSED, Outcomes, by_clients, engines_of, interfaces
 from support.fds import memfd
 from support.installed import UNIT, main_pid, wait_successor
+from support.journal import Journal
 from support.manager import UserManager
 from support.namespaces import Namespace, ping
 from support.processes import is_alive, wait_for
@@ -204,3 +207,38 @@ def test_a_daemon_that_dies_leaves_no_half_tunnel(
         for number in there:
             crowd.close(number, client)
         assert crowd.complete(client) == set(), str(crowd.outcomes)
+
+
+# ---------------------------------------------------------------- while the store is being filled
+
+
+def lease_ends(_: UserManager, lease: int) -> None:
+    os.close(lease)
+
+
+def engines_die(manager: UserManager, lease: int) -> None:
+    for pid in engines_of([main_pid(manager)]):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os.close(lease)
+
+
+@pytest.mark.parametrize("end", [lease_ends, engines_die], ids=lambda end: end.__name__)
+def test_what_is_stored_may_end_at_any_moment(
+    unlimited: UserManager, namespace: Namespaces, end: Callable[[UserManager, int], None]
+) -> None:
+    inside, outcomes, conf, journal = namespace(), Outcomes(), Secrets().conf(), Journal()
+    with Client(unlimited.address) as client:
+        client.tunnels()
+        for delay_us in range(0, 40_000, 400):
+            theirs, ours = os.pipe()
+            ender = threading.Timer(delay_us / 1e6, end, (unlimited, ours))
+            ender.start()
+            options = {"lifetime": "lease", "lease": ("h", theirs)}
+            outcomes.attempt("create", partial(client.create, inside, conf, **options))
+            os.close(theirs)
+            ender.join()
+            wait_for(lambda: client.tunnels() == [], "undone")
+            assert interfaces(inside.pid) == set()
+    assert "ok" in outcomes.of("create") <= {"ok", "NoSuchTunnel", "EngineFailed"}, str(outcomes)
+    assert not [line for line in journal.messages(f"--user-unit={UNIT}") if "a defect" in line]

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from support.bus import Client
+from support.bus import Client, DBusError
 from support.crowd import CLOSED, Outcomes, at_once, interfaces
 from support.fds import memfd
 from support.installed import UNIT, main_pid, wait_successor
@@ -161,12 +161,13 @@ class Soak:
     # ------------------------------------------------------------ what else happens
 
     def _kill_engine(self, client: Client, place: Place, random: Random) -> None:
-        engines = sorted(self.manager.processes(UNIT) - {main_pid(self.manager)})
-        engines = [pid for pid in engines if _comm(pid) == "wireguard-go"]
-        if engines:
-            self._count("kill engine")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(random.choice(engines), signal.SIGKILL)
+        """Anyone's but that of `kept`, which is to stay up."""
+        with contextlib.suppress(DBusError, ProcessLookupError):  # no daemon; it has ended
+            kept = client.get(tunnel_path("kept"), "EnginePID")
+            engines = {p for p in self.manager.processes(UNIT) if _comm(p) == "wireguard-go"}
+            if others := sorted(engines - {kept}):
+                os.kill(random.choice(others), signal.SIGKILL)
+                self._count("kill engine")
 
     def _kill_daemon(self, _client: Client, _place: Place, _: Random) -> None:
         if self._killing.acquire(blocking=False):
