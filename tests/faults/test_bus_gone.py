@@ -82,6 +82,7 @@ def test_without_systemd_the_daemon_ends_with_its_bus(
     engines = daemon.engines()
     os.kill(daemon.client.bus("GetConnectionUnixProcessID", "s", "org.freedesktop.DBus"), how)
     assert daemon.process.wait(10) == 69
+    daemon.client.close()
     assert "the bus has closed the connection" in daemon.log
     assert "Traceback" not in daemon.log
     wait_for(lambda: not any(map(is_alive, engines)), "the engines have ended")
