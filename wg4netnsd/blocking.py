@@ -77,4 +77,7 @@ async def call(
 
 def close(fd: int) -> None:
     """Close an fd of unknown kind, or one whose end takes the kernel long. Returns at once."""
-    threading.Thread(target=os.close, args=(fd,), daemon=True, name="close").start()
+    try:
+        threading.Thread(target=os.close, args=(fd,), daemon=True, name="close").start()
+    except RuntimeError:  # no thread can be started: to wait is better than to keep it
+        os.close(fd)

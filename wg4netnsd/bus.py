@@ -66,8 +66,10 @@ class Call:
     def take_fd(self, index: int) -> int:
         """The fd that an `h` of the body stands for; its owner is who takes it.
 
-        Raises InvalidArgs.
+        Raises InvalidArgs, LimitExceeded.
         """
+        if len(self.fds) <= index and _lacks_fds():  # dropped: recvmsg(2), MSG_CTRUNC
+            raise errors.LimitExceeded("no file descriptor left (RLIMIT_NOFILE)")
         if not 0 <= index < len(self.fds) or self.fds[index] < 0:
             raise errors.InvalidArgs(f"file descriptor {index} did not come with the message")
         fd, self.fds[index] = self.fds[index], -1
@@ -309,6 +311,14 @@ class Bus:
         finally:
             for fd in reply.fds:
                 os.close(fd)
+
+
+def _lacks_fds() -> bool:
+    try:
+        os.close(os.dup(0))
+    except OSError:
+        return True
+    return False
 
 
 async def listen(address: str, rule: str, heard: Callable[[list[Any]], object]) -> NoReturn:

@@ -273,7 +273,10 @@ async def _converse(
 ) -> AsyncIterator[Provisioning]:
     """Left by an exception, it returns when the agent's child has ended."""
     with ExitStack() as stack:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise errors.LimitExceeded(f"a socket for the agent: {error.strerror}") from None
         provisioning = Provisioning(ours)
         stack.callback(provisioning.close)
         ours.setblocking(False)
