@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from wg4netnsd import errors, netns, tun
+from wg4netnsd import blocking, errors, netns, tun
 from wg4netnsd.agent import Agent, Change, Settings
 from wg4netnsd.journal import TunnelLog
 from wg4netnsd.linkwatch import Gone, LinkStatus, LinkWatch, Watched
@@ -109,9 +108,8 @@ class Link:
             self._watch.close()
         if self.tun_fd >= 0:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
-            # Not by blocking.call(): what callers keep waiting must not keep an interface alive.
-            await asyncio.to_thread(os.close, self.tun_fd)
-            self.tun_fd = -1
+            fd, self.tun_fd = self.tun_fd, -1
+            await blocking.close_and_wait(fd)
         self.netns.close()
 
     # ------------------------------------------------------------ what its owner does

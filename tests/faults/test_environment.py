@@ -81,29 +81,16 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-WRONG = {
-    "no_new_processes": "blocking.close() needs a thread",
-    "2_fds_left": "netns._converse() makes its socket pair where an OSError is a defect",
-    "0_fds_left": "a call whose fds the kernel has dropped is told so by InvalidArgs",
-}
-
 FAULTS = pytest.mark.parametrize(
     ("fault", "errors"),
     [
-        pytest.param(
-            fault,
-            errors,
-            id=fault.__name__.replace("_", "-"),
-            marks=[pytest.mark.xfail(strict=True, reason=WRONG[name])]
-            if (name := fault.__name__) in WRONG
-            else [],
-        )
+        pytest.param(fault, errors, id=fault.__name__.replace("_", "-"))
         for fault, errors in [
             (runtime_directory_read_only, {"EngineFailed": "Permission denied"}),
             (runtime_directory_removed, {}),
             (no_new_processes, {"LimitExceeded": ""}),
             (no_new_children_of_the_agent, {"LimitExceeded": "fork"}),
-            *((fds_left(number), {"LimitExceeded": ""}) for number in (0, 2, 5, 8, 11, 14, 20)),
+            *((fds_left(number), {"LimitExceeded": ""}) for number in (0, 1, 2, 5, 8, 11, 14, 20)),
         ]
     ],
 )

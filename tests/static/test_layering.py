@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spec": {"agent", "config", "lifetime"},
     "fdstore": {"paths", "process", "systemd"},
     "record": {"config", "errors", "events", "fdstore", "lifetime", "spec", "wgquick"},
-    "link": {"agent", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
+    "link": {"agent", "blocking", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
     "supervised": {
         "config", "engine", "errors", "events", "fdstore", "journal", "peer", "peers", "process",
         "record", "resolve", "spec", "tasks", "uapi",
