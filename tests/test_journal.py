@@ -217,6 +217,22 @@ def test_a_tunnel_s_life_is_one_entry_a_transition(
     assert logged.messages(NETNS=inside.id[1]) == [each["MESSAGE"] for each in entries]
 
 
+def test_a_peer_s_transition_is_one_entry(
+    service: UserManager, namespace: Callable[..., Namespace], stage: Stage, logged: Journal
+) -> None:
+    inside = namespace()
+    with Client(service.address) as client:
+        path = client.create(inside, stage.conf(), name="a.tunnel", wait="handshake")
+        client.close_tunnel(path)
+    key = stage.far.public_key
+    messages = [
+        f"tunnel a.tunnel: peer {key[:8]}…: {change}"
+        for change in ("idle → handshaking", "handshaking → active", "active → stale")
+    ]
+    assert logged.messages(f"--user-unit={UNIT}", PEER=key) == messages
+    assert logged.messages(PEER=key, TUNNEL="a.tunnel", NETNS=inside.id[1]) == messages
+
+
 def test_the_service_logs_nothing_else_and_no_secret(
     service: UserManager, namespace: Callable[..., Namespace], stage: Stage, logged: Journal
 ) -> None:

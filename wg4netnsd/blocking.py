@@ -120,6 +120,25 @@ def close(fd: int) -> None:
         _close_all()
 
 
+async def close_and_wait(fd: int) -> None:
+    """Close it and return when that is done, without a limit: what callers keep waiting must not
+    keep this one open."""
+    loop = asyncio.get_running_loop()
+    closed = asyncio.Event()
+
+    def run() -> None:
+        os.close(fd)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is all else
+            loop.call_soon_threadsafe(closed.set)
+
+    try:
+        threading.Thread(target=run, daemon=True, name="close").start()
+    except RuntimeError:  # a limit of the kernel's or of a cgroup
+        os.close(fd)
+    else:
+        await closed.wait()
+
+
 def _close_all() -> None:
     global _closers
     while True:

@@ -323,7 +323,8 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
 
 def _listen(path: Path) -> socket.socket:
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        for directory in (path.parent.parent, path.parent):  # somebody may have removed ours
+            directory.mkdir(mode=0o700, exist_ok=True)
         path.unlink(missing_ok=True)  # of an engine that ended while there was no daemon
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))

@@ -65,13 +65,18 @@ class Shelf:
 
     def __init__(self, tunnel: str) -> None:
         self._tunnel = tunnel
+        self._about = {"TUNNEL": tunnel}
         self._stored: set[Kind] = set()
 
     def put(self, kind: Kind, fd: int) -> None:
         """Store it, in place of what was stored as that."""
         self.remove(kind)
-        self._stored.add(kind)
-        systemd.store_fd(self._name(kind), fd)
+        try:
+            systemd.store_fd(self._name(kind), fd)
+        except OSError as error:  # too many descriptors on their way, or there is no systemd
+            log.warning("systemd takes no %s: %s", kind, error.strerror, extra=self._about)
+        else:
+            self._stored.add(kind)
 
     def put_record(self, content: bytes) -> None:
         """Store it, and only then let go of the one before."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any
 
 from wg4netnsd.errors import NoSuchTunnel
 from wg4netnsd.journal import STATE_CHANGED, TunnelLog
@@ -38,6 +39,7 @@ class Lifecycle:
         self._name = name
         self._log = log
         self._changed = changed
+        self._running: set[asyncio.Task[None]] = set()
         self._waiters: dict[asyncio.Future[State], frozenset[State]] = {}
 
     def enter(self, new: State, reason: str) -> None:
@@ -48,11 +50,31 @@ class Lifecycle:
                 waiter.set_result(new)
             elif not waiter.done() and new is State.CLOSED:
                 waiter.set_exception(self.closed_error())
+        for task in self._running if new is State.STOPPING else ():
+            task.cancel()
         level = logging.WARNING if new is State.FAILED else logging.INFO
         what = {"MESSAGE_ID": STATE_CHANGED}
         self._log.log(level, "%s → %s: %s", old, new, reason, extra=what)
         if new is not old:  # else one more try at restarting: no edge
             self._changed(new, old, reason)
+
+    async def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run what has to end before the tunnel does: it is cancelled when that stops.
+
+        Raises NoSuchTunnel then.
+        """
+        if self.close_reason:
+            coroutine.close()
+            raise self.closed_error()
+        task = asyncio.create_task(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if task.cancelled() and self.close_reason:
+                raise self.closed_error() from None
+            raise
 
     async def wait_for(self, wanted: Collection[State]) -> State:
         """Return the first state that is one of `wanted`. Raises NoSuchTunnel if it was closed."""

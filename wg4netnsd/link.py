@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from wg4netnsd import errors, netns, tun
-from wg4netnsd.agent import Agent
+from wg4netnsd import blocking, errors, netns, tun
+from wg4netnsd.agent import Agent, Change, Settings
 from wg4netnsd.journal import TunnelLog
 from wg4netnsd.linkwatch import Gone, LinkStatus, LinkWatch, Watched
 from wg4netnsd.netns import Netns
@@ -88,6 +87,19 @@ class Link:
         else:
             raise errors.TunFailed("the interface is gone")
 
+    async def change(self, old: Settings, new: Settings) -> None:
+        """Have it go over to other settings, or raise TunFailed and have it keep the old ones."""
+        with self.entrance() as entrance:
+            name = tun.name(self.tun_fd)  # its owner may have renamed it just now
+            await netns.change(self._agent, entrance, Change(name, old, new))
+
+    async def change_back(self, new: Settings, old: Settings) -> None:
+        """The same, as far as that can be, after something else has failed."""
+        try:
+            await self.change(new, old)
+        except errors.Error as error:
+            self._log.error("the interface is half changed: %s", error)
+
     async def close(self) -> None:
         """Destroy the interface, unless somebody else has the TUN too; return when that is done."""
         if self._watching:
@@ -96,9 +108,8 @@ class Link:
             self._watch.close()
         if self.tun_fd >= 0:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
-            # Not by blocking.call(): what callers keep waiting must not keep an interface alive.
-            await asyncio.to_thread(os.close, self.tun_fd)
-            self.tun_fd = -1
+            fd, self.tun_fd = self.tun_fd, -1
+            await blocking.close_and_wait(fd)
         self.netns.close()
 
     # ------------------------------------------------------------ what its owner does

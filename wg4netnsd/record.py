@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wg4netnsd import wgquick
+from wg4netnsd.config import Config
 from wg4netnsd.errors import Error, Failed, named
 from wg4netnsd.events import PROTOCOL, Timers
 from wg4netnsd.fdstore import Legacy
@@ -32,6 +34,15 @@ KnownError = Annotated[tuple[str, str], AfterValidator(_known)]
 """Its short name and its text."""
 
 
+class Change(BaseModel):
+    """Another configuration that a tunnel was on its way to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    mtu_option: int | None
+    config: str = Field(repr=False)
+
+
 class Record(BaseModel):
     """Holds private keys, so it is for a sealed memfd alone. `repr()` shows none."""
 
@@ -47,6 +58,7 @@ class Record(BaseModel):
     mtu_option: int | None
     handshake: bool
     config: str = Field(repr=False)  # wg-quick's format
+    change: Change | None  # begun, and nobody knows how far it got
     netns: tuple[int, int]  # device and inode
     created_usec: int
     listen_port: int
@@ -55,7 +67,7 @@ class Record(BaseModel):
     timers: Timers
 
     @classmethod
-    def of(cls, spec: Spec, **state: object) -> Self:
+    def of(cls, spec: Spec, changing_to: Spec | None, **state: object) -> Self:
         return cls.model_validate(
             {
                 "name": spec.name,
@@ -65,6 +77,10 @@ class Record(BaseModel):
                 "mtu_option": spec.mtu_option,
                 "handshake": spec.handshake,
                 "config": wgquick.render(spec.config),
+                "change": changing_to
+                and Change(
+                    mtu_option=changing_to.mtu_option, config=wgquick.render(changing_to.config)
+                ),
                 **state,
             }
         )
@@ -75,13 +91,24 @@ class Record(BaseModel):
             interface=self.interface,
             lifetime=self.lifetime,
             client=self.client,
-            config=wgquick.parse(self.config.encode(), max_size=wgquick.MAX_RENDERED),
+            config=_parse(self.config),
             mtu_option=self.mtu_option,
             handshake=self.handshake,
         )
 
+    def changing_to(self) -> Spec | None:
+        """What the change that was begun would have made of it."""
+        if not self.change:
+            return None
+        config = _parse(self.change.config)
+        return replace(self.spec(), config=config, mtu_option=self.change.mtu_option)
+
     def encode(self) -> bytes:
         return self.model_dump_json().encode()
+
+
+def _parse(text: str) -> Config:
+    return wgquick.parse(text.encode(), max_size=wgquick.MAX_RENDERED)
 
 
 class Left(NamedTuple):
@@ -98,6 +125,7 @@ def newest(contents: Iterable[bytes]) -> Record:
         try:
             record = Record.model_validate_json(content)
             record.spec()
+            record.changing_to()
             readable.append(record)
         except ValidationError as error:
             first = error.errors(include_input=False, include_context=False, include_url=False)[0]

@@ -15,12 +15,13 @@ from typing import Final
 from wg4netnsd import errors, uapi
 from wg4netnsd.config import Config
 from wg4netnsd.engine import DEATH_TIME, Engine, Kept, Spare
-from wg4netnsd.events import PROTOCOL, Timers
-from wg4netnsd.fdstore import ENGINE_KINDS, Kind, Legacy, Shelf
+from wg4netnsd.events import PROTOCOL
+from wg4netnsd.fdstore import ENGINE_KINDS, Kind, Shelf
 from wg4netnsd.journal import TunnelLog
 from wg4netnsd.peer import Listener
 from wg4netnsd.peers import Peers, Settings
 from wg4netnsd.process import Process, Vitals
+from wg4netnsd.record import Left
 from wg4netnsd.resolve import Found
 from wg4netnsd.spec import Spec
 from wg4netnsd.tasks import first_of
@@ -96,12 +97,13 @@ class Supervised:
             self._shelf.put(kind, fd)
         self._serves, self._rested = True, None
 
-    async def adopt(self, legacy: Legacy, spec: Spec, timers: Timers, protocol: int) -> None:
+    async def adopt(self, left: Left, spec: Spec) -> None:
         """Take over the one that a daemon before us has left, as it runs.
 
         Raises EngineFailed or Timeout where that can't be; `stop()` ends what there is of it.
         """
-        self.peers.take(timers)
+        record, legacy = left
+        self.peers.take(record.timers)
         fds = legacy.take(*ENGINE_KINDS)
         if fds is None:
             self.peers.configure(spec.config.peers, {})
@@ -110,8 +112,10 @@ class Supervised:
             raise errors.EngineFailed("wireguard-go ended while there was no daemon")
         self._engine = Engine.adopt(Kept(*fds), self._socket_path)
         try:
-            if protocol != PROTOCOL:
+            if record.protocol != PROTOCOL:
                 raise errors.EngineFailed("wireguard-go is of another version of wg4netnsd")
+            if record.change:
+                raise errors.EngineFailed("wireguard-go was being changed when the daemon ended")
             status = await self._engine.status()
             refuse_own_key(spec.config, status.public_key)
         except errors.Error:

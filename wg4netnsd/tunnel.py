@@ -12,13 +12,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wg4netnsd import errors, journal, netns, uapi
-from wg4netnsd.agent import Agent, Change, Request
+from wg4netnsd.agent import Agent, Request
 from wg4netnsd.backoff import Backoff
 from wg4netnsd.config import Config
 from wg4netnsd.engine import Spare
@@ -98,7 +98,7 @@ class Tunnel:
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
         self._in_order = asyncio.Lock()  # reconfigurations, which look names up before their turn
-        self._changes: set[asyncio.Task[None]] = set()
+        self._changing_to: Spec | None = None
         if lease:
             lease.watch(lambda: self.close("its lease ended"))
             self._at_end.callback(lease.close)
@@ -157,18 +157,9 @@ class Tunnel:
     async def reconfigure(self, config: Config, mtu_option: int | None) -> None:
         """Go over to another configuration, with an engine to come if there is none; or raise why
         the old one stays."""
-        if self.lifecycle.close_reason:
-            raise self.lifecycle.closed_error()
         spec = replace(self.spec, config=config, mtu_option=mtu_option or self._creators_mtu)
-        change = asyncio.create_task(self._change(spec))
-        self._changes.add(change)
-        change.add_done_callback(self._changes.discard)
         try:
-            await change
-        except asyncio.CancelledError:
-            if change.cancelled() and self.lifecycle.close_reason:
-                raise self.lifecycle.closed_error() from None
-            raise
+            await self.lifecycle.run(self._change(spec))
         except errors.Error:
             # The old configuration is in force again when the engine's successor has it.
             if self.engine.half_changed and self.state is not State.FAILED:
@@ -247,8 +238,10 @@ class Tunnel:
                 raise _InterfaceGone
             try:
                 async with self.engine.lock:
-                    await self.engine.adopt(legacy, self.spec, record.timers, record.protocol)
+                    await self.engine.adopt(left, self.spec)
             except _ENGINE_FAILS as why:
+                if begun := record.changing_to():
+                    await self.link.change_back(begun.settings, self.spec.settings)
                 await self._bring_back(why)
             else:
                 self.lifecycle.enter(State.UP, "taken over from the daemon before")
@@ -277,6 +270,7 @@ class Tunnel:
             except _ENGINE_FAILS as error:
                 why = error
                 continue
+            self._changing_to = None
             self._set(restart_count=self.restart_count + 1)
             self.engine.replaced()  # who asked meanwhile has been served
             self.lifecycle.enter(State.UP, "the engine is back")
@@ -301,8 +295,6 @@ class Tunnel:
         self.lifecycle.close_reason = self.lifecycle.close_reason or await self.link.why_gone()
         self.lifecycle.enter(State.STOPPING, self.lifecycle.close_reason)
         self._shelf.remove(Kind.RECORD, Kind.NEXT_RECORD)  # or the next daemon would go on with it
-        for change in self._changes:
-            change.cancel()
         self.peers.close()
         try:
             await self.engine.end()  # a cancelled change lets go of it when the agent's child has
@@ -326,23 +318,29 @@ class Tunnel:
             # Which only an engine can tell of another private key.
             public_key = self.engine.public_key if key_stays else ""
             refuse_own_key(new.config, public_key)
-            entrance = turn.enter_context(self.link.entrance())
-            there = Change(self.link.name, old.settings, new.settings)
-            await netns.change(self._means.agent, entrance, there)
+            turn.enter_context(self._begun(new))
+            await self.link.change(old.settings, new.settings)
             try:
                 await self.engine.change(old, new, found, public_key)
             except BaseException:
-                back = Change(self.link.name, new.settings, old.settings)
-                try:
-                    await netns.change(self._means.agent, entrance, back)
-                except errors.Error as second:
-                    self._log.error("the interface is half changed: %s", second)
+                await self.link.change_back(new.settings, old.settings)
                 raise
             self.spec = new
             self.peers.configure(new.config.peers, found)
-            self._record()
         if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:
             self._observer.properties_changed(self, changed)
+
+    @contextlib.contextmanager
+    def _begun(self, new: Spec) -> Iterator[None]:
+        """Whoever takes over in this block, or while the engine is half changed, knows of it."""
+        self._changing_to = new
+        self._record()
+        try:
+            yield
+        finally:
+            if not self.engine.half_changed:
+                self._changing_to = None
+            self._record()
 
     # ------------------------------------------------------------ for the next daemon
 
@@ -361,6 +359,7 @@ class Tunnel:
             return  # what isn't complete is not to be taken over
         record = Record.of(
             self.spec,
+            self._changing_to,
             serial=self._serial,
             netns=self.netns_id,
             created_usec=self.created_usec,

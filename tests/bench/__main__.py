@@ -1,6 +1,7 @@
 """`scripts/bench WHAT`: runs one benchmark on the stage, as an ordinary user."""
 
 import argparse
+import sys
 
 from bench import create, signals, survive, throughput
 
@@ -33,6 +34,7 @@ def main() -> None:
     command.set_defaults(run=throughput.run)
 
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # a log, too, is to show how far it got
     arguments.run(arguments)
 
 

@@ -26,7 +26,6 @@ PublicKey = {keys().public}
 AllowedIPs = 0.0.0.0/0, ::/0
 Endpoint = 127.0.0.1:51820
 """
-PERSISTENT = {"lifetime": ("s", "persistent")}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,23 +33,26 @@ def run(arguments: argparse.Namespace) -> None:
         bus = Bus(Path(directory))
         daemon = Daemon(bus, Path(directory))
         with Client(bus.address) as client:
-            ours: list[float] = []
+            ours: dict[str, list[float]] = {"persistent": [], "namespace": []}
             theirs: list[float] = []
             for _ in range(arguments.rounds):
-                ours.append(_create(daemon, client))
+                for lifetime, times in ours.items():
+                    times.append(_create(daemon, client, lifetime))
                 theirs.append(_slirp4netns())
         daemon.stop()
         bus.close()
-    print(table("ms", {"wg4netnsd, CreateTunnel": ours, "slirp4netns, ready": theirs}))
+    rows = {f"wg4netnsd, CreateTunnel, {lifetime}": times for lifetime, times in ours.items()}
+    print(table("ms", rows | {"slirp4netns, ready": theirs}))
 
 
-def _create(daemon: Daemon, client: Client) -> float:
+def _create(daemon: Daemon, client: Client, lifetime: str) -> float:
     wait_for(lambda: daemon.footprint() == daemon.idle, "the daemon is idle")
     with Namespace() as namespace:
         netns, config = namespace.open(), os.memfd_create("config")
         os.write(config, CONF.encode())
+        options = {"lifetime": ("s", lifetime)}
         start = time.perf_counter()
-        path = client.manager("CreateTunnel", "hha{sv}", netns, config, PERSISTENT)
+        path = client.manager("CreateTunnel", "hha{sv}", netns, config, options)
         took = time.perf_counter() - start
         os.close(netns)
         os.close(config)

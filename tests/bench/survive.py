@@ -43,9 +43,6 @@ MOST_STALL = 1.0
 """Seconds that a stream may stall when its engine is killed."""
 REKEY_TIME = 119.0
 """Seconds: a session's own successor comes after 120, REKEY_AFTER_TIME of WireGuard."""
-RETRY_TIME = (5.0, 5.4)
-"""Seconds: upstream sets its timer for a retry, REKEY_TIMEOUT and some jitter, when it has sent an
-initiation. One that was answered before that is sent again nevertheless, and costs nothing."""
 MOST_BY_CHANCE = 6
 """Of two alike runs, one has 7 or more gaps beyond all of the other's once in 2**7 times."""
 STEADY = ("State", "EnginePID", "RestartCount", "ListenPort", "Interface", "CreatedUSec")
@@ -363,8 +360,7 @@ def _handshakes_caused(tunnels: Sequence[Tunnel], seen: Seen, start: float, end:
         ]
         for before, at in itertools.pairwise(times):
             age = at - before
-            is_due = age >= REKEY_TIME or RETRY_TIME[0] <= age < RETRY_TIME[1]
-            if start <= at < end and not is_due:
+            if start <= at < end and age < REKEY_TIME:
                 caused += 1
                 print(f"{tunnel.path}: {at - start:.3f} s after the first end, a handshake begins")
                 print(f"{age:.3f} s after the one before")

@@ -98,11 +98,6 @@ def aborted(up: Up) -> None:
     os.kill(up.engine, signal.SIGABRT)
 
 
-def hangs(up: Up) -> None:
-    """Nobody is told of that: it is asked every 5 s, and has 10 s to answer."""
-    os.kill(up.engine, signal.SIGSTOP)
-
-
 def grows(up: Up) -> None:
     """By thousands of peers, each of which costs it some 10 kB."""
     with socket.socket(socket.AF_UNIX) as uapi:
@@ -121,7 +116,6 @@ def grows(up: Up) -> None:
             (told_to_end, 2, "EngineFailed: wireguard-go ended with status 0"),
             (segmentation_fault, 2, "EngineFailed: wireguard-go ended with status 2: SIGSEGV: "),
             (aborted, 2, "EngineFailed: wireguard-go ended with status 2: SIGABRT: "),
-            (hangs, 17, "Timeout: the engine gave no answer within 10 s"),
             (grows, 7, "EngineFailed: wireguard-go uses "),
         ]
     ],
@@ -153,9 +147,11 @@ def test_the_engine_is_replaced(
 def test_calls_meet_an_engine_that_hangs(
     frugal: Daemon, namespace: Callable[..., Namespace], stage: Stage
 ) -> None:
-    """Those that need its answer fail in time; those that end it do so at once."""
-    paths = [frugal.client.create(namespace(), stage.conf(n), name=f"t{n}") for n in range(4)]
-    asked, changed, restarted, closed = paths
+    """Those that need its answer fail in time; those that end it do so at once. One that nobody
+    calls is found by the daemon, which looks every 5 s and waits 10 s for an answer."""
+    spaces = [namespace() for _ in range(5)]
+    paths = [frugal.client.create(each, stage.conf(n)) for n, each in enumerate(spaces)]
+    left_alone, changed, restarted, closed, asked = paths
     for path in paths:
         os.kill(frugal.client.get(path, "EnginePID"), signal.SIGSTOP)
     answers: dict[str, str] = {}
@@ -188,9 +184,13 @@ def test_calls_meet_an_engine_that_hangs(
     assert answers["Restart"] == answers["Close"] == ""
     assert answers["GetPeers"] == "Timeout"
     assert answers["ReconfigureFromPath"] in ("Timeout", "EngineFailed")
-    for path in (asked, changed, restarted):
-        frugal.client.tunnel(path, "WaitForState", "ast", ["up"], 20_000_000)
-        wait_for(lambda path=path: frugal.client.get(path, "RestartCount") == 1, "it is replaced")
+    for path in (left_alone, changed, restarted, asked):
+        wait_for(lambda path=path: frugal.client.get(path, "RestartCount") == 1, "a new one", 20)
+        assert frugal.client.get(path, "State") == "up"
+    _, message = frugal.client.get(left_alone, "LastError")
+    assert message == "Timeout: the engine gave no answer within 10 s"
+    ping(spaces[0], stage.far.ipv4)
+    for path in (left_alone, changed, restarted, asked):
         frugal.client.close_tunnel(path)
 
 

@@ -46,11 +46,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observer": {"errors", "journal", "lifecycle", "pace", "peer", "session"},
     "spec": {"agent", "config", "lifetime"},
     "fdstore": {"paths", "process", "systemd"},
-    "record": {"errors", "events", "fdstore", "lifetime", "spec", "wgquick"},
-    "link": {"agent", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
+    "record": {"config", "errors", "events", "fdstore", "lifetime", "spec", "wgquick"},
+    "link": {"agent", "blocking", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
     "supervised": {
         "config", "engine", "errors", "events", "fdstore", "journal", "peer", "peers", "process",
-        "resolve", "spec", "tasks", "uapi",
+        "record", "resolve", "spec", "tasks", "uapi",
     },
     "tunnel": {
         "agent", "backoff", "config", "engine", "errors", "fdstore", "journal", "lifecycle",
