@@ -3,8 +3,15 @@
 import inspect
 import itertools
 import re
+import sys
+import types
 
 import pytest
+
+try:
+    import systemd.daemon  # noqa: F401
+except ModuleNotFoundError:  # it takes a compiler, and nothing here calls it
+    sys.modules["systemd"] = sys.modules["systemd.daemon"] = types.ModuleType("systemd")
 
 from wg4netnsd import contract, errors, names
 from wg4netnsd.objects import Interface, snake_case
