@@ -61,8 +61,9 @@ class Agent(NamedTuple):
     control: socket.socket
 
     def end(self) -> None:
-        """Close the socket, which ends the agent, and wait for that."""
+        """End it; the children that are at work go on, and the one that waits sees our end close."""
         self.control.close()
+        os.kill(self.pid, signal.SIGKILL)  # it has nothing to save, and may be stopped
         os.waitpid(self.pid, 0)
 
 
