@@ -23,7 +23,6 @@ SESSION_KEYRING = probe.session_keyring()
 SETTINGS = {
     "Type": "notify",
     "NotifyAccess": "main",
-    "BusName": NAME,
     "Restart": "on-failure",
     "RestartUSec": "200ms",
     "WatchdogUSec": "30s",
