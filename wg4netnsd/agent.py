@@ -61,9 +61,9 @@ class Agent(NamedTuple):
     control: socket.socket
 
     def end(self) -> None:
-        """End it; the children that are at work go on, and the one that waits sees our end close."""
+        """Close the socket, which ends the agent, and wait for that."""
         self.control.close()
-        os.kill(self.pid, signal.SIGKILL)  # it has nothing to save, and may be stopped
+        os.kill(self.pid, signal.SIGCONT)  # somebody may have stopped it
         os.waitpid(self.pid, 0)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support import probe
-from support.bus import NAME, Client
+from support.bus import Client
 from support.manager import SHIPPED, UNIT, UserManager, changed, program
 from support.namespaces import Namespace
 from support.stage import Stage
