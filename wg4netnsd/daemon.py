@@ -37,6 +37,10 @@ CHECK_TIME: Final = 5.0
 """Seconds from one look at the engines to the next."""
 
 
+BUS_TIME: Final = 5.0
+"""Seconds that systemd gets to start the bus anew."""
+
+
 class StartupError(Exception):
     """Why the daemon can't start, for people."""
 
@@ -76,6 +80,7 @@ async def _serve(
     from wg4netnsd import engine, restore
     from wg4netnsd.bus import BusGone, NameTaken
     from wg4netnsd.service import Service
+    from wg4netnsd.services import wait_for_bus
 
     stop = _stop_on_signals()
     await restore.end_strays(legacies)
@@ -102,6 +107,10 @@ async def _serve(
 
     beat.cancel()
     host.close()
+    if status == EXIT_NO_BUS and systemd.is_supervising():
+        # A systemd that sees us end before the bus's own process connects to that, which is no
+        # more, and does nothing else for 90 s (252: manager_recheck_dbus(), then sd_bus_flush()).
+        await wait_for_bus(BUS_TIME)
     if succeeded := await _has_successor(status):
         systemd.notify_stopping("its successor takes over the tunnels")
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
@@ -19,7 +20,9 @@ from wg4netnsd.connection import (
     system_address,
 )
 
-__all__ = ["BusGone", "bus_call", "get_property", "listen", "system_address"]
+__all__ = ["BusGone", "bus_call", "get_property", "listen", "system_address", "wait_for_bus"]
+
+log = logging.getLogger(__name__)
 
 DBUS: Final = "org.freedesktop.DBus"
 DBUS_PATH: Final = "/org/freedesktop/DBus"
@@ -29,6 +32,16 @@ ANSWER_TIME: Final = 2.0  # seconds
 
 class BusGone(Exception):
     """There is no bus, it is gone, our name on it is, or it has no answer."""
+
+
+async def wait_for_bus(seconds: float) -> None:
+    """Return when there is a session bus that answers, or none at all, or after `seconds`."""
+    try:
+        with contextlib.closing(Connection(session_address(), patient=False)) as connection:
+            async with asyncio.timeout(seconds):
+                await connection.connect()
+    except NOT_CONNECTED as error:
+        log.info("there is no session bus: %s", error)
 
 
 async def get_property(service: str, path: str, interface: str, name: str) -> Any:

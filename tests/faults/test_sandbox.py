@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support import probe
-from support.bus import Client
+from support.bus import NAME, Client
 from support.manager import SHIPPED, UNIT, UserManager, changed, program
 from support.namespaces import Namespace
 from support.stage import Stage
@@ -23,6 +23,7 @@ SESSION_KEYRING = probe.session_keyring()
 SETTINGS = {
     "Type": "notify",
     "NotifyAccess": "main",
+    "BusName": NAME,
     "Restart": "on-failure",
     "RestartUSec": "200ms",
     "WatchdogUSec": "30s",
