@@ -124,6 +124,7 @@ ELSEWHERE = {
     *("Description", "Documentation", "Requires", "After", "ExecStart", "WantedBy"),
     *("NoNewPrivileges", "LimitCORE"),  # below
     *("RuntimeDirectory", "RuntimeDirectoryPreserve"),  # in test_unit.py
+    "RestartPreventExitStatus",  # in test_bus_gone.py
 }
 
 
