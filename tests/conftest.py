@@ -1,7 +1,6 @@
 """The fixtures. `scripts/test` builds the stage they stand on: tests/stage/world draws it."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,9 +11,9 @@ import pytest
 from support import stage as stages
 from support.bus import Bus, Client
 from support.daemon import Daemon
-from support.installed import HOME, UNIT, assert_nothing_left, ctl, files
+from support.installed import UNIT, assert_nothing_left, ctl, files
 from support.leaks import SESSION
-from support.manager import UserManager
+from support.manager import UNLIMITED, UserManager, drop_in
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Control, Stage
@@ -147,10 +146,5 @@ def installed(user_manager: UserManager) -> Iterator[UserManager]:
 @pytest.fixture
 def unlimited(installed: UserManager) -> Iterator[UserManager]:
     """Started again however often it is killed."""
-    drop_in = HOME / f".config/systemd/user/{UNIT}.d/often.conf"
-    drop_in.parent.mkdir(parents=True)
-    drop_in.write_text("[Unit]\nStartLimitIntervalSec=0\n")
-    installed.systemctl("daemon-reload")
-    yield installed
-    shutil.rmtree(drop_in.parent)
-    installed.systemctl("daemon-reload")
+    with drop_in(installed, *UNLIMITED):
+        yield installed

@@ -31,9 +31,9 @@ from support import stage as stages
 from support.blocks import MARKER
 from support.bus import Client
 from support.capture import INITIATION, Capture, Seen
-from support.installed import HOME, UNIT, ctl, main_pid, wait_successor
+from support.installed import UNIT, ctl, main_pid, wait_successor
 from support.journal import Journal
-from support.manager import UserManager
+from support.manager import UNLIMITED, UserManager, drop_in
 from support.namespaces import Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
@@ -157,17 +157,13 @@ def _installed(directory: Path) -> Iterator[UserManager]:
     journal = Journal()
     manager = UserManager(directory)
     ctl("setup")
-    drop_in = HOME / f".config/systemd/user/{UNIT}.d/bench.conf"
-    drop_in.parent.mkdir(parents=True)
-    drop_in.write_text("[Unit]\nStartLimitIntervalSec=0\n")
-    manager.systemctl("daemon-reload")
     try:
-        yield manager
+        with drop_in(manager, *UNLIMITED):
+            yield manager
     except BaseException:
         print(*journal.messages(f"--user-unit={UNIT}"), sep="\n")
         raise
     finally:
-        manager.systemctl("stop", UNIT)
         manager.stop()
 
 

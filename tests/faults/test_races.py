@@ -52,7 +52,9 @@ def one_engine_at_most(daemon: Daemon, *spaces: Namespace) -> Iterator[None]:
 
     with sampled(look) as seen:
         yield
-    assert tuple(map(max, zip(*seen, strict=True))) == (2, 1)
+    most_engines, most_interfaces = map(max, zip(*seen, strict=True))
+    assert 1 <= most_engines <= 2
+    assert most_interfaces == 1
 
 
 def assert_nothing_is_left(client: Client, *spaces: Namespace) -> None:
@@ -99,7 +101,8 @@ def test_one_of_many_wins(
     with one_engine_at_most(daemon, *spaces):
         by_clients(bus.address, map(contender, range(CLIENTS)))
         daemon.close_tunnels()
-    assert {"ok", "AlreadyExists"} <= outcomes.of("create"), str(outcomes)
+    assert "AlreadyExists" in outcomes.of("create"), str(outcomes)
+    assert outcomes.of("create") & {"ok", "NoSuchTunnel"}, str(outcomes)  # closed while it waited
     assert outcomes.of("create") <= {"ok", "AlreadyExists", "NoSuchTunnel"}, str(outcomes)
     assert "ok" in outcomes.of("close") <= {"ok"} | CLOSED, str(outcomes)
     assert_nothing_is_left(client, *spaces)

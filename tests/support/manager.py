@@ -96,18 +96,30 @@ def installed(manager: UserManager) -> Iterator[UserManager]:
 
 
 @contextmanager
-def changed(manager: UserManager, *service: str) -> Iterator[None]:
-    """The unit with these lines in its [Service], until the block ends."""
-    _DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-    _DROP_IN.write_text("\n".join(["[Service]", *service, ""]))
+def drop_in(manager: UserManager, *lines: str) -> Iterator[None]:
+    """The unit with these lines more, until the block ends; it has stopped by then."""
+    _DROP_IN.parent.mkdir(parents=True)
+    _DROP_IN.write_text("\n".join([*lines, ""]))
     manager.systemctl("daemon-reload")
     try:
         yield
     finally:
         manager.systemctl("stop", UNIT)
-        manager.systemctl("reset-failed")
         _DROP_IN.unlink()
+        _DROP_IN.parent.rmdir()
         manager.systemctl("daemon-reload")
+        manager.systemctl("reset-failed")
+
+
+UNLIMITED = ("[Unit]", "StartLimitIntervalSec=0")
+"""For a drop-in: it is started as often as one likes."""
+
+
+@contextmanager
+def changed(manager: UserManager, *service: str) -> Iterator[None]:
+    """The unit with these lines in its [Service], until the block ends."""
+    with drop_in(manager, "[Service]", *service):
+        yield
 
 
 def program(*command: str) -> list[str]:

@@ -18,7 +18,7 @@ import systemd.daemon
 
 from support.installed import HOME, UNIT, crash, main_pid, wait_successor
 from support.journal import Journal
-from support.manager import UserManager
+from support.manager import UNLIMITED, UserManager, drop_in
 
 
 class Store:
@@ -153,18 +153,8 @@ def changed_unit(
     unit = (HOME / ".local/share/systemd/user" / UNIT).read_text()
     (now,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
     changed = ["ExecStart=", f"ExecStart={command(now.removeprefix('ExecStart='))}", *settings]
-    drop_in = HOME / f".config/systemd/user/{UNIT}.d/test.conf"
-    drop_in.parent.mkdir(parents=True)
-    unlimited = "[Unit]\nStartLimitIntervalSec=0\n[Service]\n"
-    drop_in.write_text(unlimited + "".join(f"{line}\n" for line in changed))
-    manager.systemctl("daemon-reload")
-    try:
+    with drop_in(manager, *UNLIMITED, "[Service]", *changed):
         yield
-    finally:
-        manager.systemctl("stop", UNIT)
-        drop_in.unlink()
-        drop_in.parent.rmdir()
-        manager.systemctl("daemon-reload")
 
 
 # ---------------------------------------------------------------- systemd's side
