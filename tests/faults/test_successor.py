@@ -171,10 +171,9 @@ class Crowd:
         tunnels = client.tunnels()
         assert {state for _, _, state in tunnels} <= {"up"}
         found = {int(name.removeprefix("n")) for name, _, _ in tunnels}
-        for number, inside in enumerate(self.spaces):
-            due = {"wg0"} if number in found else set()
-            # What a killed daemon had in hand the kernel takes away, one at a time (RCU).
-            wait_for(lambda: interfaces(inside.pid) == due, f"namespace {number}: {due}")
+        due = [{"wg0"} if number in found else set() for number in range(SPACES)]
+        # What a killed daemon had in hand the kernel takes away, one at a time (RCU).
+        wait_for(lambda: [interfaces(inside.pid) for inside in self.spaces] == due, "whole or gone")
         for _, path, _ in tunnels:
             assert len(client.peers(path)) == 1
         engines = {client.get(path, "EnginePID") for _, path, _ in tunnels}
