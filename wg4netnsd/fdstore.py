@@ -70,6 +70,8 @@ class Shelf:
 
     def put(self, kind: Kind, fd: int) -> None:
         """Store it, in place of what was stored as that."""
+        if not systemd.is_supervising():
+            return
         self.remove(kind)
         try:
             systemd.store_fd(self._name(kind), fd)
@@ -80,12 +82,18 @@ class Shelf:
 
     def put_record(self, content: bytes) -> None:
         """Store it, and only then let go of the one before."""
+        if not systemd.is_supervising():
+            return
         before, now = Kind.RECORD, Kind.NEXT_RECORD
         if before not in self._stored:
             before, now = now, before
-        with _sealed(content) as fd:
-            self.put(now, fd)
-        self.remove(before)
+        try:
+            with _sealed(content) as fd:
+                self.put(now, fd)
+        except OSError as error:  # then the one before has to do
+            log.warning("its record can't be made: %s", error.strerror, extra=self._about)
+        else:
+            self.remove(before)
 
     def remove(self, *kinds: Kind) -> None:
         for kind in kinds:

@@ -30,6 +30,15 @@ MAX_MEMORY: Final = 1 << 30
 """Bytes of an engine's own; it has 7 MB idle, and 220 MB after a burst of 3 Gbit/s."""
 
 
+FAILURES: Final = (
+    errors.EngineFailed,
+    errors.InvalidConfig,
+    errors.LimitExceeded,
+    errors.Timeout,
+)
+"""What keeps an engine from being had now, and may not keep the next one."""
+
+
 class Supervised:
     """Owns the engine; `peers` is what it tells of them."""
 

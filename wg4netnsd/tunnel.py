@@ -31,15 +31,12 @@ from wg4netnsd.observer import Observer, PeersOf
 from wg4netnsd.peers import Peers
 from wg4netnsd.record import Left, Record
 from wg4netnsd.spec import Spec
-from wg4netnsd.supervised import Supervised, refuse_own_key
+from wg4netnsd.supervised import FAILURES, Supervised, refuse_own_key
 from wg4netnsd.tasks import first_of
 
 log = logging.getLogger(__name__)
 
 _RECORDED = {"error", "listen_port", "restart_count"}
-_ENGINE_FAILS = (
-    errors.EngineFailed, errors.InvalidConfig, errors.LimitExceeded, errors.Timeout,
-)  # fmt: skip
 
 
 class Means(NamedTuple):
@@ -232,6 +229,7 @@ class Tunnel:
         self.created_usec, self.restart_count = record.created_usec, record.restart_count
         self.error = errors.named(*record.error) if record.error else None
         self.engine.listen_port = record.listen_port
+        why = None
         with contextlib.closing(left.legacy) as legacy:
             self.link.adopt(*legacy.take(Kind.TUN) or (-1,))
             if self.link.is_gone:
@@ -239,12 +237,14 @@ class Tunnel:
             try:
                 async with self.engine.lock:
                     await self.engine.adopt(left, self.spec)
-            except _ENGINE_FAILS as why:
-                if begun := record.changing_to():
-                    await self.link.change_back(begun.settings, self.spec.settings)
-                await self._bring_back(why)
-            else:
-                self.lifecycle.enter(State.UP, "taken over from the daemon before")
+            except FAILURES as error:
+                why = error
+        if not why:
+            self.lifecycle.enter(State.UP, "taken over from the daemon before")
+            return
+        if begun := record.changing_to():
+            await self.link.change_back(begun.settings, self.spec.settings)
+        await self._bring_back(why)
 
     async def _bring_back(self, why: errors.Error | None) -> None:
         """From an engine that ended to one that runs, however often that takes."""
@@ -267,7 +267,7 @@ class Tunnel:
                     # Its sessions were lost with the old one, and the far ends don't know.
                     await self.engine.configure(self.spec, self.peers.in_use())
                     await self.engine.attach(self.link.tun_fd)
-            except _ENGINE_FAILS as error:
+            except FAILURES as error:
                 why = error
                 continue
             self._changing_to = None
