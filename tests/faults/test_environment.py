@@ -4,6 +4,8 @@ Tunnels that are up go on; a new one can be had, or is refused with an error tha
 lacking, and leaves nothing; and when the fault is over all is as before, without a restart.
 """
 
+import errno
+import itertools
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -136,6 +138,43 @@ def test_what_is_lacking_is_told_and_passes(
     assert "Traceback" not in daemon.log
     daemon.client.close_tunnel(path)
     wait_for(lambda: daemon.footprint() == daemon.idle, "it is as it was")
+
+
+SMALL = Path("/run/small")
+"""The stage's, with room for a few dozen files."""
+
+
+@contextmanager
+def full(file_system: Path) -> Iterator[None]:
+    made = []
+    try:
+        for number in itertools.count():
+            filling = file_system / f"filling{number}"
+            filling.touch()
+            made.append(filling)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    yield
+    for filling in made:
+        filling.unlink()
+
+
+def test_a_full_runtime_directory_is_told_and_passes(
+    start_daemon: Callable[..., Daemon], namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    daemon = start_daemon("--runtime-dir", str(SMALL / "engines"))
+    up, other = namespace(), namespace()
+    daemon.client.create(up, stage.conf(0))
+    with full(SMALL):
+        ping(up, stage.far.ipv4)
+        with pytest.raises(DBusError, match=r"EngineFailed: .*No space left on device"):
+            daemon.client.create(other, stage.conf(1))
+        assert set(other.links()) == {"lo"}
+    daemon.client.create(other, stage.conf(1))
+    ping(other, stage.far.ipv4)
+    daemon.stop()
+    assert list(SMALL.iterdir()) == []
 
 
 def test_the_limit_of_tunnels_follows_from_that_of_fds(
