@@ -200,7 +200,10 @@ def _take(control: socket.socket) -> tuple[int, socket.socket] | None:
 def _answer(fd: int, connection: socket.socket) -> None:
     """`fd` is of a namespace, or for "watch" of a TUN."""
     with connection.makefile("rb") as stream:
-        asked = json.load(stream)
+        try:
+            asked = json.load(stream)
+        except ValueError:  # the daemon has ended before it had sent all of it
+            return
     with contextlib.suppress(ConnectionError):  # the daemon has given up: so do we
         try:
             match asked:
