@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from support import manager as managers
 from support import stage as stages
 from support.bus import Bus, Client
 from support.daemon import Daemon
-from support.installed import UNIT, assert_nothing_left, ctl, files
+from support.installed import assert_nothing_left, files
 from support.leaks import SESSION
-from support.manager import UNLIMITED, UserManager, drop_in
+from support.manager import UNIT, UNLIMITED, UserManager, ctl, drop_in
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Control, Stage
@@ -126,10 +127,8 @@ def quick(start_daemon: Callable[..., Daemon], stage: Stage) -> Daemon:
 
 @pytest.fixture(scope="module")
 def user_manager(stage: Stage) -> Iterator[UserManager]:
-    with tempfile.TemporaryDirectory() as directory:
-        started = UserManager(Path(directory))
+    with managers.user_manager() as started:
         yield started
-        started.stop()
 
 
 @pytest.fixture

@@ -5,16 +5,14 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import systemd.journal
 
 from support.bus import Client
 from support.journal import Journal
-from support.manager import UNIT, UserManager, installed
+from support.manager import UNIT, UserManager, installed, user_manager
 from support.namespaces import Namespace
 from support.stage import Stage, keys
 from wg4netnsd.journal import STATE_CHANGED, level_of_engine
@@ -190,11 +188,8 @@ def test_an_engine_s_line_has_a_level(line: str, level: int) -> None:
 
 @pytest.fixture(scope="module")
 def service(stage: Stage) -> Iterator[UserManager]:
-    with tempfile.TemporaryDirectory() as directory:
-        manager = UserManager(Path(directory))
-        with installed(manager):
-            yield manager
-        manager.stop()
+    with user_manager() as manager, installed(manager):
+        yield manager
 
 
 def test_a_tunnel_s_life_is_one_entry_a_transition(

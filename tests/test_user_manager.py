@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
-from support.installed import INSTALLED, UNIT, assert_nothing_left, ctl, files
-from support.manager import UserManager
+from support.installed import INSTALLED, assert_nothing_left, files
+from support.manager import UNIT, UserManager, ctl
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Stage

@@ -206,7 +206,7 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_sockets(path, tunnels)  # of a daemon that was killed
+        _clear(path, tunnels)
         if any(each.name not in tunnels for each in path.iterdir()):
             raise StartupError(f"{path}: not empty: expected a directory for wg4netnsd alone")
     except BlockingIOError:
@@ -221,19 +221,13 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
         os.close(lock)
 
 
-def _remove_sockets(directory: Path, tunnels: Collection[str]) -> None:
-    """Remove what other tunnels made: a directory, with at most a socket in it.
+def _clear(directory: Path, tunnels: Collection[str]) -> None:
+    """Remove what other tunnels have made, of a daemon that was killed."""
+    from wg4netnsd.restore import remove_sockets
 
-    Nothing else is ours. It is empty if the daemon was killed on its way to or from the socket.
-    """
     for made in directory.iterdir():
-        if made.name in tunnels or not made.is_dir():
-            continue
-        for socket in made.glob("*.sock"):
-            if socket.is_socket():
-                socket.unlink()
-        with contextlib.suppress(OSError):
-            made.rmdir()
+        if made.name not in tunnels and made.is_dir():
+            remove_sockets(made)
 
 
 def _default_runtime_directory() -> Path:

@@ -22,13 +22,17 @@ TUNNEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,47}")
 
 
 def tunnel_path(name: str) -> str:
-    """The object path of the tunnel called `name`.
+    """The object path of the tunnel called `name`."""
+    return f"{TUNNEL_ROOT}/{label(name)}"
+
+
+def label(name: str) -> str:
+    """`name` as a part of an object path.
 
     Escaped as systemd does in bus_label_escape(): every byte outside [A-Za-z0-9], and a digit in
     first place, becomes `_` and two hex digits.
     """
-    label = "".join(
+    return "".join(
         c if c.isascii() and (c.isalpha() or (c.isdigit() and i)) else f"_{ord(c):02x}"
         for i, c in enumerate(name)
     )
-    return f"{TUNNEL_ROOT}/{label}"

@@ -25,16 +25,6 @@ NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
 
 OPEN_TIME: Final = 5.0  # seconds
 
-_REFUSALS: Final = {
-    error.__name__: error
-    for error in (
-        errors.AlreadyExists,
-        errors.InvalidNetns,
-        errors.LimitExceeded,
-        errors.TunFailed,
-    )
-}
-
 
 class NetnsId(NamedTuple):
     """What makes a namespace the same one, whatever path or fd named it (namespaces(7))."""
@@ -213,7 +203,7 @@ class Provisioning:
         line, _, self._buffer = self._buffer.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise _REFUSALS[answer["error"]](answer["text"])
+            raise errors.named(answer["error"], answer["text"])
         return answer
 
     async def _receive(self) -> bytes:

@@ -38,7 +38,7 @@ async def take_over(manager: Manager, legacies: Mapping[str, Legacy]) -> list[Tu
         except (Unreadable, errors.Error) as why:
             log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
             await _end(legacy)
-            _remove_sockets(manager.directory / name)
+            remove_sockets(manager.directory / name)  # or the next of that name could not listen
     if taken:
         decided = set(State) - {State.STARTING}
         waits = [asyncio.ensure_future(one.lifecycle.wait_for(decided)) for one in taken]
@@ -86,10 +86,14 @@ async def _end(legacy: Legacy) -> None:
     legacy.close()
 
 
-def _remove_sockets(directory: Path) -> None:
-    """Or the next tunnel of that name could not listen there."""
-    for path in directory.glob("*.sock"):
-        path.unlink()
+def remove_sockets(directory: Path) -> None:
+    """Remove what a tunnel has made: a directory, with at most a socket in it.
+
+    Nothing else is ours. It is empty if the daemon was killed on its way to or from the socket.
+    """
+    for socket in directory.glob("*.sock"):
+        if socket.is_socket():
+            socket.unlink()
     with contextlib.suppress(OSError):
         directory.rmdir()
 

@@ -8,6 +8,8 @@ from typing import Final
 
 import systemd.daemon
 
+from wg4netnsd import names
+
 SYSTEMD1: Final = "org.freedesktop.systemd1"
 
 
@@ -41,8 +43,8 @@ def unit() -> str:
 
 def unit_object() -> tuple[str, str, str]:
     """On the session bus, our unit: service, path, interface; org.freedesktop.systemd1(5)."""
-    label = "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):02x}" for c in unit())
-    return SYSTEMD1, f"/org/freedesktop/systemd1/unit/{label}", f"{SYSTEMD1}.Unit"
+    path = f"/org/freedesktop/systemd1/unit/{names.label(unit())}"
+    return SYSTEMD1, path, f"{SYSTEMD1}.Unit"
 
 
 def job_object(path: str) -> tuple[str, str, str]:

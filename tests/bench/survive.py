@@ -31,9 +31,9 @@ from support import stage as stages
 from support.blocks import MARKER
 from support.bus import Client
 from support.capture import INITIATION, Capture, Seen
-from support.installed import UNIT, ctl, main_pid, wait_successor
+from support.installed import main_pid, wait_successor
 from support.journal import Journal
-from support.manager import UNLIMITED, UserManager, drop_in
+from support.manager import UNIT, UNLIMITED, UserManager, ctl, drop_in
 from support.namespaces import Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage

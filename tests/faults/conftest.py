@@ -1,23 +1,18 @@
 """The shipped unit in a real `systemd --user`."""
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from support.manager import UNIT, UserManager, installed
+from support.manager import UNIT, UserManager, installed, user_manager
 from support.processes import of_program, wait_for
 from support.stage import Stage
 
 
 @pytest.fixture(scope="module")
 def manager(stage: Stage) -> Iterator[UserManager]:
-    with tempfile.TemporaryDirectory() as directory:
-        started = UserManager(Path(directory))
-        with installed(started):
-            yield started
-        started.stop()
+    with user_manager() as started, installed(started):
+        yield started
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from support.aftermath import Seen, Then, Tunnel, assert_no_strays
 from support.bus import NAME, Bus, Client
 from support.configs import Secrets
 from support.daemon import PROGRAM, Daemon
-from support.installed import UNIT, assert_nothing_left, ctl, main_pid, state, wait_successor
+from support.installed import assert_nothing_left, main_pid, state, wait_successor
 from support.journal import Journal
-from support.manager import UserManager
+from support.manager import UNIT, UserManager, ctl
 from support.namespaces import Namespace, ping
 from support.processes import is_alive, of_program, wait_for
 from support.stage import Stage

@@ -19,10 +19,10 @@ from support.aftermath import Seen, Then, Tunnel, assert_no_strays
 from support.bus import Client, DBusError
 from support.configs import Secrets
 from support.fds import copied_package
-from support.installed import UNIT, assert_nothing_left, crash, main_pid, wait_successor
-from support.manager import UserManager
+from support.installed import assert_nothing_left, crash, main_pid, wait_successor
+from support.manager import UNIT, UserManager
 from support.namespaces import Namespace, ping
-from support.processes import children, is_alive, of_program, wait_for
+from support.processes import children, is_alive, of_program, program, wait_for
 from support.stage import Stage
 from support.tamper import changed_unit
 
@@ -49,7 +49,7 @@ def hang(manager: UserManager) -> None:
 def lose_its_agent(manager: UserManager) -> None:
     """Without it there can be no new tunnel, and it can't be started anew."""
     for pid in children(main_pid(manager)):
-        if Path(f"/proc/{pid}/comm").read_text() == "wg4netns-agent\n":
+        if program(pid) == "wg4netns-agent":
             os.kill(pid, signal.SIGKILL)
 
 

@@ -17,7 +17,7 @@ import pytest
 from support.bus import MANAGER, ROOT, DBusError
 from support.daemon import Daemon
 from support.namespaces import Namespace, ping
-from support.processes import children, open_fds, wait_for
+from support.processes import children, open_fds, program, wait_for
 from support.stage import Stage
 
 LIBFAKETIME = "".join(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")))
@@ -74,13 +74,9 @@ def no_new_processes(daemon: Daemon) -> Iterator[None]:
 
 @contextmanager
 def no_new_children_of_the_agent(daemon: Daemon) -> Iterator[None]:
-    (agent,) = [pid for pid in children(daemon.pid) if name_of(pid) == "wg4netns-agent"]
+    (agent,) = [pid for pid in children(daemon.pid) if program(pid) == "wg4netns-agent"]
     with limited(agent, resource.RLIMIT_NPROC, 1):
         yield
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 FAULTS = pytest.mark.parametrize(

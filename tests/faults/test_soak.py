@@ -10,9 +10,9 @@ from random import SystemRandom
 import pytest
 
 from support.bus import Client
-from support.installed import UNIT, crash
+from support.installed import crash
 from support.journal import Journal
-from support.manager import UserManager
+from support.manager import UNIT, UserManager
 from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.soak import Holdings, Soak, assert_settles, holdings, memory_kib

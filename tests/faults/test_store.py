@@ -18,9 +18,9 @@ import pytest
 from support.aftermath import Seen, Then, Tunnel, assert_no_strays
 from support.bus import Client
 from support.configs import Secrets
-from support.installed import UNIT, assert_nothing_left, ctl, state
+from support.installed import assert_nothing_left, state
 from support.journal import Journal
-from support.manager import UserManager
+from support.manager import UNIT, UserManager, ctl
 from support.namespaces import Namespace, ping
 from support.stage import Stage
 from support.tamper import Shelf, Store, memory, tampering

@@ -14,9 +14,9 @@ from support.bus import Client, DBusError
 from support.configs import Secrets
 from support.crowd import CLOSED, Outcomes, by_clients, engines_of, interfaces
 from support.fds import memfd
-from support.installed import UNIT, main_pid, wait_successor
+from support.installed import main_pid, wait_successor
 from support.journal import Journal
-from support.manager import UserManager
+from support.manager import UNIT, UserManager
 from support.namespaces import Namespace, ping
 from support.processes import is_alive, wait_for
 from support.stage import Stage

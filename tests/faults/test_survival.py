@@ -8,8 +8,8 @@ import pytest
 from jeepney import HeaderFields
 
 from support.bus import TUNNEL, Client
-from support.installed import UNIT, assert_nothing_left, crash, main_pid, wait_successor
-from support.manager import UserManager
+from support.installed import assert_nothing_left, crash, main_pid, wait_successor
+from support.manager import UNIT, UserManager
 from support.namespaces import Namespace, ping
 from support.stage import Stage
 from support.transfer import Transfer

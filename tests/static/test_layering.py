@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interface": {"linkwatch", "rtnetlink", "syscalls", "tun"},
     "agent": {"interface", "linkwatch", "rtnetlink", "syscalls"},
     "journal": {"errors"},
-    "systemd": set(),
+    "systemd": {"names"},
     "backoff": set(),
     "process": set(),
     "tasks": set(),

@@ -1,22 +1,14 @@
 """wg4netnsd as its user installs it: by `wg4netnsctl setup`, for a real `systemd --user`."""
 
 import os
-import subprocess
 from pathlib import Path
 
 from support.bus import Client, DBusError
-from support.manager import UserManager
+from support.manager import UNIT, UserManager
 from support.processes import of_program, wait_for
 
-UNIT = "wg4netnsd.service"
 HOME = Path(os.environ["HOME"])
 INSTALLED = [HOME / ".local/share/systemd/user", HOME / ".local/share/dbus-1/services"]
-
-
-def ctl(*arguments: str) -> str:
-    done = subprocess.run(["wg4netnsctl", *arguments], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, f"wg4netnsctl {arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def files() -> dict[str, str]:

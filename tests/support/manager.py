@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,15 @@ class UserManager:
 
 def _populated(cgroup: Path) -> bool:
     return "populated 1" in (cgroup / "cgroup.events").read_text()
+
+
+@contextmanager
+def user_manager() -> Iterator[UserManager]:
+    """One that runs until the block ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        started = UserManager(Path(directory))
+        yield started
+        started.stop()
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from support.bus import Client, DBusError
 from support.crowd import CLOSED, Outcomes, at_once, interfaces
 from support.fds import memfd
-from support.installed import UNIT, main_pid, wait_successor
-from support.manager import UserManager
+from support.installed import main_pid, wait_successor
+from support.manager import UNIT, UserManager
 from support.namespaces import Namespace
-from support.processes import open_fds, wait_for
+from support.processes import open_fds, program, wait_for
 from support.stage import Stage
 from wg4netnsd.names import tunnel_path
 
@@ -164,7 +164,7 @@ class Soak:
         """Anyone's but that of `kept`, which is to stay up."""
         with contextlib.suppress(DBusError, ProcessLookupError):  # no daemon; it has ended
             kept = client.get(tunnel_path("kept"), "EnginePID")
-            engines = {p for p in self.manager.processes(UNIT) if _comm(p) == "wireguard-go"}
+            engines = {p for p in self.manager.processes(UNIT) if program(p) == "wireguard-go"}
             if others := sorted(engines - {kept}):
                 os.kill(random.choice(others), signal.SIGKILL)
                 self._count("kill engine")
@@ -255,7 +255,7 @@ def assert_settles(manager: UserManager, client: Client, wanted: Holdings) -> No
         wait_for(lambda: holdings(manager, client) == wanted, "as it was")
     except AssertionError:
         fds = sorted(open_fds(main_pid(manager)).values())
-        programs = sorted(map(_comm, manager.processes(UNIT)))
+        programs = sorted(map(program, manager.processes(UNIT)))
         now = holdings(manager, client)
         raise AssertionError(f"{wanted} became {now}: {fds}, {programs}") from None
 
@@ -279,9 +279,3 @@ def _match_rules(client: Client) -> int:
         destination="org.freedesktop.DBus",
     )
     return int(stats["MatchRules"][1])
-
-
-def _comm(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""

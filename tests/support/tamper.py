@@ -16,9 +16,9 @@ from typing import Any
 
 import systemd.daemon
 
-from support.installed import HOME, UNIT, crash, main_pid, wait_successor
+from support.installed import HOME, crash, main_pid, wait_successor
 from support.journal import Journal
-from support.manager import UNLIMITED, UserManager, drop_in
+from support.manager import UNIT, UNLIMITED, UserManager, drop_in
 
 
 class Store:
