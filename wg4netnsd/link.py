@@ -101,16 +101,28 @@ class Link:
             self._log.error("the interface is half changed: %s", error)
 
     async def close(self) -> None:
-        """Destroy the interface, unless somebody else has the TUN too; return when that is done."""
+        """Destroy the interface, and return when the kernel says that it is gone."""
         if self._watching:
             self._watching.cancel()
-        if self._watch:
-            self._watch.close()
         if self.tun_fd >= 0:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
             fd, self.tun_fd = self.tun_fd, -1
             await blocking.close_and_wait(fd)
+            await self._until_gone()
+        if self._watch:
+            self._watch.close()
         self.netns.close()
+
+    async def _until_gone(self) -> None:
+        """Ours may not have been the last: who is between fork() and exec() has it for an instant,
+        and systemd closes what it had in the background (since version 254)."""
+        if not self._watch:
+            return
+        try:
+            async with asyncio.timeout(VERDICT_TIME):
+                await asyncio.shield(self._ended)
+        except TimeoutError:
+            self._log.warning("somebody else keeps %s: its TUN is closed", self.name)
 
     # ------------------------------------------------------------ what its owner does
 
@@ -144,7 +156,8 @@ class Link:
             self._tell_change(f"{self.name} is {state}")
 
     def _on_gone(self, why: Gone) -> None:
-        if why is Gone.MOVED:
+        if why is Gone.MOVED and self.tun_fd >= 0:
+            self._watch = None
             self._watch_again()
         else:
             self._ended.set_result(why)

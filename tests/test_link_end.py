@@ -1,0 +1,70 @@
+"""A link that is closed is gone, also where another process has its TUN a moment longer."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from support.interfaces import NAME, create
+from support.namespaces import Namespace
+from wg4netnsd import agent as agents
+from wg4netnsd import journal, link, netns
+from wg4netnsd.agent import Agent
+
+LONGER = 0.3  # seconds
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Agent]:
+    forked = agents.fork()
+    yield forked
+    forked.end()
+
+
+@pytest.mark.parametrize("pins", [True, False], ids=["in place", "sibling"])
+def test_another_process_has_the_tun_a_moment_longer(
+    agent: Agent, namespace: Callable[..., Namespace], pins: bool
+) -> None:
+    inside = namespace()
+
+    async def close() -> None:
+        its, seen = await hold(agent, inside, pins)
+        others = os.dup(its.tun_fd)
+        asyncio.get_running_loop().call_later(LONGER, os.close, others)
+        await its.close()
+        assert set(inside.links()) == {"lo"}
+        assert len(seen) <= 1  # nobody else's doing
+
+    asyncio.run(close())
+
+
+def test_somebody_keeps_it(
+    agent: Agent,
+    namespace: Callable[..., Namespace],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(link, "VERDICT_TIME", 0.1)
+    inside = namespace()
+
+    async def close() -> None:
+        its, _ = await hold(agent, inside, True)
+        others = os.dup(its.tun_fd)
+        await its.close()
+        assert set(inside.links()) == {"lo", NAME}
+        os.close(others)
+
+    asyncio.run(close())
+    assert caplog.messages == [f"somebody else keeps {NAME}: its TUN is closed"]
+
+
+async def hold(agent: Agent, inside: Namespace, pins: bool) -> tuple[link.Link, list[str]]:
+    made = await create(agent, inside, pins=pins)
+    its_netns = netns.identify(inside.open())
+    log = journal.of_tunnel(logging.getLogger("test"), "t", its_netns.id)
+    seen: list[str] = []
+    its = link.Link(agent, its_netns, NAME, log, lambda _: None, seen.append)
+    its.hold(made, pins)
+    return its, seen
