@@ -20,6 +20,7 @@ from wg4netnsd import blocking, errors, paths, tun
 from wg4netnsd.agent import Agent, Change, Request
 from wg4netnsd.linkwatch import LinkStatus, Watched
 from wg4netnsd.syscalls import CLONE_NEWNET, NS_GET_NSTYPE
+from wg4netnsd.tasks import finish
 
 NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
 
@@ -280,7 +281,8 @@ async def _converse(
         try:
             yield provisioning
         except BaseException:
-            await provisioning.give_up()
+            # It may be cancelled too, as when the engine and the lease end at once.
+            await finish(provisioning.give_up())
             raise
 
 

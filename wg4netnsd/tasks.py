@@ -20,6 +20,20 @@ async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
             task.cancel()
 
 
+async def finish(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Run it to its end, also when we are cancelled meanwhile; that is raised afterwards."""
+    task = asyncio.create_task(coroutine)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+
+
 def log_defect(task: asyncio.Task[Any]) -> None:
     """For add_done_callback() of a task that nobody waits for and that never fails."""
     if not task.cancelled() and (defect := task.exception()):
