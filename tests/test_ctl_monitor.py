@@ -22,8 +22,8 @@ from support.daemon import Daemon
 from support.namespaces import Namespace
 from support.processes import children, is_alive, wait_for
 from support.stage import Stage, keys
-from wg4netnsd.busctl import Stream
-from wg4netnsd.changes import Changes
+from wg4netnsd.ctl.busctl import Stream
+from wg4netnsd.ctl.changes import Changes
 
 CTL = Path(sys.executable).parent / "wg4netnsctl"
 Namespaces = Callable[..., Namespace]

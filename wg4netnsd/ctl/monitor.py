@@ -12,9 +12,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from wg4netnsd import busctl, errors, names
-from wg4netnsd.busctl import Message, Stream
-from wg4netnsd.changes import Changes, Event
+from wg4netnsd import errors, names
+from wg4netnsd.ctl import busctl
+from wg4netnsd.ctl.busctl import Message, Stream
+from wg4netnsd.ctl.changes import Changes, Event
 
 _ENDING: Final = ("ShuttingDown", "disconnected")
 """What a call says whose daemon ends meanwhile; its name will have no owner soon."""

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 
-from wg4netnsd import busctl, errors, names
+from wg4netnsd import errors, names
+from wg4netnsd.ctl import busctl
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _setup(arguments: argparse.Namespace) -> None:
-    from wg4netnsd import setup  # not needed by, nor paid for in, the other commands
+    from wg4netnsd.ctl import setup  # not needed by, nor paid for in, the other commands
 
     for line in setup.remove() if arguments.remove else setup.install():
         print(line)
@@ -72,7 +73,7 @@ def _name(text: str) -> str:
 
 
 def _monitor(arguments: argparse.Namespace) -> None:
-    from wg4netnsd import monitor
+    from wg4netnsd.ctl import monitor
 
     monitor.run(arguments.names, arguments.json, arguments.full)
 

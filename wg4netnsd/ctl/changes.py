@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from wg4netnsd import names
-from wg4netnsd.busctl import Message, sent_usec
+from wg4netnsd.ctl.busctl import Message, sent_usec
 
 _STANDARD: Final = "org.freedesktop.DBus."
 _ENDED: Final = "wg4netnsd has ended"
