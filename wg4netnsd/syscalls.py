@@ -7,7 +7,9 @@ import fcntl
 import os
 from typing import Final
 
-CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
+CLONE_NEWNS: Final = 0x00020000  # linux/sched.h
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 NS_GET_NSTYPE: Final = 0xB703
@@ -21,7 +23,10 @@ TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
 TUNGETDEVNETNS: Final = 0x54E3
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 
+MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000  # linux/mount.h
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (*(ctypes.c_char_p,) * 3, ctypes.c_ulong, ctypes.c_char_p)
 
 
 def ioctl(fd: int, request: int, argument: int | bytes, operation: str) -> int:
@@ -41,6 +46,12 @@ def setns(fd: int, nstype: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2); Python has it from 3.12 on."""
     _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, filesystem: str, flags: int = 0, options: str = "") -> None:
+    """mount(2)."""
+    arguments = (os.fsencode(source), os.fsencode(target), filesystem.encode())
+    _check(_libc.mount(*arguments, flags, options.encode()), f"mount {target}")
 
 
 def prctl(option: int, argument: int | bytes) -> None:

@@ -91,11 +91,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.busctl": {"errors", "names", "syscalls"},
     "ctl.changes": {"ctl.busctl", "names"},
     "ctl.monitor": {"ctl.busctl", "ctl.changes", "errors", "names"},
-    "ctl.__init__": {"ctl.busctl", "ctl.monitor", "ctl.setup", "errors", "names"},
+    "ctl.failure": {"names"},
+    "ctl.client": {"ctl.failure", "names"},
+    "ctl.progress": {"ctl.client"},
+    "ctl.namespaces": {"ctl.failure", "syscalls"},
+    "ctl.lookups": {"ctl.failure", "syscalls"},
+    "ctl.command": {"ctl.failure", "syscalls"},
+    "ctl.create": {"ctl.client", "ctl.failure", "ctl.progress", "names"},
+    "ctl.run": {
+        "ctl.client", "ctl.command", "ctl.create", "ctl.failure", "ctl.lookups", "ctl.namespaces",
+    },
+    "ctl.foreground": {
+        "ctl.client", "ctl.create", "ctl.failure", "ctl.namespaces", "names", "systemd",
+    },
+    "ctl.tunnels": {
+        "ctl.client", "ctl.create", "ctl.failure", "ctl.foreground", "ctl.namespaces",
+        "ctl.progress", "names",
+    },
+    "ctl.show": {"ctl.client", "ctl.failure", "names"},
+    "ctl.wg": {
+        "ctl.client", "ctl.command", "ctl.failure", "ctl.lookups", "ctl.namespaces", "syscalls",
+    },
+    "ctl.__init__": {"ctl.failure", "errors", "names"},
 }  # fmt: skip
 
 ONLY_IN = {
     "dbus_next": {"connection"},
+    "jeepney": {"ctl.client"},
     "pyroute2": {"hostnet", "linkwatch", "rtnetlink"},
     "systemd": {"journal", "systemd"},
 }

@@ -1,69 +1,207 @@
-"""`wg4netnsctl`: a client of the public bus API like any other; it speaks through busctl(1)."""
+"""`wg4netnsctl`: a client of the public bus API like any other.
+
+    run CONF -- CMD    create ─► namespaces ─► lookups ─► command
+    exec NAME -- CMD                namespaces ─► lookups ─► command
+    up, attach         create
+    list, show         show
+    wg NAME …          wg
+
+Each command's module is imported when it is asked for: Python's start is what `run` costs most.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import signal
 import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final
 
-from wg4netnsd import errors, names
-from wg4netnsd.ctl import busctl
+from wg4netnsd import __version__, errors, names
+from wg4netnsd.ctl.failure import Failure
+
+WRONG_USAGE: Final = 2
+
+_LIFETIMES: Final = ("namespace", "persistent")
 
 
 def main() -> None:
     """Entry point of `wg4netnsctl`."""
-    arguments = _parse_arguments()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    """The exit status; failure.py has the table of them."""
+    arguments = _parse(words)
     try:
-        arguments.run(arguments)
+        return _function(arguments.run)(arguments) or 0
+    except Failure as failure:
+        print(f"wg4netnsctl: {failure}", file=sys.stderr)
+        if failure.hint:
+            print(f"  {failure.hint}", file=sys.stderr)
+        return failure.status
     except errors.Error as error:
-        sys.exit(f"wg4netnsctl: {error.text}")
+        print(f"wg4netnsctl: {error.text}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="wg4netnsctl",
-        description="Install wg4netnsd for its user; list, watch and close tunnels. They are "
-        "created over the bus: see org.wg4netns1(5).",
+def _function(path: str) -> Callable[[argparse.Namespace], int | None]:
+    module, _, function = path.partition(":")
+    found: Callable[[argparse.Namespace], int | None] = getattr(
+        import_module(f"{__name__}.{module}"), function
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    return found
 
-    command = commands.add_parser("setup", help="make the session bus start wg4netnsd for you")
-    command.add_argument("--remove", action="store_true", help="undo that, and stop the daemon")
-    command.set_defaults(run=_setup)
 
-    command = commands.add_parser("list", help="list the tunnels: name, state, object")
-    command.add_argument("--json", action="store_true", help="as JSON")
-    command.set_defaults(run=_list)
+# ---------------------------------------------------------------- the command line
 
-    command = commands.add_parser("monitor", help="print what happens to tunnels and their peers")
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    top = parser()
+    arguments = top.parse_args(words)
+    if "command" in arguments:
+        if arguments.command[:1] == ["--"]:
+            del arguments.command[0]
+        elif arguments.command and arguments.command[0].startswith("-"):
+            top.error(f"{arguments.command[0]}: options go before CONF or NAME")
+        if not arguments.command:
+            top.error("no command: expected one after --")
+    return arguments
+
+
+def parser() -> ArgumentParser:
+    """All that wg4netnsctl understands; contrib/completions has the same."""
+    top = ArgumentParser(
+        prog="wg4netnsctl",
+        description="Run programs behind a WireGuard tunnel of their own, without root.",
+        epilog="wg4netnsctl(1) has examples, and the exit statuses.",
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: str, text: str, **more: Any) -> ArgumentParser:
+        command: ArgumentParser = commands.add_parser(name, help=text, description=text, **more)
+        command.set_defaults(run=function)
+        return command
+
+    command = add("run", "run:run", "run a command behind a tunnel that ends with it")
+    _add_creation(command)
+    command.add_argument(
+        "--share-pids", action="store_true", help="in the PID namespace that we are in"
+    )
+    _add_conf(command)
+    _add_command(command)
+
+    command = add("up", "tunnels:up", "bring up a tunnel in a namespace of its own")
+    _add_creation(command)
+    command.add_argument(
+        "--foreground", action="store_true", help="stay, and end the tunnel at the end"
+    )
+    _add_json(command, "its name, its object path and its resolv.conf, as JSON")
+    _add_conf(command)
+
+    command = add("attach", "tunnels:attach", "bring up a tunnel in a namespace that is there")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("--pid", type=_pid, help="of a process in it")
+    where.add_argument("--netns", metavar="PATH", help="its file, such as /proc/PID/ns/net")
+    _add_creation(command)
+    command.add_argument(
+        "--lifetime",
+        choices=_LIFETIMES,
+        default="namespace",
+        help="until when: its namespace's end (the default), or 'down'",
+    )
+    _add_json(command, "its name, its object path and its resolv.conf, as JSON")
+    _add_conf(command)
+
+    command = add("down", "tunnels:down", "end tunnels", aliases=["close"])
+    command.add_argument("names", nargs="+", metavar="NAME", type=_name)
+
+    command = add("exec", "run:execute", "run a command in a tunnel's namespace")
+    _add_name(command)
+    _add_command(command)
+
+    command = add("shell", "run:shell", "run your shell in a tunnel's namespace")
+    _add_name(command)
+
+    command = add("list", "show:run_list", "list the tunnels, one a line")
+    command.add_argument("-q", "--quiet", action="store_true", help="their names alone")
+    _add_json(command)
+
+    command = add("show", "show:run_show", "show tunnels and their peers as 'wg show' does")
+    _add_name(command, nargs="?")
+    _add_json(command)
+
+    command = add("monitor", "monitor:run", "print what happens to tunnels and their peers")
     command.add_argument("names", nargs="*", metavar="NAME", type=_name, help="of these alone")
-    command.add_argument("--json", action="store_true", help="a JSON object a line")
+    _add_json(command, "a JSON object a line")
     command.add_argument("--full", action="store_true", help="do not shorten public keys")
-    command.set_defaults(run=_monitor)
 
-    command = commands.add_parser("close", help="end a tunnel")
-    command.add_argument("name")
-    command.set_defaults(run=_close)
-    return parser.parse_args()
+    command = add("reload", "tunnels:reload", "give a tunnel another configuration")
+    _add_mtu_and_ignore(command)
+    _add_name(command)
+    _add_conf(command, nargs="?")
+
+    command = add("restart", "tunnels:restart", "replace a tunnel's engine; connections stay")
+    _add_name(command)
+
+    command = add("wg", "wg:run", "run wg(8) on a tunnel's engine", prefix_chars="\0")
+    _add_name(command)
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="wg's own")
+
+    command = add("doctor", "doctor:run", "tell what this machine lacks, and what to do about it")
+    _add_json(command)
+
+    command = add("setup", "setup:run", "make the session bus start wg4netnsd for you")
+    command.add_argument("--remove", action="store_true", help="undo that, and stop the daemon")
+    return top
 
 
-def _setup(arguments: argparse.Namespace) -> None:
-    from wg4netnsd.ctl import setup  # not needed by, nor paid for in, the other commands
+def _add_creation(command: ArgumentParser) -> None:
+    command.add_argument("--name", type=_name, help="the tunnel's; else that of the file")
+    command.add_argument("--interface", metavar="IFNAME", help="its name inside; else wg0")
+    command.add_argument("--handshake", action="store_true", help="wait for a peer's answer")
+    command.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="give up after that; else 20"
+    )
+    _add_mtu_and_ignore(command)
 
-    for line in setup.remove() if arguments.remove else setup.install():
-        print(line)
+
+def _add_mtu_and_ignore(command: ArgumentParser) -> None:
+    command.add_argument("--mtu", type=int, metavar="BYTES", help="in place of the file's")
+    command.add_argument(
+        "--ignore",
+        action="append",
+        metavar="KEY",
+        help="of the file, such as PostUp, which can't be honoured; may be repeated",
+    )
 
 
-def _list(arguments: argparse.Namespace) -> None:
-    tunnels = busctl.call(names.ROOT_PATH, names.MANAGER, "ListTunnels", start=False) or [[]]
-    if arguments.json:
-        print(
-            json.dumps([dict(zip(("name", "path", "state"), t, strict=True)) for t in tunnels[0]])
-        )
-        return
-    width = max((len(name) for name, _, _ in tunnels[0]), default=0)
-    for name, path, state in tunnels[0]:
-        print(f"{name:<{width}}  {state:<10}  {path}")
+def _add_conf(command: ArgumentParser, **more: Any) -> None:
+    text = "a wg-quick file; a bare NAME is ~/.config/wg4netnsd/NAME.conf"
+    command.add_argument("conf", metavar="CONF", help=text, **more)
+
+
+def _add_name(command: ArgumentParser, **more: Any) -> None:
+    command.add_argument("name", metavar="NAME", type=_name, help="the tunnel's", **more)
+
+
+def _add_json(command: ArgumentParser, text: str = "as JSON") -> None:
+    command.add_argument("--json", action="store_true", help=text)
+
+
+def _add_command(command: ArgumentParser) -> None:
+    command.add_argument(
+        "command", nargs=argparse.REMAINDER, type=str, metavar="-- CMD…", help="and its arguments"
+    )
 
 
 def _name(text: str) -> str:
@@ -72,16 +210,17 @@ def _name(text: str) -> str:
     return text
 
 
-def _monitor(arguments: argparse.Namespace) -> None:
-    from wg4netnsd.ctl import monitor
+def _pid(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}': expected a process's number")
+    return int(text)
 
-    monitor.run(arguments.names, arguments.json, arguments.full)
 
-
-def _close(arguments: argparse.Namespace) -> None:
-    found = busctl.call(
-        names.ROOT_PATH, names.MANAGER, "GetTunnel", "s", arguments.name, start=False
-    )
-    if not found:
-        raise errors.NoSuchTunnel(f"no tunnel named '{arguments.name}': wg4netnsd does not run")
-    busctl.call(found[0], names.TUNNEL, "Close", start=False)
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"'{text}': expected seconds, more than 0")
+    return seconds

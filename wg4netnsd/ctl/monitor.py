@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from argparse import Namespace as Arguments
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -28,13 +29,14 @@ _COLOURS: Final = {
 _BOLD, _FAINT = 1, 2
 
 
-def run(wanted: Collection[str], as_json: bool, full: bool) -> None:
-    """Until interrupted, or nobody reads on. `full`: keys as they are."""
+def run(arguments: Arguments) -> None:
+    """Until interrupted, or nobody reads on."""
+    wanted, as_json = arguments.names, arguments.json
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where the locale has no arrow
-    lines = Lines(wanted, full, _wants_colours())
+    lines = Lines(wanted, arguments.full, _wants_colours())
     try:
         with Stream(sys.stdout.fileno()) as stream:
             for events in _events(stream, Changes(wanted)):

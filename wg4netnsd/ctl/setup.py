@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import Namespace as Arguments
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -33,6 +34,11 @@ class Placed(NamedTuple):
 
     path: Path
     content: str
+
+
+def run(arguments: Arguments) -> None:
+    for line in remove() if arguments.remove else install():
+        print(line)
 
 
 def install() -> list[str]:

@@ -1,0 +1,194 @@
+"""A client of the session bus, blocking, on jeepney: dbus-next would bring an event loop and three
+times the start-up time. The only module that imports jeepney."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+from jeepney import DBusAddress, HeaderFields, Message, MessageFlag, MessageType, new_method_call
+from jeepney.io.blocking import open_dbus_connection
+
+from wg4netnsd import names
+from wg4netnsd.ctl.failure import UNREACHABLE, Failure, of_bus
+
+LOGIN: Final = (
+    "log in as this user (ssh, or 'machinectl shell'): su and sudo bring no session bus along; "
+    "'wg4netnsctl doctor' tells more"
+)
+
+_BUS: Final = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+
+Waiting = Callable[[float], float]
+"""Called while a reply is waited for, with the seconds since then; says in how many seconds to be
+called again."""
+
+
+class Reply:
+    """What will come of a call."""
+
+    def __init__(self, client: Client, serial: int) -> None:
+        self._client = client
+        self._serial = serial
+
+    def wait(self, waiting: Waiting | None = None) -> tuple[Any, ...]:
+        """Its body. Raises Failure."""
+        message = self._client._reply_to(self._serial, waiting)
+        if message.header.message_type is MessageType.error:
+            name = message.header.fields[HeaderFields.error_name]
+            raise of_bus(name, str(message.body[0]) if message.body else name)
+        return tuple(message.body)
+
+
+class Client:
+    """One connection; signals that come while a reply is waited for are kept."""
+
+    def __init__(self) -> None:
+        """Raises Failure where there is no bus."""
+        address = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
+        if not address and (runtime_dir := os.environ.get("XDG_RUNTIME_DIR")):
+            address = f"unix:path={runtime_dir}/bus"
+        if not address:
+            text = "no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set"
+            raise Failure(text, LOGIN, UNREACHABLE)
+        try:
+            self._connection = open_dbus_connection(address, enable_fds=True)
+        except Exception as error:  # jeepney's are of many types, none of them documented
+            reason = getattr(error, "strerror", None) or error
+            raise Failure(f"no session bus at {address}: {reason}", LOGIN, UNREACHABLE) from None
+        self._signals: list[Message] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # ------------------------------------------------------------ calls
+
+    def begin(
+        self, path: str, interface: str, method: str, signature: str = "", *body: Any,
+        start: bool = True,
+    ) -> Reply:  # fmt: skip
+        """Call a method of the daemon's, which is started for that unless `start` is False.
+
+        `body` has fds where the signature says `h`; they stay the caller's.
+        """
+        address = DBusAddress(path, names.BUS_NAME, interface)
+        message = new_method_call(address, method, signature or None, body)
+        if not start:
+            message.header.flags |= MessageFlag.no_auto_start
+        return self._send(message)
+
+    def call(
+        self, path: str, interface: str, method: str, signature: str = "", *body: Any,
+        start: bool = True,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """begin() and wait. Raises Failure."""
+        return self.begin(path, interface, method, signature, *body, start=start).wait()
+
+    def manager(self, method: str, signature: str = "", *body: Any) -> tuple[Any, ...]:
+        return self.call(names.ROOT_PATH, names.MANAGER, method, signature, *body)
+
+    def find(self, name: str) -> str:
+        """The path of the tunnel of that name. Raises Failure. Starts no daemon."""
+        try:
+            method = (names.ROOT_PATH, names.MANAGER, "GetTunnel", "s", name)
+            (path,) = self.call(*method, start=False)
+        except Failure as failure:
+            if failure.status == UNREACHABLE:
+                raise of_bus(f"{names.ERROR}.NoSuchTunnel", f"no tunnel '{name}'") from None
+            raise
+        return str(path)
+
+    def property(self, path: str, name: str) -> Any:
+        """A property of a tunnel's."""
+        interface = "org.freedesktop.DBus.Properties"
+        ((_, value),) = self.call(path, interface, "Get", "ss", names.TUNNEL, name, start=False)
+        return value
+
+    def open_netns(self, path: str) -> int:
+        """A tunnel's namespace; the fd is the caller's."""
+        (received,) = self.call(path, names.TUNNEL, "OpenNetns", start=False)
+        fd: int = received.to_raw_fd()
+        os.set_inheritable(fd, False)
+        return fd
+
+    def tunnels(self) -> dict[str, dict[str, Any]]:
+        """The properties of all tunnels, by their paths; none where no daemon runs."""
+        interface = "org.freedesktop.DBus.ObjectManager"
+        try:
+            method = (names.ROOT_PATH, interface, "GetManagedObjects")
+            (objects,) = self.call(*method, start=False)
+        except Failure as failure:
+            if failure.status == UNREACHABLE:
+                return {}
+            raise
+        return {
+            path: plain(interfaces[names.TUNNEL])
+            for path, interfaces in objects.items()
+            if names.TUNNEL in interfaces
+        }
+
+    # ------------------------------------------------------------ signals
+
+    def listen(self, *rules: str) -> None:
+        """Have the bus forward what matches, from this call on."""
+        for rule in rules:
+            self._send(new_method_call(_BUS, "AddMatch", "s", (rule,))).wait()
+
+    def next_signal(self) -> tuple[str, str, tuple[Any, ...]]:
+        """The next one's path, its member and its body, however long it takes. Raises Failure when
+        the bus is gone."""
+        while not self._signals:
+            self._take(self._receive(None))
+        message = self._signals.pop(0)
+        fields = message.header.fields
+        return fields[HeaderFields.path], fields[HeaderFields.member], tuple(message.body)
+
+    # ------------------------------------------------------------ messages
+
+    def _send(self, message: Message) -> Reply:
+        serial = next(self._connection.outgoing_serial)
+        try:
+            self._connection.send(message, serial=serial)
+        except OSError as error:
+            raise _lost(error) from None
+        return Reply(self, serial)
+
+    def _reply_to(self, serial: int, waiting: Waiting | None) -> Message:
+        begun = time.monotonic()
+        while True:
+            patience = waiting(time.monotonic() - begun) if waiting else None
+            with contextlib.suppress(TimeoutError):
+                message = self._receive(patience)
+                if message.header.fields.get(HeaderFields.reply_serial) == serial:
+                    return message
+                self._take(message)
+
+    def _receive(self, patience: float | None) -> Message:
+        try:
+            return self._connection.receive(timeout=patience)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise _lost(error) from None
+
+    def _take(self, message: Message) -> None:
+        if message.header.message_type is MessageType.signal:
+            self._signals.append(message)
+
+
+def _lost(error: OSError) -> Failure:
+    return Failure(f"the session bus is gone: {error.strerror or error}", "", UNREACHABLE)
+
+
+def plain(details: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """An `a{sv}` without its variants, which jeepney has as (type, value)."""
+    return {key: value for key, (_, value) in details.items()}

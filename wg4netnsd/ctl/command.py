@@ -1,0 +1,121 @@
+"""The user's command: started, told what we are told, waited for.
+
+    run ──fork──► init ──fork──► the command        init: process 1 of a new PID namespace
+     ▲  SIGKILL ───►│                               (pid_namespaces(7)): when it ends, the kernel
+     └── status ────┘                               ends all that is left in there
+
+Whatever ends us ends init too (PR_SET_PDEATHSIG), and with it everything that the command has
+started, wherever that has gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import Final, NoReturn
+
+from wg4netnsd.ctl.failure import NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED
+from wg4netnsd.syscalls import PR_SET_PDEATHSIG, mount, prctl
+
+_PASSED_ON: Final = {
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}
+_SI_KERNEL: Final = 0x80  # asm-generic/siginfo.h: as a terminal's, which all of its group get
+
+
+def replace(command: list[str]) -> NoReturn:
+    """Become the command."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        signal.signal(number, signal.SIG_DFL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError:
+        _end(f"{command[0]}: there is no such command", NOT_FOUND)
+    except OSError as error:
+        _end(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE)
+
+
+def run(command: list[str], *, new_pids: bool) -> int:
+    """Run the command as a child, or with `new_pids` beneath an init; return its exit status, 128
+    and the signal's number where a signal ended it.
+
+    `new_pids`: our next child will be the first in a PID namespace.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
+    ended, alive = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(alive)
+        _end_with_parent(ended)
+        if new_pids:
+            _be_init(command)
+        _start(command)
+    os.close(ended)
+    return _attend(child)
+
+
+def _end_with_parent(ended: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have ended before that; in a new PID namespace getppid() is 0 in any case.
+    os.set_blocking(ended, False)
+    with contextlib.suppress(BlockingIOError):
+        os.read(ended, 1)
+        os._exit(NOT_STARTED)
+    os.close(ended)
+
+
+def _be_init(command: list[str]) -> NoReturn:
+    try:
+        # Or /proc/self and all else there would be the old namespace's.
+        mount("proc", "/proc", "proc")
+    except OSError as error:
+        _end(f"{error.filename}: {error.strerror}", NOT_STARTED, "--share-pids does without it")
+    child = os.fork()
+    if child == 0:
+        _start(command)
+    os._exit(_attend(child))
+
+
+def _start(command: list[str]) -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON | {signal.SIGCHLD})
+    replace(command)
+
+
+def _attend(child: int) -> int:
+    """Pass signals on until the child ends, collecting others that end meanwhile; its status."""
+    while True:
+        told = signal.sigwaitinfo(_PASSED_ON | {signal.SIGCHLD})
+        if told.si_signo == signal.SIGCHLD:
+            for pid, status in _ended_children():
+                if pid == child:
+                    code = os.waitstatus_to_exitcode(status)
+                    return code if code >= 0 else 128 - code
+        elif told.si_code != _SI_KERNEL:
+            os.kill(child, told.si_signo)
+
+
+def _ended_children() -> list[tuple[int, int]]:
+    """Their pids and wait statuses; one SIGCHLD may stand for several."""
+    ended = []
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            ended.append(found)
+    return ended
+
+
+def _end(text: str, status: int, hint: str = "") -> NoReturn:
+    """Say why, and end this process, which may be a fork of another."""
+    print(f"wg4netnsctl: {text}", file=sys.stderr)
+    if hint:
+        print(f"  {hint}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,80 @@
+"""What `wg4netnsctl` says when it fails: what was wrong, what to do about it, and its exit status.
+
+0        done
+1        failed, for a reason that is none of the following
+2        wrong usage
+3        there is no such tunnel
+4        there is one already: of that name, of that namespace, or such an interface
+5        the configuration is not one that can be honoured
+6        the time was over
+7        neither is there a daemon, nor can one be started
+125      run, exec, shell: the command was not started
+126      it can't be executed
+127      it is not to be found
+others   the command's own; 128 and the signal's number where a signal ended it
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from wg4netnsd import names
+
+FAILED: Final = 1
+UNREACHABLE: Final = 7
+NOT_STARTED: Final = 125
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
+
+DOCTOR: Final = "'wg4netnsctl doctor' tells what this machine lacks"
+SET_UP: Final = "'wg4netnsctl setup' makes the bus start the daemon"
+
+
+class Failure(Exception):
+    """An expected failure, in words for people."""
+
+    def __init__(self, text: str, hint: str = "", status: int = FAILED) -> None:
+        super().__init__(text)
+        self.hint = hint
+        self.status = status
+
+
+class _Known(NamedTuple):
+    status: int
+    hint: str
+
+
+_KNOWN: Final = {
+    f"{names.ERROR}.NoSuchTunnel": _Known(3, "'wg4netnsctl list' shows those that there are"),
+    f"{names.ERROR}.AlreadyExists": _Known(
+        4, "--name gives it another name, 'wg4netnsctl down NAME' ends the other one"
+    ),
+    f"{names.ERROR}.InvalidConfig": _Known(5, ""),
+    f"{names.ERROR}.Timeout": _Known(
+        6, "'wg4netnsctl show' tells whether the peer answers; --timeout gives it longer"
+    ),
+    f"{names.ERROR}.TunFailed": _Known(FAILED, DOCTOR),
+    f"{names.ERROR}.EngineFailed": _Known(
+        FAILED, "'journalctl --user-unit wg4netnsd' has what the engine said"
+    ),
+    f"{names.STANDARD_ERROR}.ServiceUnknown": _Known(UNREACHABLE, SET_UP),
+    f"{names.STANDARD_ERROR}.NameHasNoOwner": _Known(UNREACHABLE, SET_UP),
+    f"{names.STANDARD_ERROR}.NoReply": _Known(
+        UNREACHABLE, "the daemon ended meanwhile: 'journalctl --user-unit wg4netnsd'"
+    ),
+    f"{names.STANDARD_ERROR}.Spawn.ChildExited": _Known(UNREACHABLE, DOCTOR),
+}
+
+
+def of_bus(error_name: str, message: str) -> Failure:
+    """Of an error that came over the bus."""
+    # A message begins with its error's short name, for busctl's sake.
+    text = message.removeprefix(error_name.rpartition(".")[2] + ": ")
+    known = _KNOWN.get(error_name, _Known(FAILED, ""))
+    return Failure(text, known.hint, known.status)
+
+
+def of_kernel(error: OSError, hint: str = "") -> Failure:
+    """Of a refusal by the kernel: the operation or path, then its reason."""
+    what = f"{error.filename}: " if error.filename else ""
+    return Failure(f"{what}{error.strerror or error}", hint)

@@ -1,0 +1,73 @@
+"""Programs behind a tunnel: `run`, `exec` and `shell`."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace as Arguments
+
+from wg4netnsd.ctl import command, create, lookups, namespaces
+from wg4netnsd.ctl.client import Client
+from wg4netnsd.ctl.failure import NOT_STARTED, Failure, of_kernel
+
+TUNNEL_VARIABLE = "WG4NETNS"
+"""In the command's environment: the tunnel's name, as for a shell's prompt."""
+
+
+def run(arguments: Arguments) -> int:
+    """A command in new namespaces, with a tunnel that ends with us; its exit status."""
+    try:
+        path, client = _up(arguments)
+        with client:
+            _go_on_in_it(client, path)
+    except Failure as failure:
+        failure.status = NOT_STARTED
+        raise
+    return command.run(arguments.command, new_pids=not arguments.share_pids)
+
+
+def _up(arguments: Arguments) -> tuple[str, Client]:
+    """Enter new namespaces with a tunnel: its path, on the connection that was made outside."""
+    with create.opened(arguments.conf) as conf:
+        client = Client()
+        # Its end is the tunnel's, however it comes about.
+        lease = os.pidfd_open(os.getpid())
+        name = create.suggested_name(conf.name, f"-{os.getpid()}")
+        asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
+        namespaces.make(mounts=True, pids=not arguments.share_pids)
+        netns = namespaces.own_netns()
+        reply = create.begin(client, netns, conf, asked)
+        os.close(netns)
+        os.close(lease)
+        lookups.own_mounts()
+        return create.finish(reply, asked), client
+
+
+def execute(arguments: Arguments) -> None:
+    """Become a command in a tunnel's namespace."""
+    try:
+        with Client() as client:
+            path = client.find(arguments.name)
+            netns = client.open_netns(path)
+            namespaces.enter(netns)
+            os.close(netns)
+            lookups.own_mounts()
+            _go_on_in_it(client, path)
+    except Failure as failure:
+        failure.status = NOT_STARTED
+        raise
+    command.replace(arguments.command)
+
+
+def shell(arguments: Arguments) -> None:
+    """Become the user's shell there."""
+    arguments.command = [os.environ.get("SHELL") or "/bin/sh"]
+    execute(arguments)
+
+
+def _go_on_in_it(client: Client, path: str) -> None:
+    """What the command is to find, but for the namespaces."""
+    try:
+        lookups.confine(client.property(path, "ResolvConf"))
+    except OSError as error:
+        raise of_kernel(error) from None
+    os.environ[TUNNEL_VARIABLE] = client.property(path, "Name")

@@ -1,0 +1,193 @@
+"""What there is: `list`, a line a tunnel, and `show`, laid out as `wg show` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace as Arguments
+from collections.abc import Iterator
+from typing import Any, Final
+
+from wg4netnsd import names
+from wg4netnsd.ctl.client import Client, plain
+from wg4netnsd.ctl.failure import Failure
+
+_HEADINGS: Final = ("NAME", "STATE", "PEERS", "UP SINCE", "ADDRESSES")
+_UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+_TIMES: Final = (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+_BOLD, _GREEN, _YELLOW, _RED = "1", "32", "33", "31"
+_COLOURS: Final = {
+    "up": _GREEN, "active": _GREEN, "failed": _RED, "stale": _RED, "idle": "2",
+}  # fmt: skip
+"""Of states; all others are on their way."""
+
+
+def run_list(arguments: Arguments) -> None:
+    with Client() as client:
+        tunnels = client.tunnels()
+    if arguments.quiet:
+        sys.stdout.writelines(f"{tunnel['Name']}\n" for tunnel in tunnels.values())
+    elif arguments.json:
+        print(json.dumps([_summary(path, tunnel) for path, tunnel in tunnels.items()]))
+    elif tunnels:
+        sys.stdout.writelines(_table([_HEADINGS, *map(_row, tunnels.values())]))
+
+
+def run_show(arguments: Arguments) -> None:
+    with Client() as client:
+        found = client.tunnels()
+        if arguments.name:
+            path = client.find(arguments.name)
+            found = {path: found[path]} if path in found else {}
+        described = [_describe(client, path, tunnel) for path, tunnel in found.items()]
+    if arguments.json:
+        print(json.dumps(described))
+        return
+    print("\n\n".join("\n".join(_lines(tunnel)) for tunnel in described))
+
+
+# ---------------------------------------------------------------- list
+
+
+def _summary(path: str, tunnel: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": tunnel["Name"],
+        "path": path,
+        "state": tunnel["State"],
+        "interface": tunnel["Interface"],
+        "addresses": tunnel["Addresses"],
+        "peers": {key: plain(peer)["state"] for key, peer in tunnel["Peers"].items()},
+        "created_usec": tunnel["CreatedUSec"],
+    }
+
+
+def _row(tunnel: dict[str, Any]) -> tuple[str, ...]:
+    peers = [plain(peer)["state"] for peer in tunnel["Peers"].values()]
+    since = time.localtime(tunnel["CreatedUSec"] / 1e6)
+    today = time.strftime("%Y-%m-%d", since) == time.strftime("%Y-%m-%d")
+    return (
+        tunnel["Name"],
+        tunnel["State"],
+        f"{peers.count('active')}/{len(peers)}",
+        time.strftime("%H:%M" if today else "%Y-%m-%d", since),
+        " ".join(tunnel["Addresses"]),
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if number == 0:
+            yield coloured("  ".join(cells).rstrip(), _BOLD) + "\n"
+        else:
+            cells[1] = coloured(row[1], _COLOURS.get(row[1], _YELLOW)) + cells[1][len(row[1]) :]
+            yield "  ".join(cells).rstrip() + "\n"
+
+
+# ---------------------------------------------------------------- show
+
+
+def _describe(client: Client, path: str, tunnel: dict[str, Any]) -> dict[str, Any]:
+    """In the spelling of the bus, for `--json`; the peers with their counters."""
+    try:
+        (peers,) = client.call(path, names.TUNNEL, "GetPeers", start=False)
+    except Failure:  # its engine is not up: then what was known last
+        peers = tunnel["Peers"]
+    known = {key: value for key, value in tunnel.items() if key != "Peers"}
+    return {**known, "Path": path, "Peers": {key: plain(peer) for key, peer in peers.items()}}
+
+
+def _lines(tunnel: dict[str, Any]) -> Iterator[str]:
+    state = tunnel["State"]
+    yield f"{coloured('tunnel', _GREEN)}: {coloured(tunnel['Name'], _GREEN)}"
+    yield from _fields(
+        state=coloured(state, _COLOURS.get(state, _YELLOW)),
+        interface=_interface(tunnel),
+        public_key=tunnel["PublicKey"],
+        listening_port=str(tunnel["ListenPort"] or ""),
+        addresses=", ".join(tunnel["Addresses"]),
+        dns=", ".join(tunnel["Dns"]) or "none",
+        mtu=str(tunnel["Mtu"]),
+        engine=_engine(tunnel),
+        last_error=": ".join(tunnel["LastError"]) if any(tunnel["LastError"]) else "",
+    )
+    for key, peer in tunnel["Peers"].items():
+        yield ""
+        yield f"{coloured('peer', _YELLOW)}: {coloured(key, _YELLOW)}"
+        yield from _fields(
+            state=coloured(peer["state"], _COLOURS.get(peer["state"], _YELLOW)),
+            endpoint=_endpoint(peer),
+            allowed_ips=", ".join(peer["allowed_ips"]) or "(none)",
+            latest_handshake=_ago(peer["last_handshake_usec"]),
+            transfer=_transfer(peer["rx_bytes"], peer["tx_bytes"]),
+            persistent_keepalive=_every(peer["persistent_keepalive"]),
+        )
+
+
+def _fields(**fields: str) -> Iterator[str]:
+    for name, value in fields.items():
+        if value:
+            yield f"  {coloured(name.replace('_', ' '), _BOLD)}: {value}"
+
+
+def _interface(tunnel: dict[str, Any]) -> str:
+    link = tunnel.get("LinkState", "up")
+    return tunnel["Interface"] if link == "up" else f"{tunnel['Interface']} ({link})"
+
+
+def _engine(tunnel: dict[str, Any]) -> str:
+    if not tunnel["EnginePID"]:
+        return "none"
+    restarts = tunnel["RestartCount"]
+    again = f", replaced {_count(restarts, 'time')}" if restarts else ""
+    return f"process {tunnel['EnginePID']}{again}"
+
+
+def _endpoint(peer: dict[str, Any]) -> str:
+    address, host = peer["endpoint"], peer["endpoint_host"]
+    if error := peer["endpoint_error"]:
+        return f"{address or host} ({error})"
+    return f"{address} ({host})" if address and host not in ("", address) else address or host
+
+
+def _ago(usec: int) -> str:
+    """As wg(8) says it."""
+    if not usec:
+        return ""
+    seconds = max(round(time.time() - usec / 1e6), 0)
+    parts = []
+    for unit, length in _TIMES:
+        count, seconds = divmod(seconds, length)
+        if count:
+            parts.append(_count(count, unit))
+    return ", ".join(parts) + " ago" if parts else "now"
+
+
+def _transfer(received: int, sent: int) -> str:
+    return f"{_bytes(received)} received, {_bytes(sent)} sent" if received or sent else ""
+
+
+def _bytes(count: int) -> str:
+    for unit, size in _UNITS:
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def _every(seconds: int) -> str:
+    return f"every {_count(seconds, 'second')}" if seconds else ""
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def coloured(text: str, code: str) -> str:
+    """For a terminal that wants colours; https://no-color.org."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"

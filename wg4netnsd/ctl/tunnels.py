@@ -1,0 +1,94 @@
+"""Tunnels without a program in them: `up`, `attach`, `down`, `reload`, `restart`."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace as Arguments
+from typing import Any
+
+from wg4netnsd import names
+from wg4netnsd.ctl import create, namespaces, progress
+from wg4netnsd.ctl.client import Client
+from wg4netnsd.ctl.failure import Failure, of_kernel
+
+
+def up(arguments: Arguments) -> int:
+    """A namespace that the tunnel alone keeps alive."""
+    if arguments.foreground:
+        from wg4netnsd.ctl import foreground
+
+        return foreground.run(arguments)
+    with create.opened(arguments.conf) as conf, Client() as client:
+        namespaces.make()
+        asked = create.options(
+            arguments, create.suggested_name(conf.name), lifetime=("s", "persistent")
+        )
+        _create(client, arguments, namespaces.own_netns(), conf, asked)
+    return 0
+
+
+def attach(arguments: Arguments) -> None:
+    """Into a namespace that somebody else has."""
+    path = arguments.netns or f"/proc/{arguments.pid}/ns/net"
+    try:
+        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise of_kernel(
+            error, "expected the namespace of a process of yours, or its file"
+        ) from None
+    with create.opened(arguments.conf) as conf, Client() as client:
+        asked = create.options(
+            arguments, create.suggested_name(conf.name), lifetime=("s", arguments.lifetime)
+        )
+        _create(client, arguments, netns, conf, asked)
+
+
+def _create(
+    client: Client, arguments: Arguments, netns: int, conf: create.Conf, asked: dict[str, Any]
+) -> None:
+    path = create.finish(create.begin(client, netns, conf, asked), asked)
+    name = client.property(path, "Name")
+    if arguments.json:
+        resolv_conf = client.property(path, "ResolvConf")
+        print(json.dumps({"name": name, "path": path, "resolv_conf": resolv_conf}))
+    else:
+        print(name)
+
+
+def down(arguments: Arguments) -> None:
+    """All of them are ended, also after one that is not there."""
+    missing = None
+    with Client() as client:
+        for name in arguments.names:
+            try:
+                client.call(client.find(name), names.TUNNEL, "Close", start=False)
+            except Failure as failure:
+                missing = failure
+    if missing:
+        raise missing
+
+
+def reload(arguments: Arguments) -> None:
+    """Another configuration, or the same one read anew."""
+    with create.opened(arguments.conf or arguments.name) as conf, Client() as client:
+        path = client.find(arguments.name)
+        asked = {}
+        if arguments.mtu:
+            asked["mtu"] = ("u", arguments.mtu)
+        if arguments.ignore:
+            asked["ignore"] = ("as", arguments.ignore)
+        body = ("ha{sv}", conf.fd, asked)
+        _wait(client, path, "Reconfigure", *body, what="looking names up")
+
+
+def restart(arguments: Arguments) -> None:
+    """Another engine for the same tunnel."""
+    with Client() as client:
+        _wait(client, client.find(arguments.name), "Restart", what="waiting for the engine")
+
+
+def _wait(client: Client, path: str, method: str, *body: Any, what: str) -> None:
+    reply = client.begin(path, names.TUNNEL, method, *body, start=False)
+    with progress.shown(what) as waiting:
+        reply.wait(waiting)
