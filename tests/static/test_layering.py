@@ -90,7 +90,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.setup": {"contract", "errors", "names"},
     "ctl.busctl": {"errors", "names", "syscalls"},
     "ctl.changes": {"ctl.busctl", "names"},
-    "ctl.monitor": {"ctl.busctl", "ctl.changes", "errors", "names"},
+    "ctl.monitor": {
+        "ctl.busctl", "ctl.changes", "ctl.client", "ctl.colours", "errors", "names",
+    },
     "ctl.failure": {"names"},
     "ctl.client": {"ctl.failure", "names"},
     "ctl.progress": {"ctl.client"},
@@ -108,7 +110,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ctl.client", "ctl.create", "ctl.failure", "ctl.foreground", "ctl.namespaces",
         "ctl.progress", "names",
     },
-    "ctl.show": {"ctl.client", "ctl.failure", "names"},
+    "ctl.colours": set(),
+    "ctl.show": {"ctl.client", "ctl.colours", "ctl.failure", "names"},
     "ctl.wg": {
         "ctl.client", "ctl.command", "ctl.failure", "ctl.lookups", "ctl.namespaces", "syscalls",
     },
