@@ -22,7 +22,7 @@ readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 readonly TEST_PACKAGES=(busybox-static conmon crun iperf3 iputils-ping libfaketime libglib2.0-bin
     podman python3-gi uidmap wireguard-tools)
 # … and what the benchmarks stand it beside.
-readonly BENCH_PACKAGES=(slirp4netns)
+readonly BENCH_PACKAGES=(passt slirp4netns)
 
 say() { echo "${0##*/}: $*" >&2; }
 
