@@ -5,13 +5,19 @@ import Gio from 'gi://Gio';
 import GLib from 'gi://GLib';
 
 const NAME = 'org.wg4netns1', ROOT = '/org/wg4netns1', TUNNEL = 'org.wg4netns1.Tunnel';
-const STATES = ['starting', 'up', 'restarting', 'failed', 'stopping', 'closed'];
-const PEER_STATES = ['idle', 'handshaking', 'active', 'stale'];
-let manager, daemon;
+const KNOWN = ['starting', 'up', 'restarting', 'failed', 'stopping', 'closed', // of a tunnel
+    'idle', 'handshaking', 'active', 'stale']; // of a peer
 const names = new Map(); // of tunnels, by path: an applet has its menu's entries here
+let manager, daemon;
 
-function say(path, state, known, of = '') {
-    print(`${names.get(path)}: ${of}${known.includes(state) ? state : 'unknown'}`);
+function ready(_source, result) {
+    manager = Gio.DBusObjectManagerClient.new_for_bus_finish(result);
+    manager.connect('notify::name-owner', owned);
+    manager.connect('object-added', added);
+    manager.connect('object-removed', removed);
+    manager.connect('interface-proxy-signal', signalled);
+    owned();
+    manager.get_objects().forEach(each => added(manager, each));
 }
 
 function owned() {
@@ -21,35 +27,33 @@ function owned() {
     daemon = state;
 }
 
-function added(_manager, tunnel) {
-    const path = tunnel.get_object_path(), proxy = tunnel.get_interface(TUNNEL);
-    names.set(path, proxy.get_cached_property('Name').unpack());
-    say(path, proxy.get_cached_property('State').unpack(), STATES);
-    const peers = proxy.get_cached_property('Peers').recursiveUnpack();
+function added(_manager, object) {
+    const path = object.get_object_path(), tunnel = object.get_interface(TUNNEL);
+    if (!tunnel) // later versions may have objects of other kinds
+        return;
+    names.set(path, tunnel.get_cached_property('Name').unpack());
+    say(path, tunnel.get_cached_property('State').unpack());
+    const peers = tunnel.get_cached_property('Peers').recursiveUnpack();
     for (const [key, peer] of Object.entries(peers))
-        say(path, peer.state, PEER_STATES, `peer ${key.slice(0, 4)}… `);
+        say(path, peer.state, `peer ${key.slice(0, 4)}… `);
 }
 
-function removed(_manager, tunnel) { // "closed" came before, unless the daemon is gone
-    names.delete(tunnel.get_object_path());
+function removed(_manager, object) { // "closed" came before, unless the daemon is gone
+    names.delete(object.get_object_path());
 }
 
-function signalled(_manager, tunnel, _proxy, _sender, member, parameters) {
-    const path = tunnel.get_object_path(), [first, second] = parameters.recursiveUnpack();
-    if (member === 'StateChanged')
-        say(path, first, STATES);
-    else if (member === 'PeerStateChanged')
-        say(path, second, PEER_STATES, `peer ${first.slice(0, 4)}… `);
+function signalled(_manager, _object, proxy, _sender, member, parameters) {
+    const path = proxy.get_object_path(), [first, second] = parameters.recursiveUnpack();
+    switch (`${proxy.get_interface_name()}.${member}`) {
+    case `${TUNNEL}.StateChanged`:
+        return say(path, first);
+    case `${TUNNEL}.PeerStateChanged`:
+        return say(path, second, `peer ${first.slice(0, 4)}… `);
+    }
 }
 
-function ready(_source, result) {
-    manager = Gio.DBusObjectManagerClient.new_for_bus_finish(result);
-    manager.connect('notify::name-owner', owned);
-    manager.connect('object-added', added);
-    manager.connect('object-removed', removed);
-    manager.connect('interface-proxy-signal', signalled);
-    owned();
-    manager.get_objects().forEach(tunnel => added(manager, tunnel));
+function say(path, state, of = '') {
+    print(`${names.get(path)}: ${of}${KNOWN.includes(state) ? state : 'unknown'}`);
 }
 
 Gio.DBusObjectManagerClient.new_for_bus(Gio.BusType.SESSION,

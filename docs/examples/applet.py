@@ -6,8 +6,8 @@ import signal
 from gi.repository import Gio, GLib
 
 NAME, ROOT, TUNNEL = "org.wg4netns1", "/org/wg4netns1", "org.wg4netns1.Tunnel"
-STATES = ("starting", "up", "restarting", "failed", "stopping", "closed")
-PEER_STATES = ("idle", "handshaking", "active", "stale")
+KNOWN = {"starting", "up", "restarting", "failed", "stopping", "closed"}  # of a tunnel
+KNOWN |= {"idle", "handshaking", "active", "stale"}  # of a peer
 
 
 class Applet:
@@ -26,8 +26,8 @@ class Applet:
         self.manager.connect("object-removed", self.removed)
         self.manager.connect("interface-proxy-signal", self.signalled)
         self.owned(self.manager)
-        for tunnel in self.manager.get_objects():
-            self.added(self.manager, tunnel)
+        for each in self.manager.get_objects():
+            self.added(self.manager, each)
 
     def owned(self, manager, _property=None):
         running = manager.props.name_owner is not None
@@ -35,26 +35,27 @@ class Applet:
             print("wg4netnsd:", "running" if running else "not running", flush=True)
         self.running = running
 
-    def added(self, _manager, tunnel):
-        path, proxy = tunnel.get_object_path(), tunnel.get_interface(TUNNEL)
-        self.names[path] = proxy.get_cached_property("Name").unpack()
-        self.say(path, proxy.get_cached_property("State").unpack(), STATES)
-        for key, peer in proxy.get_cached_property("Peers").unpack().items():
-            self.say(path, peer["state"], PEER_STATES, f"peer {key[:4]}… ")
+    def added(self, _manager, added):
+        path, tunnel = added.get_object_path(), added.get_interface(TUNNEL)
+        if tunnel:  # later versions may have objects of other kinds
+            self.names[path] = tunnel.get_cached_property("Name").unpack()
+            self.say(path, tunnel.get_cached_property("State").unpack())
+            for key, peer in tunnel.get_cached_property("Peers").unpack().items():
+                self.say(path, peer["state"], f"peer {key[:4]}… ")
 
-    def removed(self, _manager, tunnel):  # "closed" came before, unless the daemon is gone
-        del self.names[tunnel.get_object_path()]
+    def removed(self, _manager, removed):  # "closed" came before, unless the daemon is gone
+        self.names.pop(removed.get_object_path(), None)
 
-    def signalled(self, _manager, tunnel, _proxy, _sender, member, parameters):
-        match member, *parameters.unpack():
-            case "StateChanged", new, _old, _reason:
-                self.say(tunnel.get_object_path(), new, STATES)
-            case "PeerStateChanged", key, new, _old, _details:
-                self.say(tunnel.get_object_path(), new, PEER_STATES, f"peer {key[:4]}… ")
+    def signalled(self, _manager, _object, proxy, _sender, member, parameters):
+        path = proxy.get_object_path()
+        match f"{proxy.get_interface_name()}.{member}", *parameters.unpack():
+            case "org.wg4netns1.Tunnel.StateChanged", new, _old, _reason:
+                self.say(path, new)
+            case "org.wg4netns1.Tunnel.PeerStateChanged", key, new, _old, _details:
+                self.say(path, new, f"peer {key[:4]}… ")
 
-    def say(self, path, state, known, of=""):
-        shown = state if state in known else "unknown"
-        print(f"{self.names[path]}: {of}{shown}", flush=True)
+    def say(self, path, state, of=""):
+        print(f"{self.names[path]}: {of}{state if state in KNOWN else 'unknown'}", flush=True)
 
 
 applet = Applet()
