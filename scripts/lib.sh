@@ -23,6 +23,8 @@ readonly TEST_PACKAGES=(busybox-static conmon crun gjs iperf3 iputils-ping libfa
     podman python3-gi uidmap wireguard-tools)
 # … and what the benchmarks stand it beside.
 readonly BENCH_PACKAGES=(slirp4netns)
+# … and what scripts/record types into.
+readonly RECORD_PACKAGES=(tmux)
 
 say() { echo "${0##*/}: $*" >&2; }
 
