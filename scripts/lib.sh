@@ -19,10 +19,12 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
     python3-dev python3-venv)
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … and the independent programs the suite meets it with.
-readonly TEST_PACKAGES=(busybox-static conmon crun iperf3 iputils-ping libfaketime libglib2.0-bin
+readonly TEST_PACKAGES=(busybox-static conmon crun gjs iperf3 iputils-ping libfaketime libglib2.0-bin
     podman python3-gi uidmap wireguard-tools)
 # … and what the benchmarks stand it beside.
 readonly BENCH_PACKAGES=(passt slirp4netns)
+# … and what scripts/record types into.
+readonly RECORD_PACKAGES=(tmux)
 
 say() { echo "${0##*/}: $*" >&2; }
 
