@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "systemd": {"names"},
     "backoff": set(),
     "process": set(),
+    "rundir": set(),
     "tasks": set(),
     "blocking": {"errors"},
     "paths": {"errors"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": set(),
     "session": {"events"},
     "pace": set(),
-    "engine": {"errors", "events", "journal", "lines", "process", "uapi"},
+    "engine": {"errors", "events", "journal", "lines", "process", "rundir", "uapi"},
     "netns": {"agent", "blocking", "errors", "linkwatch", "paths", "syscalls", "tasks", "tun"},
     "resolve": {"blocking", "errors"},
     "endpoints": {"config", "errors", "events", "resolve", "tasks"},
@@ -50,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "link": {"agent", "blocking", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
     "supervised": {
         "config", "engine", "errors", "events", "fdstore", "journal", "peer", "peers", "process",
-        "record", "resolve", "spec", "tasks", "uapi",
+        "record", "resolve", "rundir", "spec", "tasks", "uapi",
     },
     "tunnel": {
         "agent", "backoff", "config", "engine", "errors", "fdstore", "journal", "lifecycle",
