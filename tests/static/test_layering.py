@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "session": {"events"},
     "pace": set(),
     "engine": {"errors", "events", "journal", "lines", "process", "rundir", "uapi"},
+    "resolvconf": {"config", "errors", "journal", "rundir"},
     "netns": {"agent", "blocking", "errors", "linkwatch", "paths", "syscalls", "tasks", "tun"},
     "resolve": {"blocking", "errors"},
     "endpoints": {"config", "errors", "events", "resolve", "tasks"},
@@ -55,8 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "tunnel": {
         "agent", "backoff", "config", "engine", "errors", "fdstore", "journal", "lifecycle",
-        "lifetime", "link", "netns", "observer", "peers", "record", "spec", "supervised", "tasks",
-        "uapi",
+        "lifetime", "link", "netns", "observer", "peers", "record", "resolvconf", "spec",
+        "supervised", "tasks", "uapi",
     },
     "manager": {
         "agent", "engine", "errors", "lifecycle", "lifetime", "netns", "observer", "record", "spec",
@@ -64,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "restore": {
         "engine", "errors", "fdstore", "lifecycle", "lifetime", "manager", "netns", "process",
-        "record", "systemd", "tunnel",
+        "record", "resolvconf", "systemd", "tunnel",
     },
     "wire": set(),
     "turns": {"wire"},
