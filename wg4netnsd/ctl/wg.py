@@ -23,25 +23,21 @@ def run(arguments: Arguments) -> None:
     namespaces.make(mounts=True)
     try:
         lookups.own_mounts()
-        engine = os.open(directory, os.O_PATH | os.O_DIRECTORY)
-        sockets = os.path.join(os.path.realpath(RUN), SOCKETS)
-        if not os.path.isdir(sockets):
-            _make_room(os.path.dirname(sockets))
-        mount(f"/proc/self/fd/{engine}", sockets, "", MS_BIND)
+        _put_sockets(directory, os.path.realpath(RUN))
     except OSError as error:
         raise of_kernel(error) from None
     command.replace(["wg", *arguments.arguments])
 
 
-def _make_room(directory: str) -> None:
-    """Put what is in a directory of root's into one of ours, with SOCKETS beside it."""
-    with os.scandir(directory) as found:
-        entries = list(found)
-    before = os.open(directory, os.O_PATH | os.O_DIRECTORY)
-    mount("run", directory, "tmpfs", options="mode=0755")
-    os.mkdir(os.path.join(directory, SOCKETS))
+def _put_sockets(sockets: str, run: str) -> None:
+    """Have `run`, which is root's, show `sockets` as SOCKETS beside all else that is in it."""
+    with os.scandir(run) as found:
+        entries = [entry for entry in found if entry.name != SOCKETS]
+    before = os.open(run, os.O_PATH | os.O_DIRECTORY)
+    engine = os.open(sockets, os.O_PATH | os.O_DIRECTORY)  # it may be in there
+    mount("run", run, "tmpfs", options="mode=0755")
     for entry in entries:
-        inside = os.path.join(directory, entry.name)
+        inside = os.path.join(run, entry.name)
         if entry.is_symlink():
             os.symlink(os.readlink(entry.name, dir_fd=before), inside)
             continue
@@ -50,4 +46,7 @@ def _make_room(directory: str) -> None:
         else:
             os.close(os.open(inside, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
         mount(f"/proc/self/fd/{before}/{entry.name}", inside, "", MS_BIND | MS_REC)
+    os.mkdir(os.path.join(run, SOCKETS))
+    mount(f"/proc/self/fd/{engine}", os.path.join(run, SOCKETS), "", MS_BIND)
     os.close(before)
+    os.close(engine)
