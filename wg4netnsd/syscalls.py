@@ -12,6 +12,8 @@ CLONE_NEWNET: Final = 0x40000000
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 NS_GET_NSTYPE: Final = 0xB703
 SIOCGSKNS: Final = 0x894C  # linux/sockios.h
+MS_RDONLY, MS_NOSUID, MS_NODEV = 1 << 0, 1 << 1, 1 << 2  # linux/mount.h
+MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 1 << 5, 1 << 12, 1 << 14, 1 << 19
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
@@ -41,6 +43,13 @@ def setns(fd: int, nstype: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2); Python has it from 3.12 on."""
     _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """mount(2). What the flags make it ignore may be empty."""
+    texts = [os.fsencode(text) for text in (source, target, kind)]
+    result = _libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(options))
+    _check(result, f"mount {target}")
 
 
 def prctl(option: int, argument: int | bytes) -> None:

@@ -87,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"daemon"},
     "__init__": set(),
     # wg4netnsctl knows of the daemon what any client of the bus does.
+    "ctl.lookups": {"syscalls"},
     "ctl.setup": {"contract", "errors", "names"},
     "ctl.busctl": {"errors", "names", "syscalls"},
     "ctl.changes": {"ctl.busctl", "names"},
