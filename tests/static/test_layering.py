@@ -98,8 +98,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.failure": {"names"},
     "ctl.client": {"ctl.failure", "names"},
     "ctl.progress": {"ctl.client"},
-    "ctl.namespaces": {"ctl.failure", "syscalls"},
-    "ctl.lookups": {"ctl.failure", "syscalls"},
+    "ctl.mounts": {"syscalls"},
+    "ctl.namespaces": {"ctl.failure", "ctl.mounts", "syscalls"},
+    "ctl.lookups": {"ctl.mounts", "syscalls"},
     "ctl.command": {"ctl.failure", "syscalls"},
     "ctl.create": {"ctl.client", "ctl.failure", "ctl.progress", "names"},
     "ctl.run": {
@@ -115,7 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.colours": set(),
     "ctl.show": {"ctl.client", "ctl.colours", "ctl.failure", "names"},
     "ctl.wg": {
-        "ctl.client", "ctl.command", "ctl.failure", "ctl.lookups", "ctl.namespaces", "syscalls",
+        "ctl.client", "ctl.command", "ctl.failure", "ctl.mounts", "ctl.namespaces", "syscalls",
     },
     "ctl.__init__": {"ctl.failure", "errors", "names"},
 }  # fmt: skip
