@@ -87,16 +87,21 @@ def parser(known: Iterable[str] | None = None) -> ArgumentParser:
         prog="wg4netnsctl",
         description="Run programs behind a WireGuard tunnel of their own, without root.",
         epilog="wg4netnsctl(1) has examples, and the exit statuses.",
+        formatter_class=_formatter,
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    # With prog, argparse need not format a usage for it, for which it imports shutil and more.
-    commands = top.add_subparsers(required=True, metavar="COMMAND", prog=top.prog)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name in known or _COMMANDS:
         function, text, add_arguments = _COMMANDS[name]
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
         command.set_defaults(run=function)
         add_arguments(command)
     return top
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # Left to itself it asks shutil for the width at each option, and importing that takes 3 ms.
+    return argparse.HelpFormatter(prog, width=78)
 
 
 def _run(command: ArgumentParser) -> None:

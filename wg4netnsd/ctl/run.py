@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace as Arguments
 
-from wg4netnsd.ctl import command, create, lookups, namespaces
+from wg4netnsd.ctl import create, namespaces
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import DOCTOR, NOT_STARTED, Failure, of_kernel
 
@@ -22,6 +22,8 @@ def run(arguments: Arguments) -> int:
     except Failure as failure:
         failure.status = NOT_STARTED
         raise
+    from wg4netnsd.ctl import command
+
     return command.run(arguments.command, new_pids=not arguments.share_pids)
 
 
@@ -38,6 +40,9 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
         reply = create.begin(client, netns, conf, asked)
         os.close(netns)
         os.close(lease)
+        # Meanwhile, as Python's start is most of what all this takes.
+        from wg4netnsd.ctl import command, lookups  # noqa: F401
+
         return create.finish(reply, asked), client
 
 
@@ -53,6 +58,8 @@ def execute(arguments: Arguments) -> None:
     except Failure as failure:
         failure.status = NOT_STARTED
         raise
+    from wg4netnsd.ctl import command
+
     command.replace(arguments.command)
 
 
@@ -65,6 +72,8 @@ def shell(arguments: Arguments) -> None:
 def _go_on_in_it(client: Client, path: str) -> None:
     """What the command is to find, but for the namespaces."""
     tunnel = client.properties(path)
+    from wg4netnsd.ctl import lookups
+
     try:
         lookups.confine(tunnel["ResolvConf"])
     except OSError as error:
