@@ -91,11 +91,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.busctl": {"errors", "names", "syscalls"},
     "ctl.changes": {"ctl.busctl", "names"},
     "ctl.monitor": {"ctl.busctl", "ctl.changes", "errors", "names"},
-    "ctl.__init__": {"ctl.busctl", "ctl.monitor", "ctl.setup", "errors", "names"},
+    # doctor, which tries for itself what others ask for.
+    "ctl.finding": set(),
+    "ctl.procfs": set(),
+    "ctl.trial": {"syscalls"},
+    "ctl.busprobe": set(),
+    "ctl.checks_namespaces": {"ctl.finding", "ctl.procfs", "ctl.trial"},
+    "ctl.checks_machine": {"__init__", "ctl.finding", "ctl.procfs", "ctl.trial", "syscalls"},
+    "ctl.checks_session": {"ctl.busprobe", "ctl.finding", "ctl.procfs"},
+    "ctl.checks_daemon": {
+        "ctl.busprobe", "ctl.checks_session", "ctl.finding", "ctl.setup", "errors", "names",
+    },
+    "ctl.checks_programs": {"ctl.finding", "ctl.procfs"},
+    "ctl.doctor": {
+        "ctl.busprobe", "ctl.checks_daemon", "ctl.checks_machine", "ctl.checks_namespaces",
+        "ctl.checks_programs", "ctl.checks_session", "ctl.finding",
+    },
+    "ctl.__init__": {
+        "ctl.busctl", "ctl.doctor", "ctl.monitor", "ctl.setup", "errors", "names",
+    },
 }  # fmt: skip
 
 ONLY_IN = {
     "dbus_next": {"connection"},
+    "jeepney": {"ctl.busprobe"},
     "pyroute2": {"hostnet", "linkwatch", "rtnetlink"},
     "systemd": {"journal", "systemd"},
 }

@@ -41,6 +41,10 @@ def _parse_arguments() -> argparse.Namespace:
     command.add_argument("--full", action="store_true", help="do not shorten public keys")
     command.set_defaults(run=_monitor)
 
+    command = commands.add_parser("doctor", help="check what this machine has and lacks")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(run=_doctor)
+
     command = commands.add_parser("close", help="end a tunnel")
     command.add_argument("name")
     command.set_defaults(run=_close)
@@ -76,6 +80,12 @@ def _monitor(arguments: argparse.Namespace) -> None:
     from wg4netnsd.ctl import monitor
 
     monitor.run(arguments.names, arguments.json, arguments.full)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from wg4netnsd.ctl import doctor
+
+    sys.exit(doctor.run(arguments.json))
 
 
 def _close(arguments: argparse.Namespace) -> None:
