@@ -26,6 +26,8 @@ TUNGETDEVNETNS: Final = 0x54E3
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000  # linux/mount.h
+SYS_LANDLOCK_CREATE_RULESET: Final = 444  # asm-generic/unistd.h
+LANDLOCK_CREATE_RULESET_VERSION: Final = 1  # linux/landlock.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -71,6 +73,20 @@ def timerfd_settime(fd: int, flags: int, seconds: int) -> None:
     """timerfd_settime(2), for a timer that ends once."""
     end = _Itimerspec(it_value=_Timespec(tv_sec=seconds))
     _check(_libc.timerfd_settime(fd, flags, ctypes.byref(end), None), "timerfd_settime")
+
+
+def adjtimex() -> bytes:
+    """adjtimex(2) that changes nothing: the struct timex of linux/timex.h."""
+    timex = ctypes.create_string_buffer(208)  # of 64-bit machines
+    _check(_libc.adjtimex(timex), "adjtimex")
+    return timex.raw
+
+
+def landlock_version() -> int:
+    """Of the Landlock that the kernel has: landlock_create_ruleset(2) with a flag for that."""
+    flag = ctypes.c_uint32(LANDLOCK_CREATE_RULESET_VERSION)
+    result = _libc.syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flag)
+    return _check(result, "landlock_create_ruleset")
 
 
 class _Timespec(ctypes.Structure):

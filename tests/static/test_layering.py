@@ -118,12 +118,31 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.wg": {
         "ctl.client", "ctl.command", "ctl.failure", "ctl.mounts", "ctl.namespaces", "syscalls",
     },
+    # doctor, which tries for itself what others ask for.
+    "ctl.doctor.finding": set(),
+    "ctl.doctor.procfs": set(),
+    "ctl.doctor.trial": {"syscalls"},
+    "ctl.doctor.busprobe": set(),
+    "ctl.doctor.namespaces": {"ctl.doctor.finding", "ctl.doctor.procfs", "ctl.doctor.trial"},
+    "ctl.doctor.machine": {
+        "__init__", "ctl.doctor.finding", "ctl.doctor.procfs", "ctl.doctor.trial", "syscalls",
+    },
+    "ctl.doctor.session": {"ctl.doctor.busprobe", "ctl.doctor.finding", "ctl.doctor.procfs"},
+    "ctl.doctor.daemon": {
+        "ctl.doctor.busprobe", "ctl.doctor.finding", "ctl.doctor.session", "ctl.setup", "errors",
+        "names",
+    },
+    "ctl.doctor.programs": {"ctl.doctor.finding", "ctl.doctor.procfs"},
+    "ctl.doctor.__init__": {
+        "ctl.colours", "ctl.doctor.busprobe", "ctl.doctor.daemon", "ctl.doctor.finding",
+        "ctl.doctor.machine", "ctl.doctor.namespaces", "ctl.doctor.programs", "ctl.doctor.session",
+    },
     "ctl.__init__": {"ctl.failure", "errors", "names"},
 }  # fmt: skip
 
 ONLY_IN = {
     "dbus_next": {"connection"},
-    "jeepney": {"ctl.client"},
+    "jeepney": {"ctl.client", "ctl.doctor.busprobe"},
     "pyroute2": {"hostnet", "linkwatch", "rtnetlink"},
     "systemd": {"journal", "systemd"},
 }
@@ -134,7 +153,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     """The names of our modules and of other top-level packages that a file imports."""
     ours: set[str] = set()
     others: set[str] = set()
-    packages = {"wg4netnsd": "", "wg4netnsd.ctl": "ctl."}
+    packages = {"wg4netnsd": "", "wg4netnsd.ctl": "ctl.", "wg4netnsd.ctl.doctor": "ctl.doctor."}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             others |= {alias.name.partition(".")[0] for alias in node.names}
