@@ -234,7 +234,36 @@ def test_models_are_frozen() -> None:
                 setattr(model, name, None)
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("DNS = 10.64.0.1", ("10.64.0.1",)),
+        ("DNS=10.8.0.1,fd00::1 # by us", ("10.8.0.1", "fd00::1")),
+        ("DNS =1.1.1.1 ,  2606:4700:4700::1111", ("1.1.1.1", "2606:4700:4700::1111")),
+        ("dns = 10.0.0.1\r\nDns = 10.0.0.2, lan.", ("10.0.0.1", "10.0.0.2", "lan.")),
+        ("DNS = fe80::1%wg0", ("fe80::1%wg0",)),
+        ("DNS = svc.cluster.local, _x.example, xn--bcher-kva.example", None),
+        (f"DNS = {'a1' * 31}.example, {'A1' * 31}.EXAMPLE, {'a-B' * 21}", None),
+        ("DNS = Corp.Example.ORG, 1e100.net, 3com", None),
+    ],
+)
+def test_dns_as_providers_have_it(line: str, wanted: tuple[str, ...] | None) -> None:
+    wanted = wanted or tuple(line.removeprefix("DNS = ").split(", "))
+    assert tuple(map(str, parsed(INTERFACE + line).interface.dns)) == wanted
+
+
 # ---------------------------------------------------------------- what is refused
+
+PLAIN_KEY = "wG4" * 14 + "k"
+"""Of a key without its `=`; every fourth has neither `+` nor `/`."""
+
+
+@pytest.mark.parametrize("value", ["{}", "{}.", "lan, {}", "{}.lan", "fe80::1%{}", "a.{}x"])
+def test_a_key_is_no_domain(value: str) -> None:
+    message = refusal(f"{INTERFACE}DNS = {value.format(PLAIN_KEY)}\n")
+    assert message == "line 4: DNS: '…' is neither an IP address nor a domain"
+    assert "neither an IP" in refusal(f"{INTERFACE}{PEER}Endpoint = {PLAIN_KEY}:51820\n")
+
 
 CUT = base64.b64encode(bytes(31)).decode()
 NO_KEY = "expected a key: 32 bytes in base64, 44 characters"
@@ -367,6 +396,11 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             f"{INTERFACE}DNS = 10.0.0.1, a..b",
             "line 4: DNS: 'a..b' is neither an IP address nor a domain",
             id="dns-domain",
+        ),
+        pytest.param(
+            f"{INTERFACE}DNS = fe80::1%wg0 6.6.6.6",
+            "line 4: DNS: 'fe80::1%wg0 6.6.6.6' is neither an IP address nor a domain",
+            id="dns-scope",
         ),
         pytest.param(  # once took years
             f"{INTERFACE}DNS = {'a' * 60}!",

@@ -30,10 +30,12 @@ def refusal(*arguments: str, **environment: str) -> tuple[int, str]:
 def test_a_runtime_directory_with_other_things_is_left_alone(bus: Bus, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.sock").write_text("not a socket")
+    (tmp_path / "thesis/resolv.conf").write_text("nameserver 192.0.2.1\n")
     status, log = refusal("--runtime-dir", str(tmp_path), DBUS_SESSION_BUS_ADDRESS=bus.address)
     assert status == 78
     assert "not empty: expected a directory for wg4netnsd alone" in log
     assert (tmp_path / "thesis/chapter.sock").read_text() == "not a socket"
+    assert (tmp_path / "thesis/resolv.conf").read_text() == "nameserver 192.0.2.1\n"
 
 
 def test_a_runtime_directory_is_one_daemons(daemon: Daemon, bus: Bus) -> None:

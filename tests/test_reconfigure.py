@@ -156,7 +156,8 @@ class Tunnel:
 
     def everything(self) -> tuple[Any, ...]:
         """That, and all else that there is inside, and that the engine is still the same."""
-        return *self.seen(), self._ip(), self.get("State"), self.get("EnginePID"), self.restarts()
+        state = self.get("State"), self.get("EnginePID"), self.restarts()
+        return *self.seen(), self._ip(), self.file(), *state
 
     def engine(self) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
         """What the engine has of itself and, by public key, of its peers; without counters."""
@@ -189,6 +190,11 @@ class Tunnel:
             {f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"]},
             {(_destination(each), each["protocol"]) for each in routes if "table" not in each},
         )
+
+    def file(self) -> tuple[str, int]:
+        """The resolv.conf's text and inode."""
+        path = Path(self.get("ResolvConf"))
+        return path.read_text(), path.stat().st_ino
 
     def _ip(self, device: str = "") -> list[Any]:
         """Links with their addresses, and the routes of all tables and both families."""
@@ -746,10 +752,11 @@ def test_a_configuration_that_never_ends(tunnel: Make, client: Client) -> None:
 def test_an_engine_that_hangs(tunnel: Make) -> None:
     """Whatever it has taken: it is replaced, and its successor has the old configuration."""
     subject = tunnel(ONE)
-    pid, port = subject.get("EnginePID"), subject.get("ListenPort")
+    pid, port, resolv_conf = subject.get("EnginePID"), subject.get("ListenPort"), subject.file()
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(DBusError, match="Timeout"):
-        subject.reconfigure(replace(ONE, mtu=1300, peers=(P2, P3)))
+        subject.reconfigure(replace(ONE, mtu=1300, dns=("10.9.0.1",), peers=(P2, P3)))
+    assert subject.file() == resolv_conf
     assert subject.get("State") == "up"
     assert subject.seen() == expected(ONE, port)
     assert subject.get("EnginePID") != pid

@@ -32,6 +32,7 @@ TABLES: Final = ("auto", "off")
 
 Address = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+Dns = IPv4Address | IPv6Address | str  # a name server's address, or a search domain
 
 # ---------------------------------------------------------------- one parser per value type
 # Each takes the text after the `=` and raises a ValueError that says what was expected.
@@ -39,6 +40,7 @@ Network = IPv4Network | IPv6Network
 _KEY_PART = re.compile(r"[A-Za-z0-9+/]{20,}")  # a key with one wrong character has as many
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"(?=.{{1,253}}\.?$){_LABEL}(\.{_LABEL})*\.?")
+_KEY_LABEL = re.compile(r"(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9]{40,}")
 
 
 def quote(text: str) -> str:
@@ -97,13 +99,23 @@ def _network(text: str) -> Network:
         raise ValueError(f"{quote(text)} is not a network") from None
 
 
-def _dns(text: str) -> IPv4Address | IPv6Address | str:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        if not _HOSTNAME.fullmatch(text) or re.fullmatch(r"[\d.]+", text):
-            raise ValueError(f"{quote(text)} is neither an IP address nor a domain") from None
+def _is_host_name(text: str) -> bool:
+    """Every fourth key would be one once its `=` is lost, 43 letters and digits, and so be shown
+    or looked up. A label of somebody's that is as long is a hash or a name, and in one case."""
+    return (
+        bool(_HOSTNAME.fullmatch(text))
+        and not re.fullmatch(r"[\d.]+", text)
+        and not any(map(_KEY_LABEL.fullmatch, text.split(".")))
+    )
+
+
+def _dns(text: str) -> Dns:
+    if _is_host_name(text):
         return text
+    try:
+        return ipaddress.ip_address(_bare_ipv6(text) if ":" in text else text)
+    except ValueError:
+        raise ValueError(f"{quote(text)} is neither an IP address nor a domain") from None
 
 
 def _table(text: str) -> str:
@@ -137,7 +149,7 @@ def _endpoint(text: str) -> Endpoint:
             return Endpoint(str(IPv4Address(host)), port)
     except ValueError:
         raise ValueError(f"{quote(text)}: the host is not an IP address") from None
-    if not _HOSTNAME.fullmatch(host):
+    if not _is_host_name(host):
         raise ValueError(f"{quote(text)}: the host is neither an IP address nor a host name")
     return Endpoint(host, port)
 
@@ -165,9 +177,7 @@ class Interface(Section):
     addresses: tuple[Annotated[Address, BeforeValidator(_address)], ...] = Field(
         alias="Address", min_length=1
     )
-    dns: tuple[Annotated[IPv4Address | IPv6Address | str, BeforeValidator(_dns)], ...] = Field(
-        (), alias="DNS"
-    )
+    dns: tuple[Annotated[Dns, BeforeValidator(_dns)], ...] = Field((), alias="DNS")
     mtu: Annotated[int | None, BeforeValidator(_number(MIN_MTU, MAX_MTU))] = Field(
         None, alias="MTU"
     )

@@ -162,8 +162,9 @@ def _parse_arguments() -> argparse.Namespace:
         "--runtime-dir",
         type=Path,
         metavar="DIR",
-        help="where the engines' sockets go (default: $RUNTIME_DIRECTORY, which systemd sets, "
-        "else $XDG_RUNTIME_DIR/wg4netnsd); removed at the end",
+        help="where the engines' sockets and the tunnels' resolv.conf go (default: "
+        "$RUNTIME_DIRECTORY, which systemd sets, else $XDG_RUNTIME_DIR/wg4netnsd); removed at the "
+        "end",
     )
     parser.add_argument(
         "--engine",
@@ -201,7 +202,7 @@ def _set_limits() -> None:
 @contextlib.contextmanager
 def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterator[Path]:
     """Our own directory, ours alone while we run, with nothing in it but what `tunnels` have."""
-    path = chosen or _default_runtime_directory()
+    path = (chosen or _default_runtime_directory()).absolute()  # it is told on the bus
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -223,11 +224,11 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
 
 def _clear(directory: Path, tunnels: Collection[str]) -> None:
     """Remove what other tunnels have made, of a daemon that was killed."""
-    from wg4netnsd.restore import remove_sockets
+    from wg4netnsd.restore import remove_files
 
     for made in directory.iterdir():
         if made.name not in tunnels and made.is_dir():
-            remove_sockets(made)
+            remove_files(made)
 
 
 def _default_runtime_directory() -> Path:

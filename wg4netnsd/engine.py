@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from wg4netnsd import events, uapi
+from wg4netnsd import events, rundir, uapi
 from wg4netnsd.errors import LACKING, EngineFailed, LimitExceeded, Timeout, redact
 from wg4netnsd.journal import TunnelLog, level_of_engine
 from wg4netnsd.lines import Lines
@@ -207,7 +207,7 @@ class Engine:
             raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
         await self._fall_silent()
         if self._socket_path:
-            _unlink(self._socket_path)
+            rundir.remove(self._socket_path)
 
     async def _fall_silent(self) -> None:
         """Wait for the end of a process that is dying, and for all that it has told."""
@@ -323,8 +323,7 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
 
 def _listen(path: Path) -> socket.socket:
     try:
-        for directory in (path.parent.parent, path.parent):  # somebody may have removed ours
-            directory.mkdir(mode=0o700, exist_ok=True)
+        rundir.make(path.parent)
         path.unlink(missing_ok=True)  # of an engine that ended while there was no daemon
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -334,10 +333,3 @@ def _listen(path: Path) -> socket.socket:
             return listener
     except OSError as error:  # too long a path is an OSError without an errno
         raise EngineFailed(f"{path}: {error.strerror or error}") from None
-
-
-def _unlink(path: Path) -> None:
-    """Remove the socket and its directory; neither need be there any more."""
-    path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        path.parent.rmdir()

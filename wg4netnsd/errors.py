@@ -7,7 +7,7 @@
     ├── NoSuchTunnel     no tunnel of that name or namespace, or it was closed meanwhile
     ├── LimitExceeded    a limit of the daemon is reached
     ├── TunFailed        the kernel refused to make or to configure the interface
-    ├── EngineFailed     wireguard-go could not be started or did not take its configuration
+    ├── EngineFailed     wireguard-go could not be started or set up, or resolv.conf not be written
     ├── Timeout          the time that the caller allowed is over
     ├── ShuttingDown     the daemon is ending
     ├── Unresolved       a host name has no address; seen in LastError only

@@ -42,6 +42,11 @@ class Lifecycle:
         self._running: set[asyncio.Task[None]] = set()
         self._waiters: dict[asyncio.Future[State], frozenset[State]] = {}
 
+    @property
+    def uptime(self) -> float:
+        """Seconds; 0 where it is not up."""
+        return asyncio.get_running_loop().time() - self.since if self.state is State.UP else 0.0
+
     def enter(self, new: State, reason: str) -> None:
         old, self.state = self.state, new
         self.since = asyncio.get_running_loop().time()

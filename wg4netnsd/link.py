@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from wg4netnsd import blocking, errors, netns, tun
@@ -99,6 +99,16 @@ class Link:
             await self.change(new, old)
         except errors.Error as error:
             self._log.error("the interface is half changed: %s", error)
+
+    @contextlib.asynccontextmanager
+    async def changed(self, old: Settings, new: Settings) -> AsyncIterator[None]:
+        """With other settings, which stay unless the block fails. Raises as change()."""
+        await self.change(old, new)
+        try:
+            yield
+        except BaseException:
+            await self.change_back(new, old)
+            raise
 
     async def close(self) -> None:
         """Destroy the interface, and return when the kernel says that it is gone."""

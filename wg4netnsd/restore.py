@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd import errors, record, systemd
+from wg4netnsd import errors, record, resolvconf, systemd
 from wg4netnsd.engine import DEATH_TIME
 from wg4netnsd.fdstore import Kind, Legacy
 from wg4netnsd.lifecycle import State
@@ -38,7 +38,7 @@ async def take_over(manager: Manager, legacies: Mapping[str, Legacy]) -> list[Tu
         except (Unreadable, errors.Error) as why:
             log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
             await _end(legacy)
-            remove_sockets(manager.directory / name)  # or the next of that name could not listen
+            remove_files(manager.directory / name)
     if taken:
         decided = set(State) - {State.STARTING}
         waits = [asyncio.ensure_future(one.lifecycle.wait_for(decided)) for one in taken]
@@ -86,14 +86,16 @@ async def _end(legacy: Legacy) -> None:
     legacy.close()
 
 
-def remove_sockets(directory: Path) -> None:
-    """Remove what a tunnel has made: a directory, with at most a socket in it.
+def remove_files(directory: Path) -> None:
+    """Remove what a tunnel has made: a directory, with at most a socket and a resolv.conf in it.
 
-    Nothing else is ours. It is empty if the daemon was killed on its way to or from the socket.
+    Nothing else is ours. It is empty if the daemon was killed on its way to or from them.
     """
-    for socket in directory.glob("*.sock"):
-        if socket.is_socket():
-            socket.unlink()
+    for path in directory.glob("*.sock"):
+        if path.is_socket():
+            path.unlink()
+    if resolvconf.is_ours(path := directory / resolvconf.NAME):
+        path.unlink()
     with contextlib.suppress(OSError):
         directory.rmdir()
 

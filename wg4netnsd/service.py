@@ -310,7 +310,7 @@ class TunnelInterface(Interface):
         return self._tunnel.created_usec
 
     def read_resolv_conf(self) -> str:
-        return ""
+        return str(self._tunnel.resolv_conf.path)
 
     def read_state(self) -> str:
         return self._tunnel.state

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from wg4netnsd.agent import Settings
-from wg4netnsd.config import Address, Config, Peer
+from wg4netnsd.config import Address, Config, Dns, Peer
 from wg4netnsd.lifetime import Lifetime
 
 
@@ -37,8 +37,7 @@ class Spec:
         return self.config.interface.addresses
 
     @property
-    def dns(self) -> tuple[object, ...]:
-        """Name servers' addresses, and search domains."""
+    def dns(self) -> tuple[Dns, ...]:
         return self.config.interface.dns
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd import errors, uapi
+from wg4netnsd import errors, rundir, uapi
 from wg4netnsd.config import Config
 from wg4netnsd.engine import DEATH_TIME, Engine, Kept, Spare
 from wg4netnsd.events import PROTOCOL
@@ -153,6 +153,7 @@ class Supervised:
                 await self._engine.process.kill(DEATH_TIME)
         async with self.lock:
             await self.stop()
+        rundir.remove(self._socket_path)  # also of one that ended while there was no daemon
 
     def replace(self, why: errors.Error | None = None) -> None:
         """Have it replaced: it failed so, or somebody asked for it."""

@@ -30,6 +30,7 @@ from wg4netnsd.netns import Netns, NetnsId
 from wg4netnsd.observer import Observer, PeersOf
 from wg4netnsd.peers import Peers
 from wg4netnsd.record import Left, Record
+from wg4netnsd.resolvconf import ResolvConf
 from wg4netnsd.spec import Spec
 from wg4netnsd.supervised import FAILURES, Supervised, refuse_own_key
 from wg4netnsd.tasks import first_of
@@ -44,7 +45,7 @@ class Means(NamedTuple):
 
     agent: Agent
     spare: Spare
-    directory: Path  # of their sockets
+    directory: Path  # in which each has its own
 
 
 class _InterfaceGone(Exception):
@@ -80,6 +81,7 @@ class Tunnel:
         self.link = Link(
             means.agent, namespace, spec.interface, self._log, self._link_changed, self.close
         )
+        self.resolv_conf = ResolvConf(means.directory / spec.name, spec.name, self._log)
         self._shelf = left.legacy if left else Shelf(spec.name)
         self._serial = 0  # of the record that the shelf has; 0: none yet
         self.engine = Supervised(
@@ -220,6 +222,7 @@ class Tunnel:
             self.link.hold(await provisioning.tun(), pins)
             await self.engine.attach(self.link.tun_fd)
             await provisioning.configured()
+        self.resolv_conf.write(self.spec.dns)
         self._store()
 
     async def _take_over(self, left: Left) -> None:
@@ -234,6 +237,7 @@ class Tunnel:
             self.link.adopt(*legacy.take(Kind.TUN) or (-1,))
             if self.link.is_gone:
                 raise _InterfaceGone
+            self.resolv_conf.write_back(self.spec.dns)
             try:
                 async with self.engine.lock:
                     await self.engine.adopt(left, self.spec)
@@ -277,10 +281,8 @@ class Tunnel:
             return
 
     async def _wait_before_restart(self, why: errors.Error) -> None:
-        up = self.state is State.UP
-        uptime = asyncio.get_running_loop().time() - self.lifecycle.since if up else 0.0
-        lacking = isinstance(why, errors.LimitExceeded)
-        delay = self._backoff.lacking() if lacking else self._backoff.crashed(uptime)
+        backoff, lacking = self._backoff, isinstance(why, errors.LimitExceeded)
+        delay = backoff.lacking() if lacking else backoff.crashed(self.lifecycle.uptime)
         if delay is None:
             self.lifecycle.enter(State.FAILED, str(why))
             await self.engine.wait_replace()
@@ -300,6 +302,7 @@ class Tunnel:
             await self.engine.end()  # a cancelled change lets go of it when the agent's child has
         except (errors.Error, OSError) as error:
             self._log.error("%s", error)
+        self.resolv_conf.remove()
         await self._shelf.clear()
         await self.link.close()
         self._at_end.close()
@@ -319,12 +322,9 @@ class Tunnel:
             public_key = self.engine.public_key if key_stays else ""
             refuse_own_key(new.config, public_key)
             turn.enter_context(self._begun(new))
-            await self.link.change(old.settings, new.settings)
-            try:
-                await self.engine.change(old, new, found, public_key)
-            except BaseException:
-                await self.link.change_back(new.settings, old.settings)
-                raise
+            turn.enter_context(self.resolv_conf.changed(old.dns, new.dns))
+            await turn.enter_async_context(self.link.changed(old.settings, new.settings))
+            await self.engine.change(old, new, found, public_key)
             self.spec = new
             self.peers.configure(new.config.peers, found)
         if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:

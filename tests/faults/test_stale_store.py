@@ -143,6 +143,8 @@ def test_while_there_is_no_daemon(
     scene.beside.assert_then(Then.AS_IT_WAS, scene.client)
     scene.struck.assert_then(then, scene.client)
     assert_no_strays(scene.unit.manager, scene.client)
+    its_files = scene.unit.manager.runtime / "wg4netnsd/struck"
+    assert its_files.exists() is (then is not Then.ENDED)
     if scene.struck.inside.holder.poll() is None:
         if then is Then.ENDED:
             assert set(scene.struck.inside.links()) == {"lo"}

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jeepney import HeaderFields
 
 from support.bus import TUNNEL, Client
+from support.configs import Secrets
 from support.installed import assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UNIT, UserManager
 from support.namespaces import Namespace, ping
@@ -71,6 +73,34 @@ def test_a_tunnel_stays_as_it_was(
         transfer.finish()
     up.client.close_tunnel(up.path)
     assert set(up.inside.links()) == {"lo"}
+
+
+def test_resolv_conf_stays_where_it_is_bound(
+    installed: UserManager, namespace: Callable[..., Namespace]
+) -> None:
+    """The same inode, with the text of the configuration that is in force."""
+    conf = Secrets().conf("Address = 10.9.0.2/24\nDNS = 10.2.0.1, lan")
+    with Client(installed.address) as client:
+        path = client.create(namespace(), conf, name="kept")
+        file = Path(client.get(path, "ResolvConf"))
+        assert file == installed.runtime / "wg4netnsd/kept/resolv.conf"
+        assert file.stat().st_mode & 0o7777 == 0o644  # whatever the unit's UMask= says
+        text, inode, written = file.read_text(), file.stat().st_ino, file.stat().st_mtime_ns
+        crash(installed)
+        assert (file.read_text(), file.stat().st_ino) == (text, inode)
+        assert file.stat().st_mtime_ns == written
+
+        # As a daemon leaves it that was killed on its way to another configuration.
+        file.write_text("nameserver 10.3.0.1\n" * 20)
+        crash(installed)
+        assert (file.read_text(), file.stat().st_ino) == (text, inode)
+
+        file.unlink()
+        crash(installed)
+        assert file.read_text() == text
+        assert client.get(path, "RestartCount") == 0
+        client.close_tunnel(path)
+        assert list((installed.runtime / "wg4netnsd").iterdir()) == []
 
 
 def test_stop_ends_everything(installed: UserManager, up: Up) -> None:

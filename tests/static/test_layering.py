@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "systemd": {"names"},
     "backoff": set(),
     "process": set(),
+    "rundir": set(),
     "tasks": set(),
     "blocking": {"errors"},
     "paths": {"errors"},
@@ -31,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": set(),
     "session": {"events"},
     "pace": set(),
-    "engine": {"errors", "events", "journal", "lines", "process", "uapi"},
+    "engine": {"errors", "events", "journal", "lines", "process", "rundir", "uapi"},
+    "resolvconf": {"config", "errors", "journal", "rundir"},
     "netns": {"agent", "blocking", "errors", "linkwatch", "paths", "syscalls", "tasks", "tun"},
     "resolve": {"blocking", "errors"},
     "endpoints": {"config", "errors", "events", "resolve", "tasks"},
@@ -50,12 +52,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "link": {"agent", "blocking", "errors", "journal", "linkwatch", "netns", "tasks", "tun"},
     "supervised": {
         "config", "engine", "errors", "events", "fdstore", "journal", "peer", "peers", "process",
-        "record", "resolve", "spec", "tasks", "uapi",
+        "record", "resolve", "rundir", "spec", "tasks", "uapi",
     },
     "tunnel": {
         "agent", "backoff", "config", "engine", "errors", "fdstore", "journal", "lifecycle",
-        "lifetime", "link", "netns", "observer", "peers", "record", "spec", "supervised", "tasks",
-        "uapi",
+        "lifetime", "link", "netns", "observer", "peers", "record", "resolvconf", "spec",
+        "supervised", "tasks", "uapi",
     },
     "manager": {
         "agent", "engine", "errors", "lifecycle", "lifetime", "netns", "observer", "record", "spec",
@@ -63,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "restore": {
         "engine", "errors", "fdstore", "lifecycle", "lifetime", "manager", "netns", "process",
-        "record", "systemd", "tunnel",
+        "record", "resolvconf", "systemd", "tunnel",
     },
     "wire": set(),
     "turns": {"wire"},
