@@ -19,8 +19,8 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
     python3-dev python3-venv)
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … and the independent programs the suite meets it with.
-readonly TEST_PACKAGES=(busybox-static conmon crun iperf3 iputils-ping libfaketime libglib2.0-bin
-    podman python3-gi uidmap wireguard-tools)
+readonly TEST_PACKAGES=(bash-completion bubblewrap busybox-static catatonit conmon crun fish iperf3
+    iputils-ping jq libfaketime libglib2.0-bin podman python3-gi rootlesskit uidmap wireguard-tools zsh)
 # … and what the benchmarks stand it beside.
 readonly BENCH_PACKAGES=(slirp4netns)
 
