@@ -6,6 +6,7 @@
 #   wheel-<hash of the sources>/      this project, built as anyone would
 #   stock-<hash of wireguard-go/>/    upstream's wireguard-go, unpatched: the tests' far end
 #   short-<hash of that and patch>/   our engine with short timers: for tests that outlast them
+#   unpacked-<hash of versions>/      programs that are run there and installed nowhere
 
 # shellcheck disable=SC2034 # USER_OF_TESTS is for those who source this
 readonly USER_OF_TESTS=wg4netnsd-test
@@ -19,10 +20,15 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
     python3-dev python3-venv)
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … and the independent programs the suite meets it with.
-readonly TEST_PACKAGES=(bash-completion bubblewrap busybox-static catatonit conmon crun fish iperf3
-    iputils-ping jq libfaketime libglib2.0-bin podman python3-gi rootlesskit uidmap wireguard-tools zsh)
+readonly TEST_PACKAGES=(bash-completion bubblewrap busybox-static catatonit conmon crun fish gjs
+    iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools podman python3-gi rootlesskit uidmap
+    wireguard-tools zsh)
+# … of which these are not installed: they would take over the machine's own look-ups …
+readonly UNPACKED_PACKAGES=(libnss-mdns libnss-resolve nscd systemd-resolved)
 # … and what the benchmarks stand it beside.
-readonly BENCH_PACKAGES=(slirp4netns)
+readonly BENCH_PACKAGES=(passt slirp4netns)
+# … and what scripts/record types into.
+readonly RECORD_PACKAGES=(tmux)
 
 say() { echo "${0##*/}: $*" >&2; }
 
@@ -147,6 +153,36 @@ download_go_modules() { # SOURCE VENV: also those that only upstream's own tests
     (cd "$1" && as_user "$2/bin/python" build.py --stock --source "$tree")
     (cd "$tree" && as_user env PATH="$PATH:$CACHE/build/go/bin" go mod download)
     rm -rf "$tree"
+}
+
+unpacked() { # where these are, of the versions that fit the machine's
+    echo "$CACHE/unpacked-$(dpkg-query --show libc6 systemd | sha256sum | cut -c-16)"
+}
+
+unpack_packages() {
+    local lock
+    exec {lock}>"$CACHE/.lock"
+    flock "$lock"
+    once "$(unpacked)" unpack "${UNPACKED_PACKAGES[@]}"
+    exec {lock}>&-
+}
+
+unpack() { # PACKAGE… DIRECTORY
+    local packages=("${@:1:$#-1}") directory=${*: -1} package
+    say "unpacking from the distribution: ${packages[*]}"
+    mkdir "$directory"
+    if ! download "$directory" "${packages[@]}"; then
+        apt-get update -qq </dev/null
+        download "$directory" "${packages[@]}"
+    fi
+    for package in "$directory"/*.deb; do
+        dpkg-deb --extract "$package" "$directory"
+        rm "$package"
+    done
+}
+
+download() { # DIRECTORY PACKAGE…: unlike apt-get's user, we may write there
+    (cd "$1" && shift && apt-get download -qq --option APT::Sandbox::User=root "$@")
 }
 
 make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short

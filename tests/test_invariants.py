@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support import engines
+from support import doctor, engines
 from support.bus import MANAGER, ROOT, TUNNEL, Bus, Client, DBusError
 from support.configs import Secrets
 from support.daemon import Daemon
@@ -183,6 +183,9 @@ def test_a_crash_loop_ends_in_failed_and_restart_revives_it(
     assert shown["LastError"][1].startswith("EngineFailed: wireguard-go ")
     assert "SIGKILL" in shown["LastError"][1]
     assert engines_with_a_tun(daemon) == set()
+    told = doctor.ask(env={"DBUS_SESSION_BUS_ADDRESS": bus.address})["daemon"]
+    assert told.status == "problem"
+    assert told.commands == [f"wg4netnsctl restart {shown['Name']}"]
     # Nothing leaves in the clear.
     assert network(inside) == before
     (route,) = inside.ip("route", "get", "203.0.113.1")

@@ -112,7 +112,8 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def _overwrite(fd: int, text: bytes) -> None:
-    """Who reads it at once gets one of both, perhaps with empty lines after it, and never none.
+    """Who reads meanwhile gets something, but perhaps empty lines after the new text; or the new
+    one's end after the old, as read(2) looks at the size once more when it has copied.
 
     The same text is not written again: by the file's times glibc knows when to read it anew.
     """

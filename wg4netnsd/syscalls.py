@@ -14,6 +14,8 @@ CLONE_NEWNET: Final = 0x40000000
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 NS_GET_NSTYPE: Final = 0xB703
 SIOCGSKNS: Final = 0x894C  # linux/sockios.h
+MS_RDONLY, MS_NOSUID, MS_NODEV = 1 << 0, 1 << 1, 1 << 2  # linux/mount.h
+MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 1 << 5, 1 << 12, 1 << 14, 1 << 19
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
@@ -24,9 +26,10 @@ TUNGETDEVNETNS: Final = 0x54E3
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000  # linux/mount.h
+SYS_LANDLOCK_CREATE_RULESET: Final = 444  # asm-generic/unistd.h
+LANDLOCK_CREATE_RULESET_VERSION: Final = 1  # linux/landlock.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (*(ctypes.c_char_p,) * 3, ctypes.c_ulong, ctypes.c_char_p)
 
 
 def ioctl(fd: int, request: int, argument: int | bytes, operation: str) -> int:
@@ -48,10 +51,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def mount(source: str, target: str, filesystem: str, flags: int = 0, options: str = "") -> None:
-    """mount(2)."""
-    arguments = (os.fsencode(source), os.fsencode(target), filesystem.encode())
-    _check(_libc.mount(*arguments, flags, options.encode()), f"mount {target}")
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2). What the flags make it ignore may be empty."""
+    texts = [os.fsencode(text) for text in (source, target, kind)]
+    result = _libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(options))
+    _check(result, f"mount {target}")
 
 
 def prctl(option: int, argument: int | bytes) -> None:
@@ -69,6 +73,20 @@ def timerfd_settime(fd: int, flags: int, seconds: int) -> None:
     """timerfd_settime(2), for a timer that ends once."""
     end = _Itimerspec(it_value=_Timespec(tv_sec=seconds))
     _check(_libc.timerfd_settime(fd, flags, ctypes.byref(end), None), "timerfd_settime")
+
+
+def adjtimex() -> bytes:
+    """adjtimex(2) that changes nothing: the struct timex of linux/timex.h."""
+    timex = ctypes.create_string_buffer(208)  # of 64-bit machines
+    _check(_libc.adjtimex(timex), "adjtimex")
+    return timex.raw
+
+
+def landlock_version() -> int:
+    """Of the Landlock that the kernel has: landlock_create_ruleset(2) with a flag for that."""
+    flag = ctypes.c_uint32(LANDLOCK_CREATE_RULESET_VERSION)
+    result = _libc.syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flag)
+    return _check(result, "landlock_create_ruleset")
 
 
 class _Timespec(ctypes.Structure):

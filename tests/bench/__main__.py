@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from bench import create, signals, survive, throughput
+from bench import create, run, signals, survive, throughput
 
 
 def main() -> None:
@@ -13,6 +13,10 @@ def main() -> None:
     command = what.add_parser("create", help="time to a configured interface, beside slirp4netns")
     command.add_argument("--rounds", type=int, default=200)
     command.set_defaults(run=create.run)
+
+    command = what.add_parser("run", help="to a command's first byte, beside pasta, slirp4netns")
+    command.add_argument("--rounds", type=int, default=50)
+    command.set_defaults(run=run.run)
 
     command = what.add_parser("signals", help="their delay, and what it costs to wait for them")
     command.add_argument("--tunnels", type=int, default=25, help="with handshakes; at most 31")

@@ -86,7 +86,8 @@ def main() -> None:
     marker, report = bytes.fromhex(sys.argv[1]), Path(sys.argv[2])
     seen = Seen()
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as packets:
-        packets.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        with contextlib.suppress(PermissionError):  # root of a user namespace may not, and sees few
+            packets.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         signal.signal(signal.SIGTERM, lambda *_: packets.setblocking(False))
         print("ready", flush=True)
         content = memoryview(bytearray(1 << 17))

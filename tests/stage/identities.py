@@ -55,7 +55,7 @@ def stock_conf(public_key: str, me: dict[str, object]) -> str:
 
 
 def stage(
-    public_key: str, clients: list[dict[str, object]], runtime: str, short: str
+    public_key: str, clients: list[dict[str, object]], runtime: str, short: str, unpacked: str
 ) -> dict[str, object]:
     return {
         "far": {
@@ -73,6 +73,7 @@ def stage(
         },
         "control": "/run/wg4netnsd-control",
         "short_engine": short,
+        "unpacked": unpacked,
         "clients": clients,
         "roots_netns": "/run/netns/roots",
         "no_tun_runtime": f"{runtime}.no-tun",

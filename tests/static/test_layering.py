@@ -92,12 +92,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.setup": {"contract", "errors", "names"},
     "ctl.busctl": {"errors", "names", "syscalls"},
     "ctl.changes": {"ctl.busctl", "names"},
-    "ctl.monitor": {"ctl.busctl", "ctl.changes", "errors", "names"},
+    "ctl.monitor": {
+        "ctl.busctl", "ctl.changes", "ctl.client", "ctl.colours", "errors", "names",
+    },
     "ctl.failure": {"names"},
     "ctl.client": {"ctl.failure", "names"},
     "ctl.progress": {"ctl.client"},
-    "ctl.namespaces": {"ctl.failure", "syscalls"},
-    "ctl.lookups": {"ctl.failure", "syscalls"},
+    "ctl.mounts": {"syscalls"},
+    "ctl.namespaces": {"ctl.failure", "ctl.mounts", "syscalls"},
+    "ctl.lookups": {"ctl.mounts", "syscalls"},
     "ctl.command": {"ctl.failure", "syscalls"},
     "ctl.create": {"ctl.client", "ctl.failure", "ctl.progress", "names"},
     "ctl.run": {
@@ -110,16 +113,36 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ctl.client", "ctl.create", "ctl.failure", "ctl.foreground", "ctl.namespaces",
         "ctl.progress", "names",
     },
-    "ctl.show": {"ctl.client", "ctl.failure", "names"},
+    "ctl.colours": set(),
+    "ctl.show": {"ctl.client", "ctl.colours", "ctl.failure", "names"},
     "ctl.wg": {
-        "ctl.client", "ctl.command", "ctl.failure", "ctl.lookups", "ctl.namespaces", "syscalls",
+        "ctl.client", "ctl.command", "ctl.failure", "ctl.mounts", "ctl.namespaces", "syscalls",
+    },
+    # doctor, which tries for itself what others ask for.
+    "ctl.doctor.finding": set(),
+    "ctl.doctor.procfs": set(),
+    "ctl.doctor.trial": {"syscalls"},
+    "ctl.doctor.busprobe": set(),
+    "ctl.doctor.namespaces": {"ctl.doctor.finding", "ctl.doctor.procfs", "ctl.doctor.trial"},
+    "ctl.doctor.machine": {
+        "__init__", "ctl.doctor.finding", "ctl.doctor.procfs", "ctl.doctor.trial", "syscalls",
+    },
+    "ctl.doctor.session": {"ctl.doctor.busprobe", "ctl.doctor.finding", "ctl.doctor.procfs"},
+    "ctl.doctor.daemon": {
+        "ctl.doctor.busprobe", "ctl.doctor.finding", "ctl.doctor.session", "ctl.setup", "errors",
+        "names",
+    },
+    "ctl.doctor.programs": {"ctl.doctor.finding", "ctl.doctor.procfs"},
+    "ctl.doctor.__init__": {
+        "ctl.colours", "ctl.doctor.busprobe", "ctl.doctor.daemon", "ctl.doctor.finding",
+        "ctl.doctor.machine", "ctl.doctor.namespaces", "ctl.doctor.programs", "ctl.doctor.session",
     },
     "ctl.__init__": {"ctl.failure", "errors", "names"},
 }  # fmt: skip
 
 ONLY_IN = {
     "dbus_next": {"connection"},
-    "jeepney": {"ctl.client"},
+    "jeepney": {"ctl.client", "ctl.doctor.busprobe"},
     "pyroute2": {"hostnet", "linkwatch", "rtnetlink"},
     "systemd": {"journal", "systemd"},
 }
@@ -130,7 +153,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     """The names of our modules and of other top-level packages that a file imports."""
     ours: set[str] = set()
     others: set[str] = set()
-    packages = {"wg4netnsd": "", "wg4netnsd.ctl": "ctl."}
+    packages = {"wg4netnsd": "", "wg4netnsd.ctl": "ctl.", "wg4netnsd.ctl.doctor": "ctl.doctor."}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             others |= {alias.name.partition(".")[0] for alias in node.names}

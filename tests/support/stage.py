@@ -51,6 +51,9 @@ class Stage:
     """The socket of Control."""
     short_engine: str
     """The path of our wireguard-go with the protocol's times 20 times shorter."""
+    unpacked: str
+    """A directory of the distribution's programs that would take over the machine's look-ups if
+    they were installed: nscd, systemd-resolved, and libraries of the C library's."""
     clients: list[Client]
     stock_address: str
     """The address of the stock client, which benchmarks compare with and tests do without."""

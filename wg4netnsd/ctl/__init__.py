@@ -16,36 +16,32 @@ import os
 import signal
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from wg4netnsd import __version__, errors, names
-from wg4netnsd.ctl.failure import Failure
+from wg4netnsd.ctl.failure import FAILED, Failure, complain
 
 WRONG_USAGE: Final = 2
-
-_LIFETIMES: Final = ("namespace", "persistent")
 
 
 def main() -> None:
     """Entry point of `wg4netnsctl`."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(_do(sys.argv[1:]))
 
 
-def run(words: list[str]) -> int:
+def _do(words: list[str]) -> int:
     """The exit status; failure.py has the table of them."""
     arguments = _parse(words)
     try:
         return _function(arguments.run)(arguments) or 0
     except Failure as failure:
-        print(f"wg4netnsctl: {failure}", file=sys.stderr)
-        if failure.hint:
-            print(f"  {failure.hint}", file=sys.stderr)
+        complain(str(failure), failure.hint)
         return failure.status
     except errors.Error as error:
-        print(f"wg4netnsctl: {error.text}", file=sys.stderr)
-        return 1
+        complain(error.text)
+        return FAILED
     except BrokenPipeError:  # who read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
         return 128 + signal.SIGPIPE
@@ -64,8 +60,16 @@ def _function(path: str) -> Callable[[argparse.Namespace], int | None]:
 # ---------------------------------------------------------------- the command line
 
 
+class _Command(NamedTuple):
+    run: str  # module:function
+    text: str
+    add_arguments: Callable[[ArgumentParser], object]
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
-    top = parser()
+    # A parser of all commands takes longer to build than a namespace.
+    known = words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS
+    top = parser(known)
     arguments = top.parse_args(words)
     if "command" in arguments:
         if arguments.command[:1] == ["--"]:
@@ -77,22 +81,30 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def parser() -> ArgumentParser:
-    """All that wg4netnsctl understands; contrib/completions has the same."""
+def parser(known: Iterable[str] | None = None) -> ArgumentParser:
+    """For these commands, or for all; contrib/completions has the same."""
     top = ArgumentParser(
         prog="wg4netnsctl",
         description="Run programs behind a WireGuard tunnel of their own, without root.",
         epilog="wg4netnsctl(1) has examples, and the exit statuses.",
+        formatter_class=_formatter,
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, function: str, text: str, **more: Any) -> ArgumentParser:
-        command: ArgumentParser = commands.add_parser(name, help=text, description=text, **more)
+    for name in known or _COMMANDS:
+        function, text, add_arguments = _COMMANDS[name]
+        command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
         command.set_defaults(run=function)
-        return command
+        add_arguments(command)
+    return top
 
-    command = add("run", "run:run", "run a command behind a tunnel that ends with it")
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # Left to itself it asks shutil for the width at each option, and importing that takes 3 ms.
+    return argparse.HelpFormatter(prog, width=78)
+
+
+def _run(command: ArgumentParser) -> None:
     _add_creation(command)
     command.add_argument(
         "--share-pids", action="store_true", help="in the PID namespace that we are in"
@@ -100,7 +112,8 @@ def parser() -> ArgumentParser:
     _add_conf(command)
     _add_command(command)
 
-    command = add("up", "tunnels:up", "bring up a tunnel in a namespace of its own")
+
+def _up(command: ArgumentParser) -> None:
     _add_creation(command)
     command.add_argument(
         "--foreground", action="store_true", help="stay, and end the tunnel at the end"
@@ -108,61 +121,56 @@ def parser() -> ArgumentParser:
     _add_json(command, "its name, its object path and its resolv.conf, as JSON")
     _add_conf(command)
 
-    command = add("attach", "tunnels:attach", "bring up a tunnel in a namespace that is there")
+
+def _attach(command: ArgumentParser) -> None:
     where = command.add_mutually_exclusive_group(required=True)
     where.add_argument("--pid", type=_pid, help="of a process in it")
     where.add_argument("--netns", metavar="PATH", help="its file, such as /proc/PID/ns/net")
     _add_creation(command)
     command.add_argument(
         "--lifetime",
-        choices=_LIFETIMES,
+        choices=("namespace", "persistent"),
         default="namespace",
         help="until when: its namespace's end (the default), or 'down'",
     )
     _add_json(command, "its name, its object path and its resolv.conf, as JSON")
     _add_conf(command)
 
-    command = add("down", "tunnels:down", "end tunnels", aliases=["close"])
-    command.add_argument("names", nargs="+", metavar="NAME", type=_name)
 
-    command = add("exec", "run:execute", "run a command in a tunnel's namespace")
+def _exec(command: ArgumentParser) -> None:
     _add_name(command)
     _add_command(command)
 
-    command = add("shell", "run:shell", "run your shell in a tunnel's namespace")
-    _add_name(command)
 
-    command = add("list", "show:run_list", "list the tunnels, one a line")
+def _list(command: ArgumentParser) -> None:
     command.add_argument("-q", "--quiet", action="store_true", help="their names alone")
     _add_json(command)
 
-    command = add("show", "show:run_show", "show tunnels and their peers as 'wg show' does")
-    _add_name(command, nargs="?")
-    _add_json(command)
 
-    command = add("monitor", "monitor:run", "print what happens to tunnels and their peers")
-    command.add_argument("names", nargs="*", metavar="NAME", type=_name, help="of these alone")
+def _show(command: ArgumentParser) -> None:
+    _add_json(command)
+    _add_name(command, nargs="?")
+
+
+def _monitor(command: ArgumentParser) -> None:
     _add_json(command, "a JSON object a line")
     command.add_argument("--full", action="store_true", help="do not shorten public keys")
+    command.add_argument("names", nargs="*", metavar="NAME", type=_name, help="of these alone")
 
-    command = add("reload", "tunnels:reload", "give a tunnel another configuration")
+
+def _reload(command: ArgumentParser) -> None:
     _add_mtu_and_ignore(command)
     _add_name(command)
     _add_conf(command, nargs="?")
 
-    command = add("restart", "tunnels:restart", "replace a tunnel's engine; connections stay")
-    _add_name(command)
 
-    command = add("wg", "wg:run", "run wg(8) on a tunnel's engine", prefix_chars="\0")
+def _wg(command: ArgumentParser) -> None:
     _add_name(command)
     command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="wg's own")
 
-    command = add("doctor", "doctor:run", "tell what this machine lacks, and what to do about it")
-    _add_json(command)
 
-    command = add("setup", "setup:run", "make the session bus start wg4netnsd for you")
+def _setup(command: ArgumentParser) -> None:
     command.add_argument("--remove", action="store_true", help="undo that, and stop the daemon")
-    return top
 
 
 def _add_creation(command: ArgumentParser) -> None:
@@ -224,3 +232,29 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"'{text}': expected seconds, more than 0")
     return seconds
+
+
+_COMMANDS: Final = {
+    "run": _Command("run:run", "run a command behind a tunnel that ends with it", _run),
+    "up": _Command("tunnels:up", "bring up a tunnel in a namespace of its own", _up),
+    "attach": _Command("tunnels:attach", "bring up a tunnel in a namespace that is there", _attach),
+    "down": _Command(
+        "tunnels:down",
+        "end tunnels",
+        lambda command: command.add_argument("names", nargs="+", metavar="NAME", type=_name),
+    ),
+    "exec": _Command("run:execute", "run a command in a tunnel's namespace", _exec),
+    "shell": _Command("run:shell", "run your shell in a tunnel's namespace", _add_name),
+    "list": _Command("show:run_list", "list the tunnels, one a line", _list),
+    "show": _Command("show:run_show", "show tunnels and their peers as 'wg show' does", _show),
+    "monitor": _Command("monitor:run", "print what happens to tunnels and their peers", _monitor),
+    "reload": _Command("tunnels:reload", "give a tunnel another configuration", _reload),
+    "restart": _Command(
+        "tunnels:restart", "replace a tunnel's engine; its interface stays", _add_name
+    ),
+    "wg": _Command("wg:run", "run wg(8) on a tunnel's engine", _wg),
+    "doctor": _Command(
+        "doctor:run", "tell what this machine lacks, and what to do about it", _add_json
+    ),
+    "setup": _Command("setup:run", "make the session bus start wg4netnsd for you", _setup),
+}

@@ -141,11 +141,11 @@ class Client:
             raise
         return str(path)
 
-    def property(self, path: str, name: str) -> Any:
-        """A property of a tunnel's."""
+    def properties(self, path: str) -> dict[str, Any]:
+        """A tunnel's."""
         interface = "org.freedesktop.DBus.Properties"
-        ((_, value),) = self.call(path, interface, "Get", "ss", names.TUNNEL, name, start=False)
-        return value
+        (found,) = self.call(path, interface, "GetAll", "s", names.TUNNEL, start=False)
+        return plain(found)
 
     def open_netns(self, path: str) -> int:
         """A tunnel's namespace; the fd is the caller's."""

@@ -16,7 +16,7 @@ import signal
 import sys
 from typing import Final, NoReturn
 
-from wg4netnsd.ctl.failure import NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED
+from wg4netnsd.ctl.failure import NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED, complain
 from wg4netnsd.syscalls import PR_SET_PDEATHSIG, mount, prctl
 
 _PASSED_ON: Final = {
@@ -27,13 +27,15 @@ _PASSED_ON: Final = {
     signal.SIGUSR1,
     signal.SIGUSR2,
 }
-_SI_KERNEL: Final = 0x80  # asm-generic/siginfo.h: as a terminal's, which all of its group get
+_TERMINALS: Final = {signal.SIGINT, signal.SIGQUIT}
+"""Which a terminal sends to all of its foreground; but SIGHUP to its session's leader alone."""
+
+_SI_KERNEL: Final = 0x80  # asm-generic/siginfo.h: from the terminal, that is, and from nobody else
 
 
 def replace(command: list[str]) -> NoReturn:
     """Become the command."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
-        signal.signal(number, signal.SIG_DFL)
+    _reset_signals()
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -50,6 +52,7 @@ def run(command: list[str], *, new_pids: bool) -> int:
 
     `new_pids`: our next child will be the first in a PID namespace.
     """
+    _reset_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
     ended, alive = os.pipe()
     child = os.fork()
@@ -99,7 +102,7 @@ def _attend(child: int) -> int:
                 if pid == child:
                     code = os.waitstatus_to_exitcode(status)
                     return code if code >= 0 else 128 - code
-        elif told.si_code != _SI_KERNEL:
+        elif not (told.si_signo in _TERMINALS and told.si_code == _SI_KERNEL):
             os.kill(child, told.si_signo)
 
 
@@ -112,10 +115,12 @@ def _ended_children() -> list[tuple[int, int]]:
     return ended
 
 
+def _reset_signals() -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _end(text: str, status: int, hint: str = "") -> NoReturn:
     """Say why, and end this process, which may be a fork of another."""
-    print(f"wg4netnsctl: {text}", file=sys.stderr)
-    if hint:
-        print(f"  {hint}", file=sys.stderr)
-    sys.stderr.flush()
+    complain(text, hint)
     os._exit(status)

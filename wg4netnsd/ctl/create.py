@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from wg4netnsd import names
 from wg4netnsd.ctl import progress
 from wg4netnsd.ctl.client import Client, Reply
-from wg4netnsd.ctl.failure import of_kernel
+from wg4netnsd.ctl.failure import INVALID_CONFIG, Failure, of_kernel
 
 SUFFIX = ".conf"
 
@@ -34,7 +34,10 @@ def conf_path(conf: str) -> str:
 
 @contextmanager
 def opened(conf: str) -> Iterator[Conf]:
-    """The configuration, for the daemon to read: so `/dev/stdin` or a pipe will do as well."""
+    """The configuration, for the daemon to read: so `/dev/stdin` or a pipe will do as well.
+
+    Who refuses it in this block is told its path.
+    """
     path = conf_path(conf)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -43,6 +46,10 @@ def opened(conf: str) -> Iterator[Conf]:
         raise of_kernel(error, hint) from None
     try:
         yield Conf(fd, path, os.path.basename(path).removesuffix(SUFFIX))
+    except Failure as failure:
+        if failure.status != INVALID_CONFIG:
+            raise
+        raise Failure(f"{path}: {failure}", failure.hint, failure.status) from None
     finally:
         os.close(fd)
 

@@ -16,11 +16,16 @@ others   the command's own; 128 and the signal's number where a signal ended it
 
 from __future__ import annotations
 
+import sys
 from typing import Final, NamedTuple
 
 from wg4netnsd import names
 
 FAILED: Final = 1
+NO_SUCH_TUNNEL: Final = 3
+ALREADY_EXISTS: Final = 4
+INVALID_CONFIG: Final = 5
+TIMEOUT: Final = 6
 UNREACHABLE: Final = 7
 NOT_STARTED: Final = 125
 NOT_EXECUTABLE: Final = 126
@@ -39,19 +44,32 @@ class Failure(Exception):
         self.status = status
 
 
+def complain(text: str, hint: str = "") -> None:
+    """On standard error: what was wrong, and beneath it what to do."""
+    import textwrap  # which nothing needs that goes well
+
+    print(f"wg4netnsctl: {text}", file=sys.stderr)
+    if hint:
+        lines = textwrap.wrap(hint, 76, break_long_words=False, break_on_hyphens=False)
+        print(textwrap.indent("\n".join(lines), "  "), file=sys.stderr)
+    sys.stderr.flush()
+
+
 class _Known(NamedTuple):
     status: int
     hint: str
 
 
 _KNOWN: Final = {
-    f"{names.ERROR}.NoSuchTunnel": _Known(3, "'wg4netnsctl list' shows those that there are"),
-    f"{names.ERROR}.AlreadyExists": _Known(
-        4, "--name gives it another name, 'wg4netnsctl down NAME' ends the other one"
+    f"{names.ERROR}.NoSuchTunnel": _Known(
+        NO_SUCH_TUNNEL, "'wg4netnsctl list' shows those that there are"
     ),
-    f"{names.ERROR}.InvalidConfig": _Known(5, ""),
+    f"{names.ERROR}.AlreadyExists": _Known(
+        ALREADY_EXISTS, "--name gives it another name, 'wg4netnsctl down NAME' ends the other one"
+    ),
+    f"{names.ERROR}.InvalidConfig": _Known(INVALID_CONFIG, ""),
     f"{names.ERROR}.Timeout": _Known(
-        6, "'wg4netnsctl show' tells whether the peer answers; --timeout gives it longer"
+        TIMEOUT, "'wg4netnsctl show' tells whether the peer answers; --timeout gives it longer"
     ),
     f"{names.ERROR}.TunFailed": _Known(FAILED, DOCTOR),
     f"{names.ERROR}.EngineFailed": _Known(

@@ -32,7 +32,7 @@ def run(arguments: Arguments) -> int:
         path = create.finish(create.begin(client, netns, conf, asked), asked)
         os.close(netns)
         os.close(lease)
-        name = client.property(path, "Name")
+        name = client.properties(path)["Name"]
         try:
             for number in _ENDING:
                 signal.signal(number, _tell)
@@ -41,7 +41,7 @@ def run(arguments: Arguments) -> int:
                 "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',"
                 f"arg0='{names.BUS_NAME}'",
             )
-            created = client.property(path, "CreatedUSec")
+            created = client.properties(path)["CreatedUSec"]
             systemd.notify_ready()
             _until_it_ends(client, path, name, created)
         except _Told:

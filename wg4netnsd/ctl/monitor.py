@@ -14,29 +14,25 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from wg4netnsd import errors, names
-from wg4netnsd.ctl import busctl
+from wg4netnsd.ctl import busctl, colours
 from wg4netnsd.ctl.busctl import Message, Stream
 from wg4netnsd.ctl.changes import Changes, Event
+from wg4netnsd.ctl.client import Client
+from wg4netnsd.ctl.colours import paint
 
 _ENDING: Final = ("ShuttingDown", "disconnected")
 """What a call says whose daemon ends meanwhile; its name will have no owner soon."""
-
-_COLOURS: Final = {
-    **dict.fromkeys(("up", "active", "running"), 32),  # green
-    **dict.fromkeys(("starting", "restarting", "stopping", "handshaking", "stale"), 33),  # yellow
-    **dict.fromkeys(("failed", "error", "stopped"), 31),  # red
-}
-_BOLD, _FAINT = 1, 2
 
 
 def run(arguments: Arguments) -> None:
     """Until interrupted, or nobody reads on."""
     wanted, as_json = arguments.names, arguments.json
+    Client().close()  # which says more about a bus that is not there than busctl does
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where the locale has no arrow
-    lines = Lines(wanted, arguments.full, _wants_colours())
+    lines = Lines(wanted, arguments.full)
     try:
         with Stream(sys.stdout.fileno()) as stream:
             for events in _events(stream, Changes(wanted)):
@@ -100,18 +96,11 @@ def _new_owner(message: Message) -> str:
     return str(message["payload"]["data"][2])
 
 
-def _wants_colours() -> bool:
-    """https://no-color.org"""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return sys.stdout.isatty() and not plain
-
-
 class Lines:
     """How an event looks."""
 
-    def __init__(self, wanted: Iterable[str], full: bool, colours: bool) -> None:
+    def __init__(self, wanted: Iterable[str], full: bool) -> None:
         self._full = full
-        self._colours = colours
         self._ran = False
         self._width = max(map(len, wanted), default=0)
 
@@ -121,11 +110,11 @@ class Lines:
 
     def human(self, event: Event) -> str:
         """TIME  TUNNEL  PEER  what happened"""
-        time = self._paint(_local_time(event.usec), _FAINT)
-        prose = self._paint(self._prose(event), _COLOURS.get(event.state))
+        time = paint(_local_time(event.usec), colours.FAINT)
+        prose = paint(self._prose(event), colours.OF_STATE.get(event.state))
         if event.tunnel is None:
             return f"{time}  {prose}"
-        return f"{time}  {self._paint(f'{event.tunnel:<{self._width}}', _BOLD)}  {prose}"
+        return f"{time}  {paint(f'{event.tunnel:<{self._width}}', colours.BOLD)}  {prose}"
 
     def json(self, event: Event) -> str:
         """For jq and waybar."""
@@ -179,9 +168,6 @@ class Lines:
             case _:
                 role = f" as {event.role}" if event.role else ""
                 return f"handshake{role}{_at(event.endpoint)}{_missed(event.missed)}"
-
-    def _paint(self, text: str, colour: int | None) -> str:
-        return f"\x1b[{colour}m{text}\x1b[m" if self._colours and colour else text
 
 
 def _local_time(usec: int) -> str:

@@ -6,6 +6,7 @@ import errno
 import os
 
 from wg4netnsd.ctl.failure import DOCTOR, Failure, of_kernel
+from wg4netnsd.ctl.mounts import own as own_mounts
 from wg4netnsd.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -34,6 +35,8 @@ def make(*, mounts: bool = False, pids: bool = False) -> None:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        if mounts:
+            own_mounts()
     except OSError as error:
         raise of_kernel(error, DOCTOR) from None
 
@@ -60,6 +63,7 @@ def enter(netns: int) -> None:
             os.close(owner)
         setns(netns, CLONE_NEWNET)
         unshare(CLONE_NEWNS)
+        own_mounts()
     except OSError as error:
         if error.errno == errno.EPERM:
             text = "the namespace's owner is not a user namespace of yours"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from argparse import Namespace as Arguments
 
-from wg4netnsd.ctl import command, create, lookups, namespaces
+from wg4netnsd.ctl import create, namespaces
 from wg4netnsd.ctl.client import Client
-from wg4netnsd.ctl.failure import NOT_STARTED, Failure, of_kernel
+from wg4netnsd.ctl.failure import DOCTOR, NOT_STARTED, Failure, of_kernel
 
 TUNNEL_VARIABLE = "WG4NETNS"
 """In the command's environment: the tunnel's name, as for a shell's prompt."""
@@ -22,6 +22,8 @@ def run(arguments: Arguments) -> int:
     except Failure as failure:
         failure.status = NOT_STARTED
         raise
+    from wg4netnsd.ctl import command
+
     return command.run(arguments.command, new_pids=not arguments.share_pids)
 
 
@@ -38,7 +40,9 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
         reply = create.begin(client, netns, conf, asked)
         os.close(netns)
         os.close(lease)
-        lookups.own_mounts()
+        # Meanwhile, as Python's start is most of what all this takes.
+        from wg4netnsd.ctl import command, lookups  # noqa: F401
+
         return create.finish(reply, asked), client
 
 
@@ -50,11 +54,12 @@ def execute(arguments: Arguments) -> None:
             netns = client.open_netns(path)
             namespaces.enter(netns)
             os.close(netns)
-            lookups.own_mounts()
             _go_on_in_it(client, path)
     except Failure as failure:
         failure.status = NOT_STARTED
         raise
+    from wg4netnsd.ctl import command
+
     command.replace(arguments.command)
 
 
@@ -66,8 +71,11 @@ def shell(arguments: Arguments) -> None:
 
 def _go_on_in_it(client: Client, path: str) -> None:
     """What the command is to find, but for the namespaces."""
+    tunnel = client.properties(path)
+    from wg4netnsd.ctl import lookups
+
     try:
-        lookups.confine(client.property(path, "ResolvConf"))
+        lookups.confine(tunnel["ResolvConf"])
     except OSError as error:
-        raise of_kernel(error) from None
-    os.environ[TUNNEL_VARIABLE] = client.property(path, "Name")
+        raise of_kernel(error, DOCTOR) from None
+    os.environ[TUNNEL_VARIABLE] = tunnel["Name"]

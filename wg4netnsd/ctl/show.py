@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from argparse import Namespace as Arguments
@@ -11,18 +10,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from wg4netnsd import names
+from wg4netnsd.ctl import colours
 from wg4netnsd.ctl.client import Client, plain
+from wg4netnsd.ctl.colours import paint
 from wg4netnsd.ctl.failure import Failure
 
 _HEADINGS: Final = ("NAME", "STATE", "PEERS", "UP SINCE", "ADDRESSES")
 _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _TIMES: Final = (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
-
-_BOLD, _GREEN, _YELLOW, _RED = "1", "32", "33", "31"
-_COLOURS: Final = {
-    "up": _GREEN, "active": _GREEN, "failed": _RED, "stale": _RED, "idle": "2",
-}  # fmt: skip
-"""Of states; all others are on their way."""
 
 
 def run_list(arguments: Arguments) -> None:
@@ -45,8 +40,8 @@ def run_show(arguments: Arguments) -> None:
         described = [_describe(client, path, tunnel) for path, tunnel in found.items()]
     if arguments.json:
         print(json.dumps(described))
-        return
-    print("\n\n".join("\n".join(_lines(tunnel)) for tunnel in described))
+    elif described:
+        print("\n\n".join("\n".join(_lines(tunnel)) for tunnel in described))
 
 
 # ---------------------------------------------------------------- list
@@ -82,9 +77,9 @@ def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     for number, row in enumerate(rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         if number == 0:
-            yield coloured("  ".join(cells).rstrip(), _BOLD) + "\n"
+            yield paint("  ".join(cells).rstrip(), colours.BOLD) + "\n"
         else:
-            cells[1] = coloured(row[1], _COLOURS.get(row[1], _YELLOW)) + cells[1][len(row[1]) :]
+            cells[1] = paint(row[1], colours.OF_STATE.get(row[1])) + cells[1][len(row[1]) :]
             yield "  ".join(cells).rstrip() + "\n"
 
 
@@ -103,9 +98,9 @@ def _describe(client: Client, path: str, tunnel: dict[str, Any]) -> dict[str, An
 
 def _lines(tunnel: dict[str, Any]) -> Iterator[str]:
     state = tunnel["State"]
-    yield f"{coloured('tunnel', _GREEN)}: {coloured(tunnel['Name'], _GREEN)}"
+    yield f"{paint('tunnel', colours.GREEN)}: {paint(tunnel['Name'], colours.GREEN)}"
     yield from _fields(
-        state=coloured(state, _COLOURS.get(state, _YELLOW)),
+        state=paint(state, colours.OF_STATE.get(state)),
         interface=_interface(tunnel),
         public_key=tunnel["PublicKey"],
         listening_port=str(tunnel["ListenPort"] or ""),
@@ -117,9 +112,9 @@ def _lines(tunnel: dict[str, Any]) -> Iterator[str]:
     )
     for key, peer in tunnel["Peers"].items():
         yield ""
-        yield f"{coloured('peer', _YELLOW)}: {coloured(key, _YELLOW)}"
+        yield f"{paint('peer', colours.YELLOW)}: {paint(key, colours.YELLOW)}"
         yield from _fields(
-            state=coloured(peer["state"], _COLOURS.get(peer["state"], _YELLOW)),
+            state=paint(peer["state"], colours.OF_STATE.get(peer["state"])),
             endpoint=_endpoint(peer),
             allowed_ips=", ".join(peer["allowed_ips"]) or "(none)",
             latest_handshake=_ago(peer["last_handshake_usec"]),
@@ -131,7 +126,7 @@ def _lines(tunnel: dict[str, Any]) -> Iterator[str]:
 def _fields(**fields: str) -> Iterator[str]:
     for name, value in fields.items():
         if value:
-            yield f"  {coloured(name.replace('_', ' '), _BOLD)}: {value}"
+            yield f"  {paint(name.replace('_', ' '), colours.BOLD)}: {value}"
 
 
 def _interface(tunnel: dict[str, Any]) -> str:
@@ -184,10 +179,3 @@ def _every(seconds: int) -> str:
 
 def _count(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
-
-
-def coloured(text: str, code: str) -> str:
-    """For a terminal that wants colours; https://no-color.org."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return text
-    return f"\x1b[{code}m{text}\x1b[0m"

@@ -48,12 +48,12 @@ def _create(
     client: Client, arguments: Arguments, netns: int, conf: create.Conf, asked: dict[str, Any]
 ) -> None:
     path = create.finish(create.begin(client, netns, conf, asked), asked)
-    name = client.property(path, "Name")
+    tunnel = client.properties(path)
     if arguments.json:
-        resolv_conf = client.property(path, "ResolvConf")
-        print(json.dumps({"name": name, "path": path, "resolv_conf": resolv_conf}))
+        created = {"name": tunnel["Name"], "path": path, "resolv_conf": tunnel["ResolvConf"]}
+        print(json.dumps(created))
     else:
-        print(name)
+        print(tunnel["Name"])
 
 
 def down(arguments: Arguments) -> None:

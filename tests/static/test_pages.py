@@ -1,0 +1,42 @@
+"""What docs/ shows is what is there."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+DRAWINGS = list(ROOT.glob("docs/*.svg"))
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize(
+    ("file", "language"), [("applet.py", "python"), ("applet.js", "javascript")]
+)
+def test_the_examples_are_in_the_page_as_they_are(file: str, language: str) -> None:
+    example = (ROOT / "docs/examples" / file).read_text()
+    page = (ROOT / "docs/applets.md").read_text()
+    assert f"(examples/{file})" in page
+    assert f"\n```{language}\n{example}```\n" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.name)
+def test_a_drawing_is_for_those_too_who_do_not_see_it(drawing: Path) -> None:
+    root = ElementTree.parse(drawing).getroot()
+    assert root.tag == f"{SVG}svg"
+    assert root.findtext(f"{SVG}title")
+    assert root.findtext(f"{SVG}desc")
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.name)
+def test_a_drawing_needs_nothing_from_elsewhere(drawing: Path) -> None:
+    text = drawing.read_text().replace('"http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"https?:|url\((?!#)|@import|<script", text)

@@ -1,0 +1,119 @@
+"""`wg4netnsctl` as a user has it: in a pipe, and on a terminal."""
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from support.processes import descendants, wait_for
+
+PROGRAM = Path(sys.executable).parent / "wg4netnsctl"
+
+
+class Ctl:
+    """The installed wg4netnsctl on a bus, with configurations of its own."""
+
+    def __init__(self, address: str, directory: Path) -> None:
+        self.configurations = directory / "config/wg4netnsd"
+        self.configurations.mkdir(parents=True, exist_ok=True)
+        self.environment = os.environ | {
+            "DBUS_SESSION_BUS_ADDRESS": address,
+            "XDG_CONFIG_HOME": str(directory / "config"),
+        }
+
+    def write(self, name: str, text: str) -> str:
+        """NAME's configuration, which is to be called by NAME."""
+        path = self.configurations / f"{name}.conf"
+        path.write_text(text)
+        path.chmod(0o600)
+        return name
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """To its end; the status is the caller's to judge."""
+        options = {"stdin": subprocess.DEVNULL, "timeout": 30} | options
+        if "input" in options:
+            del options["stdin"]
+        return subprocess.run(
+            [PROGRAM, *arguments], env=self.environment, capture_output=True, text=True, **options
+        )
+
+    def check(self, *arguments: str, **options: Any) -> str:
+        """What it prints; it must succeed."""
+        done = self.run(*arguments, **options)
+        assert done.returncode == 0, f"{arguments}: status {done.returncode}: {done.stderr}"
+        return done.stdout
+
+    def popen(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | options
+        return subprocess.Popen([PROGRAM, *arguments], env=self.environment, text=True, **options)
+
+    def terminal(self, *arguments: str) -> "Terminal":
+        return Terminal([str(PROGRAM), *arguments], self.environment)
+
+
+class Terminal:
+    """A terminal of 80 columns with a program in its foreground, the leader of its session."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.screen = ""
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execvpe(command[0], command, environment | {"TERM": "xterm"})
+        termios.tcsetwinsize(self._fd, (24, 80))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def type(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def wait_screen(self, text: str) -> None:
+        """Return when the program has written that."""
+        deadline = time.monotonic() + 15
+        while text not in self.screen:
+            assert time.monotonic() < deadline, f"no {text!r} on the terminal: {self.screen!r}"
+            self._read(0.1)
+
+    def wait_status(self) -> int:
+        """How the program ended, as waitstatus_to_exitcode() has it; with all that it wrote."""
+        (_, status), *_ = wait_for(self._ended, "it has ended")
+        self._read(0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _ended(self) -> list[tuple[int, int]]:
+        self._read(0)  # or it may wait for room
+        return [found for found in [os.waitpid(self.pid, os.WNOHANG)] if found[0]]
+
+    def _read(self, patience: float) -> None:
+        with contextlib.suppress(OSError):  # EIO: nobody has its other side any more
+            while select.select([self._fd], [], [], patience)[0]:
+                data = os.read(self._fd, 65536)
+                if not data:
+                    return
+                self.screen += data.decode(errors="replace")
+                patience = 0
+
+    def hang_up(self) -> None:
+        """As when the window is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def processes(self) -> set[int]:
+        return {self.pid, *descendants(self.pid)}
+
+    def close(self) -> None:
+        self.hang_up()
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it has been waited for
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)

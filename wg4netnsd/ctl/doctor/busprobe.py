@@ -1,0 +1,71 @@
+"""The session bus, asked by `wg4netnsctl doctor`: never for longer than a moment, and so that
+nobody is started for it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, Self
+
+from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, new_method_call
+from jeepney.auth import AuthenticationError
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+
+__all__ = ["BUS", "AuthenticationError", "Bus", "Unanswered", "address"]
+
+BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
+ANSWER_TIME: Final = 0.5
+"""Seconds for each answer; a bus or a daemon that is well takes a hundredth of that."""
+
+
+class Unanswered(Exception):
+    """Why there is no answer: an error's name on the bus and its message, or no word in time."""
+
+
+class Bus:
+    """A connection."""
+
+    def __init__(self, connection: DBusConnection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def connect(cls, address: str) -> Self:
+        """Connect and say Hello. Raises OSError, or whatever jeepney does."""
+        return cls(open_dbus_connection(address, auth_timeout=ANSWER_TIME))
+
+    def ask(
+        self, destination: str, path: str, interface: str, method: str,
+        signature: str = "", *body: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The reply's body. Raises Unanswered."""
+        address = DBusAddress(path, destination, interface)
+        message = new_method_call(address, method, signature or None, body)
+        message.header.flags |= MessageFlag.no_auto_start
+        try:
+            reply = self._connection.send_and_get_reply(message, timeout=ANSWER_TIME)
+        except TimeoutError:
+            raise Unanswered(f"{method}: no answer within {ANSWER_TIME} s") from None
+        except OSError as error:
+            raise Unanswered(f"{method}: {error.strerror or error}") from None
+        if reply.header.message_type is MessageType.error:
+            name = reply.header.fields[HeaderFields.error_name]
+            raise Unanswered(f"{method}: {reply.body[0] if reply.body else name}")
+        return tuple(reply.body)
+
+    def properties(self, destination: str, path: str, interface: str) -> dict[str, Any]:
+        """All of an interface's. Raises Unanswered."""
+        standard = "org.freedesktop.DBus.Properties"
+        (variants,) = self.ask(destination, path, standard, "GetAll", "s", interface)
+        return {name: value for name, (_, value) in variants.items()}
+
+    def has_owner(self, name: str) -> bool:
+        """Raises Unanswered."""
+        return bool(self.ask(*BUS, "NameHasOwner", "s", name)[0])
+
+
+def address() -> str:
+    """The session bus's; empty where the environment does not tell."""
+    if given := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+        return given
+    directory = os.environ.get("XDG_RUNTIME_DIR")
+    return f"unix:path={directory}/bus" if directory else ""
