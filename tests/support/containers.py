@@ -53,14 +53,21 @@ def _podman(*arguments: str) -> str:
 
 @cache
 def _import_image() -> None:
-    """An image of busybox alone: nothing is fetched."""
-    root = Path(os.environ["HOME"]) / "busybox-image"
+    _podman("import", str(archive(Path(os.environ["HOME"]) / "busybox-image")), IMAGE)
+
+
+def archive(root: Path, **programs: str) -> Path:
+    """Of an image of busybox alone, with other programs in place of its own: nothing is fetched."""
     (root / "bin").mkdir(parents=True)
     busybox = Path(shutil.copy("/bin/busybox", root / "bin"))
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     for applet in applets.stdout.split():
-        if applet != busybox.name:
+        if applet in programs:
+            shutil.copy(programs[applet], root / "bin" / applet)
+        elif applet != busybox.name:
             (root / "bin" / applet).symlink_to(busybox.name)
-    archive = root.with_suffix(".tar")
-    subprocess.run(["tar", "-cf", archive, "-C", root, "."], check=True)
-    _podman("import", str(archive), IMAGE)
+    made = root.with_suffix(".tar")
+    # As root's: else podman's store has files of subordinate ids, which can't simply be removed.
+    roots = ("--owner=0", "--group=0")
+    subprocess.run(["tar", *roots, "-cf", made, "-C", root, "."], check=True)
+    return made

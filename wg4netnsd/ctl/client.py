@@ -4,13 +4,16 @@ times the start-up time. The only module that imports jeepney."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final, Self
 
 from jeepney import DBusAddress, HeaderFields, Message, MessageFlag, MessageType, new_method_call
-from jeepney.io.blocking import open_dbus_connection
+from jeepney.bus import get_bus
+from jeepney.io.blocking import DBusConnection
 
 from wg4netnsd import names
 from wg4netnsd.ctl.failure import UNREACHABLE, Failure, of_bus
@@ -20,6 +23,9 @@ LOGIN: Final = (
     "'wg4netnsctl doctor' tells more"
 )
 
+_AUTHENTICATE: Final = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"
+_AUTHENTICATED: Final = (b"DATA", b"OK", b"AGREE_UNIX_FD")
+_PATIENCE: Final = 10.0  # seconds for that
 _BUS: Final = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
 
 Waiting = Callable[[float], float]
@@ -43,6 +49,34 @@ class Reply:
         return tuple(message.body)
 
 
+def _authenticated(path: str) -> socket.socket:
+    """A connection that may pass fds; the protocol is the D-Bus specification's.
+
+    It names no uid, so that the bus goes by the socket's peer alone: in a user namespace that we
+    are in, such as `unshare --map-root-user` makes, we may be called otherwise than outside.
+    """
+    connected = socket.socket(socket.AF_UNIX)
+    try:
+        connected.settimeout(_PATIENCE)
+        connected.connect(path)
+        connected.sendall(_AUTHENTICATE)
+        answers = b""
+        for expected in _AUTHENTICATED:
+            while b"\r\n" not in answers:
+                received = connected.recv(4096)
+                if not received:
+                    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                answers += received
+            answer, _, answers = answers.partition(b"\r\n")
+            if answer.split()[:1] != [expected]:
+                raise PermissionError(errno.EACCES, f"it answers {answer.decode(errors='replace')}")
+        connected.settimeout(None)
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
 class Client:
     """One connection; signals that come while a reply is waited for are kept."""
 
@@ -55,7 +89,7 @@ class Client:
             text = "no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set"
             raise Failure(text, LOGIN, UNREACHABLE)
         try:
-            self._connection = open_dbus_connection(address, enable_fds=True)
+            self._connection = DBusConnection(_authenticated(get_bus(address)), enable_fds=True)
         except Exception as error:  # jeepney's are of many types, none of them documented
             reason = getattr(error, "strerror", None) or error
             raise Failure(f"no session bus at {address}: {reason}", LOGIN, UNREACHABLE) from None
