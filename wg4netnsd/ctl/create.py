@@ -49,7 +49,9 @@ def opened(conf: str) -> Iterator[Conf]:
     except Failure as failure:
         if failure.status != INVALID_CONFIG:
             raise
-        raise Failure(f"{path}: {failure}", failure.hint, failure.status) from None
+        # Its text names the bus's option, for who calls it by other means.
+        hint = "'--ignore KEY' is that option" if "ignore=" in str(failure) else ""
+        raise Failure(f"{path}: {failure}", hint, failure.status) from None
     finally:
         os.close(fd)
 
