@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from wg4netnsd import names
 from wg4netnsd.ctl import progress
 from wg4netnsd.ctl.client import Client, Reply
-from wg4netnsd.ctl.failure import of_kernel
+from wg4netnsd.ctl.failure import INVALID_CONFIG, of_kernel
 
 SUFFIX = ".conf"
 
@@ -40,7 +40,7 @@ def opened(conf: str) -> Iterator[Conf]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         hint = "" if path == conf else f"'{conf}' is a name; a path has a / or ends in {SUFFIX}"
-        raise of_kernel(error, hint) from None
+        raise of_kernel(error, hint, INVALID_CONFIG) from None
     try:
         yield Conf(fd, path, os.path.basename(path).removesuffix(SUFFIX))
     finally:
