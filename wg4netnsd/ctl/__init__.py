@@ -161,7 +161,7 @@ def parser() -> ArgumentParser:
     _add_json(command)
 
     command = add("setup", "setup:run", "make the session bus start wg4netnsd for you")
-    command.add_argument("--remove", action="store_true", help="undo that, and stop the daemon")
+    command.add_argument("--remove", action="store_true", help="undo that, and stop all of it")
     return top
 
 
