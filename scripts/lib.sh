@@ -20,7 +20,7 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … and the independent programs the suite meets it with.
 readonly TEST_PACKAGES=(busybox-static conmon crun iperf3 iputils-ping libfaketime libglib2.0-bin
-    podman python3-gi uidmap wireguard-tools)
+    podman python3-gi tmux uidmap wireguard-tools)
 # … and what the benchmarks stand it beside.
 readonly BENCH_PACKAGES=(slirp4netns)
 
