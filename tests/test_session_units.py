@@ -245,9 +245,12 @@ def test_a_bound_program_comes_and_goes_with_the_tunnel(work: Session) -> None:
     work.wait_state("torrents", "active")
 
 
-def test_it_brings_the_tunnel_up(work: Session) -> None:
+def test_it_brings_the_tunnel_up_and_is_restarted_with_it(work: Session) -> None:
     work.place(*torrents())
     work.systemctl("start", "torrents")
+    program = work.wait_in("torrents", "work")
+    work.systemctl("restart", "wg4netns@work")
+    assert not is_alive(program)
     work.wait_in("torrents", "work")
 
 
