@@ -43,7 +43,7 @@ def opened(conf: str) -> Iterator[Conf]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         hint = "" if path == conf else f"'{conf}' is a name; a path has a / or ends in {SUFFIX}"
-        raise of_kernel(error, hint) from None
+        raise of_kernel(error, hint, INVALID_CONFIG) from None
     try:
         yield Conf(fd, path, os.path.basename(path).removesuffix(SUFFIX))
     except Failure as failure:
