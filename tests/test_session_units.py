@@ -24,8 +24,8 @@ HOME = Path(os.environ["HOME"])
 CONFIGURATIONS = HOME / ".config/wg4netnsd"
 UNITS = HOME / ".config/systemd/user"
 DOCUMENTED = Path("docs/session.md")
-OURS = HOME / ".local/wg4netnsd"
-"""Where README.md installs it, and so the units in the documentation have it."""
+OURS = HOME / ".local/bin/wg4netnsctl"
+"""Where scripts/install puts it, and so the units in the documentation have it."""
 FOR_EVER = "sleep infinity"
 
 
@@ -107,8 +107,8 @@ def netns_of(pid: int) -> tuple[int, int] | None:
 
 @pytest.fixture(scope="module")
 def manager(stage: Stage) -> Iterator[UserManager]:
-    OURS.parent.mkdir(exist_ok=True)
-    OURS.symlink_to(sys.prefix)
+    OURS.parent.mkdir(parents=True, exist_ok=True)
+    OURS.symlink_to(Path(sys.prefix) / "bin/wg4netnsctl")
     with user_manager() as started, installed(started):
         yield started
     OURS.unlink()
