@@ -8,6 +8,7 @@
                             every packet
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -95,6 +96,13 @@ def test_search_domains(ctl: Ctl) -> None:
     seen = ctl.check("run", "desk", "--", "cat", "/etc/resolv.conf")
     assert "nameserver 10.77.0.1\nsearch corp.example\n" in seen
     assert ANSWER in ctl.check("run", "desk", "--", "getent", "hosts", "intranet")
+
+
+def test_the_directory_one_is_in(ctl: Ctl) -> None:
+    """Files of /etc by a path that begins there are the tunnel's too."""
+    for path in ("/etc", "/etc/apt"):
+        relative = os.path.relpath("/etc/resolv.conf", path)
+        assert "10.77.0.1" in ctl.check("run", "desk", "--", "cat", relative, cwd=path)
 
 
 def test_exec_follows_a_reload(ctl: Ctl) -> None:
