@@ -35,6 +35,7 @@ every packet, such as that it can't be sent; and each takes the daemon longer th
 _LAST_LINES: Final = ("panic: ", "fatal error: ", "SIG")  # such as "SIGABRT: abort"
 REFILL_DELAY: Final = 0.05
 """Seconds after which a taken spare is replaced: not before its taker has its reply."""
+RETRY_DELAY: Final = 2.0  # seconds
 
 
 @functools.cache
@@ -286,8 +287,11 @@ class Spare:
             return
         try:
             self._waiting = Engine.spawn(self._binary)
-        except (EngineFailed, LimitExceeded) as error:
+        except EngineFailed as error:
             log.error("%s", error)
+        except LimitExceeded as error:  # which passes, and nobody tells when
+            log.error("%s", error)
+            asyncio.get_running_loop().call_later(RETRY_DELAY, self.refill)
 
     async def close(self) -> None:
         """End the one that waits, and keep no other."""

@@ -154,6 +154,8 @@ class Link:
             self._on_change(watched.status)
 
     def _on_change(self, status: LinkStatus) -> None:
+        if self.tun_fd < 0:
+            return  # it goes down as we have closed it
         if status.name != self.name:
             before, self.name = self.name, status.name
             self._tell_change(f"{before} was renamed to {self.name}")
@@ -166,11 +168,13 @@ class Link:
             self._tell_change(f"{self.name} is {state}")
 
     def _on_gone(self, why: Gone) -> None:
-        if why is Gone.MOVED and self.tun_fd >= 0:
+        is_ours = self.tun_fd < 0
+        if why is Gone.MOVED and not is_ours:
             self._watch = None
             self._watch_again()
-        else:
-            self._ended.set_result(why)
+            return
+        self._ended.set_result(why)
+        if not is_ours:
             self._tell_end(why)
 
     def _is_elsewhere(self) -> bool:
