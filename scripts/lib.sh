@@ -20,15 +20,13 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
     python3-dev python3-venv)
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … and the independent programs the suite meets it with.
-readonly TEST_PACKAGES=(bash-completion bubblewrap busybox-static catatonit conmon crun fish gjs
-    iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools podman python3-gi rootlesskit uidmap
-    wireguard-tools zsh)
+readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun
+    fish gjs iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools podman python3-gi rootlesskit
+    tmux uidmap wireguard-tools zsh)
 # … of which these are not installed: they would take over the machine's own look-ups …
 readonly UNPACKED_PACKAGES=(libnss-mdns libnss-resolve nscd systemd-resolved)
 # … and what the benchmarks stand it beside.
 readonly BENCH_PACKAGES=(passt slirp4netns)
-# … and what scripts/record types into.
-readonly RECORD_PACKAGES=(tmux)
 
 say() { echo "${0##*/}: $*" >&2; }
 

@@ -245,6 +245,7 @@ def test_models_are_frozen() -> None:
         ("DNS = svc.cluster.local, _x.example, xn--bcher-kva.example", None),
         (f"DNS = {'a1' * 31}.example, {'A1' * 31}.EXAMPLE, {'a-B' * 21}", None),
         ("DNS = Corp.Example.ORG, 1e100.net, 3com", None),
+        ("DNS = 10.0.0.1 10.0.0.2,, lan ,", ("10.0.0.1", "10.0.0.2", "lan")),
     ],
 )
 def test_dns_as_providers_have_it(line: str, wanted: tuple[str, ...] | None) -> None:
@@ -378,9 +379,9 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             id="address-in-a-list",
         ),
         pytest.param(
-            f"{INTERFACE}Address = 10.0.0.3,",
-            "line 4: Address: '' is not an IP address with an optional /prefix",
-            id="address-after-a-comma",
+            f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = ,",
+            "line 1: [Interface] has no Address",
+            id="address-of-a-comma",
         ),
         pytest.param(
             f"{INTERFACE}Address = fe80::1%eth0/64",
@@ -398,8 +399,8 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             id="dns-domain",
         ),
         pytest.param(
-            f"{INTERFACE}DNS = fe80::1%wg0 6.6.6.6",
-            "line 4: DNS: 'fe80::1%wg0 6.6.6.6' is neither an IP address nor a domain",
+            f"{INTERFACE}DNS = 10.0.0.1, fe80::1%w/g",
+            "line 4: DNS: 'fe80::1%w/g' is neither an IP address nor a domain",
             id="dns-scope",
         ),
         pytest.param(  # once took years

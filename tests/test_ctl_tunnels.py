@@ -194,6 +194,7 @@ def test_reload(ctl: Ctl, office: str, client: Client, stage: Stage) -> None:
     refused = ctl.run("reload", office, "other")
     assert refused.returncode == 5
     assert "other.conf: line" in refused.stderr
+    assert "'--ignore KEY' is that option" in refused.stderr
     ctl.check("reload", "--ignore=PostUp", office, "other")
     assert client.get(path, "Mtu") == 1310
     assert client.get(path, "EnginePID") == engine

@@ -10,9 +10,7 @@
 """
 
 import itertools
-import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,32 +19,12 @@ from pathlib import Path
 import pytest
 
 from support.hosts import HERE, HOSTS_ANSWER, INNER_ANSWER, SERVER, Confined, Host
+from support.resolvers import RESOLVERS, resolver
 from support.stage import Stage
 from wg4netnsd.ctl import lookups, mounts
 
 Make = Callable[..., Confined]
 _names = (f"lookup-{number}.example" for number in itertools.count())
-
-MUSL = """
-#include <arpa/inet.h>
-#include <netdb.h>
-#include <stdio.h>
-int main(int argc, char **argv)
-{
-    struct addrinfo hints = {.ai_family = AF_INET}, *found;
-    char text[INET_ADDRSTRLEN];
-    if (getaddrinfo(argv[1], 0, &hints, &found)) return 1;
-    puts(inet_ntop(AF_INET, &((struct sockaddr_in *)found->ai_addr)->sin_addr, text, sizeof text));
-}
-"""
-GO = """
-package main
-import ("fmt"; "net"; "os")
-func main() {
-    found, err := net.LookupHost(os.Args[1])
-    fmt.Println(found, err)
-}
-"""
 
 
 @pytest.fixture
@@ -69,41 +47,16 @@ def confined(host: Host) -> Iterator[Make]:
         each.close()
 
 
-@pytest.fixture(scope="session")
-def musl(tmp_path_factory: pytest.TempPathFactory) -> str:
-    source = tmp_path_factory.mktemp("musl") / "lookup.c"
-    source.write_text(MUSL)
-    program = source.with_suffix("")
-    subprocess.run(["musl-gcc", "-static", "-o", program, source], check=True)
-    return str(program)
-
-
-@pytest.fixture(scope="session")
-def go(tmp_path_factory: pytest.TempPathFactory) -> str:
-    source = tmp_path_factory.mktemp("go") / "lookup.go"
-    source.write_text(GO)
-    program = source.with_suffix("")
-    build = ["go", "build", "-o", str(program), str(source)]
-    subprocess.run(build, env=os.environ | {"CGO_ENABLED": "0"}, check=True)
-    return str(program)
-
-
 # ------------------------------------------------------------------------------ who asks
 
 
-@pytest.mark.parametrize("program", ["getent hosts", "getent ahosts", "nslookup", "musl", "go"])
+@pytest.mark.parametrize("program", RESOLVERS)
 def test_a_lookup_is_answered_inside_and_only_there(
-    host: Host, confined: Make, program: str, request: pytest.FixtureRequest
+    host: Host, confined: Make, program: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     host.nscd()
     inside = confined()
-    match program.split():
-        case ["nslookup"]:
-            command = ["busybox", "nslookup"]
-        case ["musl" | "go" as built]:
-            command = [request.getfixturevalue(built)]
-        case command:
-            pass
+    command = resolver(program, tmp_path_factory.getbasetemp())
     marker = "marker-of-this-test"
     name = f"{marker}.example"
     with host.capture(marker) as seen:

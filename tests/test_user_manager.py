@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
 from support.installed import INSTALLED, assert_nothing_left, files
-from support.manager import UNIT, UserManager, ctl
+from support.manager import TEMPLATE, UNIT, UserManager, ctl
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Stage
@@ -20,7 +22,8 @@ def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManag
     assert files() == {}
     ctl("setup")
     first = files()
-    assert {UNIT, f"{NAME}.service"} <= set(first)
+    assert set(first) == {UNIT, TEMPLATE, f"{NAME}.service"}
+    assert "/usr/bin/" not in "".join(first.values())  # but this installation's
     assert user_manager.property(UNIT, "LoadState") == "loaded"
     ctl("setup")
     assert files() == first
@@ -30,8 +33,9 @@ def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManag
     ctl("setup", "--remove")
 
 
-def test_the_unit_is_what_systemd_accepts(installed: UserManager) -> None:
-    unit = INSTALLED[0] / UNIT
+@pytest.mark.parametrize("name", [UNIT, TEMPLATE])
+def test_the_unit_is_what_systemd_accepts(installed: UserManager, name: str) -> None:
+    unit = INSTALLED[0] / name
     command = ["systemd-analyze", "--user", "verify", "--man=no", str(unit)]
     verified = subprocess.run(command, capture_output=True, text=True)
     assert (verified.returncode, verified.stderr) == (0, "")

@@ -18,8 +18,18 @@ def notify_ready() -> None:
     systemd.daemon.notify("READY=1")
 
 
+def notify_status(what: str) -> None:
+    """What `systemctl status` shows."""
+    systemd.daemon.notify(_status(what))
+
+
 def notify_stopping(why: str) -> None:
-    systemd.daemon.notify(f"STOPPING=1\nSTATUS={why}")
+    systemd.daemon.notify(f"STOPPING=1\n{_status(why)}")
+
+
+def _status(what: str) -> str:
+    """One line: each further one would be another assignment."""
+    return f"STATUS={' '.join(what.split())}"
 
 
 def notify_alive() -> None:

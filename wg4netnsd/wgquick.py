@@ -170,11 +170,10 @@ def _add_entry(
         raise InvalidConfig(f"line {number}: unknown key{shown} in [{section.model.__name__}]")
     entries = section.entries.setdefault(alias, [])
     if alias in MAX_REPEATED:
-        if value.count(",") >= MAX_REPEATED[alias]:
-            values = value.count(",") + 1
-            raise LimitExceeded(f"{alias}: {values} values: at most {MAX_REPEATED[alias]}")
-        # wg(8): an empty AllowedIPs is valid, and means none.
-        entries += [_Entry(number, part.strip()) for part in value.split(",")] if value else []
+        values = _list(alias, value)
+        if len(values) > MAX_REPEATED[alias]:
+            raise LimitExceeded(f"{alias}: {len(values)} values: at most {MAX_REPEATED[alias]}")
+        entries += [_Entry(number, text) for text in values]
     elif entries:
         raise InvalidConfig(
             f"line {number}: {alias} is given twice, first in line {entries[0].line}"
@@ -183,6 +182,13 @@ def _add_entry(
         raise InvalidConfig(f"line {number}: {alias} has no value")
     else:
         entries.append(_Entry(number, value))
+
+
+def _list(alias: str, value: str) -> list[str]:
+    if alias == "AllowedIPs":
+        # wg(8) reads this one: empty it is valid, and means none.
+        return [part.strip() for part in value.split(",")] if value else []
+    return value.replace(",", " ").split()  # as wg-quick(8) does: blanks will do
 
 
 def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:

@@ -13,6 +13,7 @@ from pathlib import Path
 from support.processes import descendants, wait_for
 
 UNIT = "wg4netnsd.service"
+TEMPLATE = "wg4netns@.service"
 SHIPPED = Path(os.environ["HOME"]) / ".local/share/systemd/user" / UNIT
 """Where `wg4netnsctl setup` puts it."""
 

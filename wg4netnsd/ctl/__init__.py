@@ -170,7 +170,7 @@ def _wg(command: ArgumentParser) -> None:
 
 
 def _setup(command: ArgumentParser) -> None:
-    command.add_argument("--remove", action="store_true", help="undo that, and stop the daemon")
+    command.add_argument("--remove", action="store_true", help="undo that, and stop all of it")
 
 
 def _add_creation(command: ArgumentParser) -> None:

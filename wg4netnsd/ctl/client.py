@@ -142,7 +142,7 @@ class Client:
         return str(path)
 
     def properties(self, path: str) -> dict[str, Any]:
-        """A tunnel's."""
+        """All of a tunnel's."""
         interface = "org.freedesktop.DBus.Properties"
         (found,) = self.call(path, interface, "GetAll", "s", names.TUNNEL, start=False)
         return plain(found)
@@ -177,11 +177,11 @@ class Client:
         for rule in rules:
             self._send(new_method_call(_BUS, "AddMatch", "s", (rule,))).wait()
 
-    def next_signal(self) -> tuple[str, str, tuple[Any, ...]]:
-        """The next one's path, its member and its body, however long it takes. Raises Failure when
-        the bus is gone."""
+    def next_signal(self, patience: float | None = None) -> tuple[str, str, tuple[Any, ...]]:
+        """The next one's path, its member and its body. Raises Failure when the bus is gone, and
+        TimeoutError when nothing has come for `patience` seconds."""
         while not self._signals:
-            self._take(self._receive(None))
+            self._take(self._receive(patience))
         message = self._signals.pop(0)
         fields = message.header.fields
         return fields[HeaderFields.path], fields[HeaderFields.member], tuple(message.body)

@@ -43,13 +43,15 @@ def opened(conf: str) -> Iterator[Conf]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         hint = "" if path == conf else f"'{conf}' is a name; a path has a / or ends in {SUFFIX}"
-        raise of_kernel(error, hint) from None
+        raise of_kernel(error, hint, INVALID_CONFIG) from None
     try:
         yield Conf(fd, path, os.path.basename(path).removesuffix(SUFFIX))
     except Failure as failure:
         if failure.status != INVALID_CONFIG:
             raise
-        raise Failure(f"{path}: {failure}", failure.hint, failure.status) from None
+        # Its text names the bus's option, for who calls it by other means.
+        hint = "'--ignore KEY' is that option" if "ignore=" in str(failure) else ""
+        raise Failure(f"{path}: {failure}", hint, failure.status) from None
     finally:
         os.close(fd)
 

@@ -5,7 +5,7 @@
 2        wrong usage
 3        there is no such tunnel
 4        there is one already: of that name, of that namespace, or such an interface
-5        the configuration is not one that can be honoured
+5        the configuration can't be read, or not be honoured
 6        the time was over
 7        neither is there a daemon, nor can one be started
 125      run, exec, shell: the command was not started
@@ -92,7 +92,7 @@ def of_bus(error_name: str, message: str) -> Failure:
     return Failure(text, known.hint, known.status)
 
 
-def of_kernel(error: OSError, hint: str = "") -> Failure:
+def of_kernel(error: OSError, hint: str = "", status: int = FAILED) -> Failure:
     """Of a refusal by the kernel: the operation or path, then its reason."""
     what = f"{error.filename}: " if error.filename else ""
-    return Failure(f"{what}{error.strerror or error}", hint)
+    return Failure(f"{what}{error.strerror or error}", hint, status)

@@ -1,4 +1,11 @@
-"""`up --foreground`: a tunnel as a service. It ends with us, and we end with it."""
+"""`up --foreground`: a tunnel as a service. It ends with us, and we end with it.
+
+    systemd ──SIGTERM──► we ───Close────► the daemon      we end when nothing of the tunnel is left
+                         ▲                    │
+                         └─── StateChanged ───┘           closed: so we end; failed: and say why
+
+Daemon and bus may be restarted meanwhile: the next daemon has the tunnel as it was.
+"""
 
 from __future__ import annotations
 
@@ -6,75 +13,164 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from argparse import Namespace as Arguments
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from wg4netnsd import names, systemd
 from wg4netnsd.ctl import create, namespaces
 from wg4netnsd.ctl.client import Client
-from wg4netnsd.ctl.failure import Failure
+from wg4netnsd.ctl.failure import UNREACHABLE, Failure
+
+SUCCESSION_TIME: Final = 30.0
+"""Seconds that systemd gets to start daemon and bus anew. It gives up sooner, after 10 tries; then
+the tunnel has ended."""
+RECONNECT_TIME: Final = 0.2
+"""Seconds from one try to the next: nobody tells when there is a bus to connect to."""
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class _Told(Exception):
-    """By a signal, to end."""
+class _Told(BaseException):
+    """By a signal, to end. No Exception: wherever that comes, nobody may take it for one."""
+
+
+class _Tunnel(NamedTuple):
+    path: str
+    name: str
+    created_usec: int
 
 
 def run(arguments: Arguments) -> int:
     """0 when the tunnel was closed, by a signal to us or by somebody else; Failure if it failed."""
-    with create.opened(arguments.conf) as conf, Client() as client:
-        lease = os.pidfd_open(os.getpid())
-        name = create.suggested_name(conf.name)
-        asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
-        namespaces.make()
-        netns = namespaces.own_netns()
-        path = create.finish(create.begin(client, netns, conf, asked), asked)
-        os.close(netns)
-        os.close(lease)
-        name = client.properties(path)["Name"]
+    for number in _ENDING:
+        signal.signal(number, _tell)
+    with contextlib.suppress(_Told), contextlib.ExitStack() as at_end:
         try:
-            for number in _ENDING:
-                signal.signal(number, _tell)
-            client.listen(
-                f"type='signal',sender='{names.BUS_NAME}',path='{path}'",
-                "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',"
-                f"arg0='{names.BUS_NAME}'",
-            )
-            created = client.properties(path)["CreatedUSec"]
+            client, tunnel = _up(arguments, at_end)
             systemd.notify_ready()
-            _until_it_ends(client, path, name, created)
+            _until_it_ends(client, tunnel)
+        except Failure as failure:
+            systemd.notify_stopping(str(failure))
+            raise
         except _Told:
             systemd.notify_stopping("told to end")
-        finally:
-            _close(path)
+            raise
     return 0
 
 
 def _tell(*_: object) -> None:
+    for number in _ENDING:  # once is enough; the end is not to be cut short
+        signal.signal(number, signal.SIG_IGN)
     raise _Told
 
 
-def _until_it_ends(client: Client, path: str, name: str, created: int) -> None:
+def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tunnel]:
+    """A tunnel, in a namespace of our own, which we enter."""
+    systemd.notify_status("waiting for the tunnel")
+    with create.opened(arguments.conf) as conf:
+        client = at_end.enter_context(Client())
+        lease = os.pidfd_open(os.getpid())
+        name = create.suggested_name(conf.name)
+        asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
+        namespaces.make()
+        at_end.callback(_close)
+        netns = namespaces.own_netns()
+        path = create.finish(create.begin(client, netns, conf, asked), asked)
+        os.close(netns)
+        os.close(lease)
+    found = client.properties(path)
+    systemd.notify_status(_summary(found))
+    return client, _Tunnel(path, found["Name"], found["CreatedUSec"])
+
+
+# ---------------------------------------------------------------- until its end
+
+
+def _until_it_ends(client: Client, tunnel: _Tunnel) -> None:
+    """Raises Failure if it has failed, or is not to be found any more."""
     while True:
-        where, member, body = client.next_signal()
-        match member, body:
-            case "StateChanged", ("failed", _, reason, *_) if where == path:
-                raise Failure(f"{name} has failed: {reason}")
-            case "StateChanged", ("closed", _, reason, *_) if where == path:
-                print(f"{name} was closed: {reason}", file=sys.stderr)
+        try:
+            with client:
+                _follow(client, tunnel)
                 return
-            case "NameOwnerChanged", (names.BUS_NAME, _, new, *_) if new:
+        except Failure as failure:
+            if failure.status != UNREACHABLE:
+                raise
+        client = _reconnected()
+
+
+def _follow(client: Client, tunnel: _Tunnel) -> None:
+    client.listen(
+        f"type='signal',sender='{names.BUS_NAME}',path='{tunnel.path}',member='StateChanged'",
+        "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',"
+        f"arg0='{names.BUS_NAME}'",
+    )
+    served = _is_served(client, tunnel)
+    while True:
+        try:
+            _, member, body = client.next_signal(None if served else SUCCESSION_TIME)
+        except TimeoutError:
+            text = f"{tunnel.name} was lost: its daemon has ended, and no other has come"
+            raise Failure(text) from None
+        match member, body:
+            case "StateChanged", ("closed", _, reason):
+                systemd.notify_stopping(reason)
+                print(f"{tunnel.name} has ended: {reason}", file=sys.stderr)
+                return
+            case "StateChanged", ("failed", _, reason):
+                raise _failed(tunnel, reason)
+            case "StateChanged", (state, _, reason):
+                systemd.notify_status(f"{state}: {reason}")
+            case "NameOwnerChanged", (names.BUS_NAME, *_):
                 # A daemon that takes over has all tunnels before it has its name.
-                tunnel = client.tunnels().get(path)
-                if not tunnel or tunnel["CreatedUSec"] != created:
-                    raise Failure(f"{name} was lost with its daemon")
+                served = _is_served(client, tunnel)
 
 
-def _close(path: str) -> None:
-    """Only then is its name free for the next one."""
-    for number in _ENDING:
-        signal.signal(number, signal.SIG_IGN)
-    # On a connection of its own: a signal may have cut the other one short anywhere.
+def _is_served(client: Client, tunnel: _Tunnel) -> bool:
+    """Is there a daemon now? Raises Failure if that one does not have the tunnel, or has it no
+    longer up."""
+    try:
+        found = client.properties(tunnel.path)
+    except Failure as failure:
+        if failure.status == UNREACHABLE:
+            systemd.notify_status("waiting for wg4netnsd, which ended; the tunnel is as it was")
+            return False
+        found = {}
+    if found.get("CreatedUSec") != tunnel.created_usec:
+        raise Failure(f"{tunnel.name} was lost: wg4netnsd does not have it any more")
+    if found["State"] == "failed":
+        raise _failed(tunnel, found["LastError"][1])
+    systemd.notify_status(_summary(found))
+    return True
+
+
+def _failed(tunnel: _Tunnel, reason: str) -> Failure:
+    return Failure(f"{tunnel.name} has failed: {reason}")
+
+
+def _summary(found: dict[str, Any]) -> str:
+    return f"{found['State']}: {found['Interface']} has {', '.join(found['Addresses'])}"
+
+
+def _reconnected() -> Client:
+    """Raises Failure if the bus does not come back."""
+    deadline = time.monotonic() + SUCCESSION_TIME
+    while True:
+        try:
+            return Client()
+        except Failure:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(RECONNECT_TIME)
+
+
+def _close() -> None:
+    """End the tunnel that our namespace has, be it complete or not, and wait for that: only then
+    its name is free for the next one."""
+    # On a connection of its own: a signal may have cut the other one short anywhere. What can't be
+    # reached any more has our end to end by, its lease.
     with contextlib.suppress(Failure), Client() as client:
+        asked = (names.ROOT_PATH, names.MANAGER, "GetTunnelByNetns", "h", namespaces.own_netns())
+        (path,) = client.call(*asked, start=False)
         client.call(path, names.TUNNEL, "Close", start=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from argparse import Namespace as Arguments
 
@@ -78,4 +79,6 @@ def _go_on_in_it(client: Client, path: str) -> None:
         lookups.confine(tunnel["ResolvConf"])
     except OSError as error:
         raise of_kernel(error, DOCTOR) from None
+    with contextlib.suppress(OSError):  # it has been removed, or is closed to us
+        os.chdir(os.getcwd())  # what we are in may be covered by now, as /etc is
     os.environ[TUNNEL_VARIABLE] = tunnel["Name"]

@@ -1,10 +1,11 @@
-"""Put the unit and the activation files of this installation in place for its user.
+"""Put the units and the activation file of this installation in place for its user.
 
     ~/.local/share/systemd/user/wg4netnsd.service
+    ~/.local/share/systemd/user/wg4netns@.service
     ~/.local/share/dbus-1/services/org.wg4netns1.service
 
-with the path of the very `wg4netnsd` that belongs to this installation, be it in a virtual
-environment, pipx's or the system's.
+with the paths of the very `wg4netnsd` and `wg4netnsctl` that belong to this installation, be it in
+a virtual environment, pipx's or the system's.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace as Arguments
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from wg4netnsd import contract, names
 from wg4netnsd.errors import Failed
 
-PACKAGED_PATH: Final = "/usr/bin/wg4netnsd"  # as contrib/ has it, for distributions
+PROGRAMS: Final = ("wg4netnsd", "wg4netnsctl")
+PACKAGED: Final = "/usr/bin"  # where contrib/ has them, for distributions
 UNIT: Final = "wg4netnsd.service"
+TEMPLATE: Final = "wg4netns@.service"
+INSTANCES: Final = "wg4netns@*.service"
 
 _BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
@@ -43,9 +48,9 @@ def run(arguments: Arguments) -> None:
 
 def install() -> list[str]:
     """Write what is missing or outdated, and have the managers notice. Returns what was done."""
-    daemon = find_daemon()
+    programs = {program: find(program) for program in PROGRAMS}
     done = []
-    for placed in _files(daemon):
+    for placed in _files(programs):
         if placed.path.is_file() and placed.path.read_text() == placed.content:
             done.append(f"unchanged {placed.path}")
             continue
@@ -56,53 +61,76 @@ def install() -> list[str]:
 
 
 def remove() -> list[str]:
-    """Stop the daemon, delete what install() wrote. Returns what was done."""
+    """Stop what runs, delete what install() wrote. Returns what was done."""
     done = []
+    for instance in _instances():
+        _succeeds("systemctl", "--user", "--quiet", "stop", instance)
+        _succeeds("systemctl", "--user", "--quiet", "reset-failed", instance)
+        done.append(f"stopped {instance}")
     if _succeeds("systemctl", "--user", "--quiet", "stop", UNIT):
         done.append(f"stopped {UNIT}")
     if pid := _running_daemon():  # on a bus without systemd
         os.kill(pid, signal.SIGTERM)
         done.append(f"told process {pid} to stop")
-    for placed in _files(PACKAGED_PATH):
-        if placed.path.exists():
-            placed.path.unlink()
-            done.append(f"removed {placed.path}")
+    for path in (*_enabled(), *(placed.path for placed in _files({}))):
+        if path.is_symlink() or path.exists():
+            path.unlink()
+            done.append(f"removed {path}")
     return done + _reload()
 
 
-def find_daemon() -> str:
-    """The absolute path of this installation's `wg4netnsd`. Raises Failed."""
+def find(program: str) -> str:
+    """The absolute path of this installation's `program`. Raises Failed."""
     try:
         recorded = importlib.metadata.files("wg4netnsd") or []
     except importlib.metadata.PackageNotFoundError:
         recorded = []
-    candidates = [Path(str(f.locate())) for f in recorded if f.match("bin/wg4netnsd")]
-    candidates.append(Path(sys.argv[0]).absolute().with_name("wg4netnsd"))
-    if on_path := shutil.which("wg4netnsd"):
+    candidates = [Path(str(f.locate())) for f in recorded if f.match(f"bin/{program}")]
+    candidates.append(Path(sys.argv[0]).absolute().with_name(program))
+    if on_path := shutil.which(program):
         candidates.append(Path(on_path))
     for candidate in candidates:
         if os.access(candidate, os.X_OK) and candidate.is_file():
             return os.path.normpath(candidate)
-    raise Failed("this installation's wg4netnsd is not to be found: is it installed whole?")
+    raise Failed(f"this installation's {program} is not to be found: is it installed whole?")
 
 
-def _files(daemon: str) -> list[Placed]:
+def _files(programs: Mapping[str, str]) -> list[Placed]:
+    """With the path of each of the `programs`."""
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
-    unit = contract.resource(f"systemd/{UNIT}").decode()
-    activation = contract.resource(f"dbus/{names.BUS_NAME}.service").decode()
+    units, services = data / "systemd/user", data / "dbus-1/services"
+    activation = f"{names.BUS_NAME}.service"
     return [
-        Placed(data / "systemd/user" / UNIT, unit.replace(PACKAGED_PATH, _unit_quote(daemon))),
-        Placed(
-            data / "dbus-1/services" / f"{names.BUS_NAME}.service",
-            activation.replace(PACKAGED_PATH, shlex.quote(daemon)),
-        ),
+        Placed(units / UNIT, _content(f"systemd/{UNIT}", programs, _unit_quote)),
+        Placed(units / TEMPLATE, _content(f"systemd/{TEMPLATE}", programs, _unit_quote)),
+        Placed(services / activation, _content(f"dbus/{activation}", programs, shlex.quote)),
     ]
+
+
+def _content(resource: str, programs: Mapping[str, str], quote: Callable[[str], str]) -> str:
+    content = contract.resource(resource).decode()
+    for program, path in programs.items():
+        content = content.replace(f"{PACKAGED}/{program}", quote(path))
+    return content
 
 
 def _unit_quote(path: str) -> str:
     """For ExecStart=: systemd.service(5), "Command lines"."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if set(path) & set(" \t\"'\\") else escaped
+
+
+def _instances() -> list[str]:
+    """Those of the template that run or have failed."""
+    listed = ("list-units", "--all", "--plain", "--no-legend", INSTANCES)
+    shown = _output("systemctl", "--user", *listed) or ""
+    return [line.split()[0] for line in shown.splitlines()]
+
+
+def _enabled() -> list[Path]:
+    """The links by which `systemctl enable` has had them started at login."""
+    configuration = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return sorted(configuration.glob(f"systemd/user/*.wants/{INSTANCES}"))
 
 
 def _running_daemon() -> int | None:

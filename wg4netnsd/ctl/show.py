@@ -79,7 +79,7 @@ def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
         if number == 0:
             yield paint("  ".join(cells).rstrip(), colours.BOLD) + "\n"
         else:
-            cells[1] = paint(row[1], colours.OF_STATE.get(row[1])) + cells[1][len(row[1]) :]
+            cells[1] = paint(cells[1], colours.OF_STATE.get(row[1]))
             yield "  ".join(cells).rstrip() + "\n"
 
 

@@ -122,7 +122,7 @@ def _what_is_outdated(its: dict[str, Any]) -> Finding | None:
             run("systemctl --user daemon-reload"),
         )
     try:
-        ours = setup.find_daemon()
+        ours = setup.find("wg4netnsd")
     except Failed as error:
         return problem(error.text, *INSTALL_ANEW)
     if os.path.realpath(_program(its)) == os.path.realpath(ours):
