@@ -12,6 +12,7 @@ import pytest
 
 from support.bus import Client
 from support.daemon import Daemon
+from support.manager import ctl
 from support.namespaces import Namespace
 from support.stage import Stage
 from wg4netnsd.ctl import parser
@@ -137,6 +138,20 @@ def test_tunnels(
 def test_what_is_run_is_completed_as_by_itself(offered: Offered, home: Path) -> None:
     for found in offered("run --name x office -- wg4netns", "exec office -- wg4netns"):
         assert found == {"wg4netnsctl", "wg4netnsd"}
+
+
+def test_setup_puts_them_where_the_shells_look(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    said = ctl("setup")
+    (zshrc,) = re.findall(r"^for zsh, before compinit in ~/.zshrc: (.*)$", said, re.M)
+    loaded = ". /usr/share/bash-completion/bash_completion; _completion_loader wg4netnsctl"
+    assert "_wg4netnsctl" in output("bash", "-c", f"{loaded}; complete -p wg4netnsctl")
+    zsh = f"{zshrc}; autoload -Uz compinit; compinit -D"
+    assert output("zsh", "-f", "-c", f"{zsh}; print $_comps[wg4netnsctl]") == "_wg4netnsctl\n"
+    assert "restart" in output("fish", "-c", "complete -C 'wg4netnsctl resta'")
+
+    ctl("setup", "--remove")
+    assert not [each for each in (home / ".local").rglob("*wg4net*") if each.is_file()]
 
 
 @pytest.fixture

@@ -153,6 +153,20 @@ def test_an_identity_is_in_one_container_only(daemon: Daemon, host: Host) -> Non
     host.check(f"podman rm another\n{end}")
 
 
+def test_a_reload_reaches_a_container_and_down_cuts_it_off(
+    daemon: Daemon, host: Host, stage: Stage
+) -> None:
+    set_up, start, _ = recipes()["Podman, with a hook"]
+    (host.home / "other.conf").write_text(stage.conf(DNS="198.51.100.54"))
+    host.check(set_up + start)
+    look = "podman exec web ip link"
+    assert host.check(f"wg4netnsctl reload office ~/other.conf; {look}") == (
+        "seen: lo wg0 |198.51.100.54|knock\n"
+    )
+    assert host.check(f"wg4netnsctl down office; {look}").startswith("seen: lo |")
+    host.check("podman rm --force --time 0 web")
+
+
 def test_the_hook_follows_no_link_of_the_image(daemon: Daemon, host: Host) -> None:
     """Where it makes the mount, that would lead to the host's files."""
     set_up, *_ = recipes()["Podman, with a hook"]

@@ -24,12 +24,12 @@ function __wg4netnsctl_first -d "No command yet?"
     test -z "$(__wg4netnsctl_words)"
 end
 
-function __wg4netnsctl_at -d "COUNT COMMAND…: the cursor is after so many operands of one of these?"
+function __wg4netnsctl_at -d "COUNT COMMANDS: the cursor is after so many operands of one of these?"
     set -l words (__wg4netnsctl_words)
     test (count $words) -eq (math $argv[1] + 1); and contains -- $words[1] $argv[2..]
 end
 
-function __wg4netnsctl_of -d "COMMAND…: in one of these, or any, where options may be its own?"
+function __wg4netnsctl_of -d "COMMANDS: in one of these, or any, where options may be its own?"
     set -l words (__wg4netnsctl_words)
     contains -- "$words[1]" run exec wg; and set -q words[2]; and return 1
     not set -q argv[1]; or contains -- "$words[1]" $argv
