@@ -22,16 +22,16 @@ from support.processes import wait_for
 from support.stage import Stage
 
 PAGE = Path(__file__).parents[1] / "docs/containers.md"
-DNS, HOSTS, NONE = "198.51.100.53", "127.0.0.1", ""
+DNS, HOST, NONE = "198.51.100.53", "127.0.0.1", ""
 
 NAME_SERVERS = {
-    "Podman, with a hook": [DNS],
+    "Podman, with a hook": [DNS, DNS],
     "Podman, by hand": [NONE],
     "A pod": [DNS],
     "Rootlesskit": [DNS],
     "Bubblewrap": [DNS],
-    "Bubblewrap, held back": [HOSTS],
-    "Unshare": [DNS, HOSTS],
+    "Bubblewrap, held back": [HOST],
+    "Unshare": [DNS, HOST],
 }
 """Which each `ip link` of a recipe finds."""
 
@@ -142,6 +142,29 @@ def test_a_container_that_the_hook_refuses_does_not_start(daemon: Daemon, host: 
         lambda: "missing.conf" in "".join(journal.messages(SYSLOG_IDENTIFIER="podman-hook")),
         "the journal says why",
     )
+
+
+def test_an_identity_is_in_one_container_only(daemon: Daemon, host: Host) -> None:
+    set_up, start, end = recipes()["Podman, with a hook"]
+    host.check(set_up + start)
+    assert host.run(start.replace("--name web", "--name another")).returncode != 0
+    shared = "podman run --rm --network container:web busybox ip link"
+    assert host.check(shared).startswith("seen: lo wg0 ")
+    host.check(f"podman rm another\n{end}")
+
+
+def test_a_reload_reaches_a_container_and_down_cuts_it_off(
+    daemon: Daemon, host: Host, stage: Stage
+) -> None:
+    set_up, start, _ = recipes()["Podman, with a hook"]
+    (host.home / "other.conf").write_text(stage.conf(DNS="198.51.100.54"))
+    host.check(set_up + start)
+    look = "podman exec web ip link"
+    assert host.check(f"wg4netnsctl reload office ~/other.conf; {look}") == (
+        "seen: lo wg0 |198.51.100.54|knock\n"
+    )
+    assert host.check(f"wg4netnsctl down office; {look}").startswith("seen: lo |")
+    host.check("podman rm --force --time 0 web")
 
 
 def test_the_hook_follows_no_link_of_the_image(daemon: Daemon, host: Host) -> None:

@@ -1,8 +1,9 @@
-"""Put the units and the activation file of this installation in place for its user.
+"""Put this installation's units, activation file and completions in place for its user.
 
     ~/.local/share/systemd/user/wg4netnsd.service
     ~/.local/share/systemd/user/wg4netns@.service
     ~/.local/share/dbus-1/services/org.wg4netns1.service
+    ~/.local/share/{bash-completion/completions,fish/vendor_completions.d,zsh/site-functions}/…
 
 with the paths of the very `wg4netnsd` and `wg4netnsctl` that belong to this installation, be it in
 a virtual environment, pipx's or the system's.
@@ -31,6 +32,13 @@ UNIT: Final = "wg4netnsd.service"
 TEMPLATE: Final = "wg4netns@.service"
 INSTANCES: Final = "wg4netns@*.service"
 
+_ZSH: Final = "zsh/site-functions"
+_COMPLETIONS: Final = (
+    ("wg4netnsctl.bash", "bash-completion/completions/wg4netnsctl"),
+    ("wg4netnsctl.fish", "fish/vendor_completions.d/wg4netnsctl.fish"),
+    ("_wg4netnsctl", f"{_ZSH}/_wg4netnsctl"),
+)
+
 _BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
 
@@ -57,7 +65,7 @@ def install() -> list[str]:
         placed.path.parent.mkdir(parents=True, exist_ok=True)
         placed.path.write_text(placed.content)
         done.append(f"wrote {placed.path}")
-    return done + _reload()
+    return done + _reload() + _hint_at_zsh()
 
 
 def remove() -> list[str]:
@@ -97,14 +105,29 @@ def find(program: str) -> str:
 
 def _files(programs: Mapping[str, str]) -> list[Placed]:
     """With the path of each of the `programs`."""
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    data = _data()
     units, services = data / "systemd/user", data / "dbus-1/services"
     activation = f"{names.BUS_NAME}.service"
     return [
         Placed(units / UNIT, _content(f"systemd/{UNIT}", programs, _unit_quote)),
         Placed(units / TEMPLATE, _content(f"systemd/{TEMPLATE}", programs, _unit_quote)),
         Placed(services / activation, _content(f"dbus/{activation}", programs, shlex.quote)),
+        *(
+            Placed(data / path, _content(f"completions/{name}", programs, str))
+            for name, path in _COMPLETIONS
+        ),
     ]
+
+
+def _data() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+
+
+def _hint_at_zsh() -> list[str]:
+    """Of a user's directories it looks into none unless told."""
+    if Path(os.environ.get("SHELL", "")).name != "zsh":
+        return []
+    return [f"for zsh, before compinit in ~/.zshrc: fpath+=({shlex.quote(str(_data() / _ZSH))})"]
 
 
 def _content(resource: str, programs: Mapping[str, str], quote: Callable[[str], str]) -> str:

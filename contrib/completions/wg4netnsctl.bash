@@ -1,0 +1,100 @@
+# shellcheck shell=bash
+# Completion of wg4netnsctl(1) by bash-completion.
+
+_wg4netnsctl() {
+    local cur=${COMP_WORDS[COMP_CWORD]} command='' option='' operands=0 word i
+    COMPREPLY=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ $word == = ]]; then # --name=x is three words to bash
+            continue
+        elif [[ -n $option && ${COMP_WORDS[i - 1]} =~ ^(=|"$option")$ ]]; then
+            option=''
+        elif [[ $word =~ ^--(ignore|interface|lifetime|mtu|name|netns|pid|timeout)$ ]]; then
+            option=$word
+        elif [[ $word == -- && $command =~ ^(run|exec)$ ]]; then
+            _command_offset $((i + 1))
+            return
+        elif [[ $word != -* && -z $command ]]; then
+            command=$word
+        elif [[ $word != -* ]]; then
+            operands=$((operands + 1))
+        fi
+    done
+    [[ $cur != = ]] || cur=''
+
+    if [[ -n $option ]]; then
+        _wg4netnsctl_value "$option"
+    elif [[ $cur == -* ]]; then
+        _wg4netnsctl_options "$command"
+    elif [[ -z $command ]]; then
+        _wg4netnsctl_offer 'run up attach down exec shell list show monitor reload restart wg doctor
+            setup'
+    else
+        _wg4netnsctl_operand "$command" "$operands"
+    fi
+}
+
+_wg4netnsctl_options() { # COMMAND
+    local file='--ignore --mtu'
+    local new="--handshake --interface --name --timeout $file"
+    case $1 in
+        run) _wg4netnsctl_offer "-h --help $new --share-pids --" ;;
+        up) _wg4netnsctl_offer "-h --help $new --foreground --json" ;;
+        attach) _wg4netnsctl_offer "-h --help $new --json --lifetime --netns --pid" ;;
+        exec) _wg4netnsctl_offer '-h --help --' ;;
+        list) _wg4netnsctl_offer '-h --help -q --quiet --json' ;;
+        show | doctor) _wg4netnsctl_offer '-h --help --json' ;;
+        monitor) _wg4netnsctl_offer '-h --help --full --json' ;;
+        reload) _wg4netnsctl_offer "-h --help $file" ;;
+        setup) _wg4netnsctl_offer '-h --help --remove' ;;
+        down | shell | restart | wg) _wg4netnsctl_offer '-h --help' ;;
+        '') _wg4netnsctl_offer '-h --help --version' ;;
+    esac
+}
+
+_wg4netnsctl_value() { # OPTION
+    case $1 in
+        --ignore) _wg4netnsctl_offer 'FwMark PostDown PostUp PreDown PreUp SaveConfig Table' ;;
+        --lifetime) _wg4netnsctl_offer 'namespace persistent' ;;
+        --netns) _wg4netnsctl_files ;;
+        --pid) _wg4netnsctl_offer "$(ps -U "$EUID" -o pid=)" ;;
+    esac
+}
+
+_wg4netnsctl_operand() { # COMMAND NUMBER
+    case $1,$2 in
+        run,0 | up,0 | attach,0 | reload,1) _wg4netnsctl_conf ;;
+        run,1 | exec,1) _wg4netnsctl_offer -- ;;
+        wg,1) _wg4netnsctl_offer 'addconf set setconf show showconf syncconf' ;;
+        down,* | monitor,* | exec,0 | shell,0 | show,0 | reload,0 | restart,0 | wg,0)
+            _wg4netnsctl_offer "$(wg4netnsctl list --quiet 2>/dev/null)"
+            ;;
+    esac
+}
+
+_wg4netnsctl_conf() { # names of those in the user's directory, and files
+    local directory=${XDG_CONFIG_HOME:-$HOME/.config}/wg4netnsd known=() path
+    for path in "$directory"/*.conf; do
+        [[ ! -e $path ]] || known+=("$(basename "$path" .conf)")
+    done
+    _wg4netnsctl_offer "${known[*]}"
+    _wg4netnsctl_files '!*.conf'
+}
+
+_wg4netnsctl_files() { # [PATTERN of those to leave out]
+    local path
+    compopt -o filenames 2>/dev/null
+    while read -r path; do
+        COMPREPLY+=("$path")
+    done < <(compgen -f -X "${1-}" -- "$cur"; compgen -d -- "$cur")
+}
+
+_wg4netnsctl_offer() { # WORDS, separated by blanks
+    local word
+    while read -r word; do
+        COMPREPLY+=("$word")
+    done < <(compgen -W "$1" -- "$cur")
+}
+
+complete -F _wg4netnsctl wg4netnsctl

@@ -1,0 +1,170 @@
+"""What bash, zsh and fish offer at the end of a wg4netnsctl's command line, each asked itself."""
+
+import os
+import re
+import subprocess
+import sys
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.bus import Client
+from support.daemon import Daemon
+from support.manager import ctl
+from support.namespaces import Namespace
+from support.stage import Stage
+from wg4netnsd.ctl import parser
+from wg4netnsd.wgquick import IGNORABLE
+
+INSTALLED = Path(sys.prefix) / "share"
+BASH = """
+. /usr/share/bash-completion/bash_completion
+. "$1"
+compopt() { :; } # it wants a completion that readline has begun
+COMP_LINE=$2 COMP_POINT=${#2} COMP_WORDS=("${@:3}") COMP_CWORD=$(($# - 3))
+_wg4netnsctl
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+Offered = Callable[..., list[set[str]]]
+"""Of command lines without their first word."""
+
+
+def bash(lines: list[str]) -> list[list[str]]:
+    program = INSTALLED / "bash-completion/completions/wg4netnsctl"
+    offered = []
+    for line in lines:
+        words = re.findall(r"=|[^\s=]+", line)  # the = is one of COMP_WORDBREAKS
+        if line.endswith((" ", "=")):
+            words.append("")
+        offered.append(output("bash", "-c", BASH, "bash", program, line, *words).splitlines())
+    return offered
+
+
+def zsh(lines: list[str]) -> list[list[str]]:
+    capture = Path(__file__).parent / "support/complete.zsh"
+    printed = output("zsh", "-f", capture, INSTALLED / "zsh/site-functions", *lines)
+    return [re.findall("<(.*?)>", part) for part in printed.split("~end~")[:-1]]
+
+
+def fish(lines: list[str]) -> list[list[str]]:
+    program = INSTALLED / "fish/vendor_completions.d/wg4netnsctl.fish"
+    complete = "source $argv[1]; complete -C $argv[2]"
+    return [
+        re.findall(r"^[^\t\n]+", output("fish", "--no-config", "-c", complete, program, line), re.M)
+        for line in lines
+    ]
+
+
+def output(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(params=[bash, zsh, fish], ids=lambda shell: shell.__name__)
+def offered(request: pytest.FixtureRequest) -> Offered:
+    def ask(*lines: str) -> list[set[str]]:
+        answers = request.param([f"wg4netnsctl {line}" for line in lines])
+        assert len(answers) == len(lines)
+        # As they go into the line: bash's are what is after the =, fish's all of it.
+        return [{each.strip().split("=")[-1] for each in answer} - {""} for answer in answers]
+
+    return ask
+
+
+def commands() -> dict[str, ArgumentParser]:
+    (found,) = (each for each in parser()._actions if isinstance(each, _SubParsersAction))
+    return dict(found.choices)
+
+
+def options(command: ArgumentParser) -> set[str]:
+    return {option for action in command._actions for option in action.option_strings}
+
+
+def test_the_parsers_commands_and_no_others(offered: Offered) -> None:
+    assert offered("", "-") == [set(commands()), options(parser())]
+
+
+def test_the_parsers_options_and_no_others(offered: Offered) -> None:
+    names = list(commands())
+    for name, found in zip(names, offered(*(f"{name} -" for name in names)), strict=True):
+        assert found - {"--"} == options(commands()[name]), name
+
+
+def test_values(offered: Offered) -> None:
+    asked = ("attach --lifetime ", "attach --lifetime=", "up --ignore ", "wg office ")
+    assert offered(*asked) == [
+        {"namespace", "persistent"},
+        {"namespace", "persistent"},
+        set(IGNORABLE),
+        {"addconf", "set", "setconf", "show", "showconf", "syncconf"},
+    ]
+
+
+def test_configurations(offered: Offered, home: Path) -> None:
+    """Names, files, and directories that may have some; no other files."""
+    for found in offered("run ", "up --json ", "attach --name=x --pid 1 ", "reload office "):
+        assert {each.rstrip("/") for each in found} == {"home", "work", "here.conf", "directory"}
+
+
+def test_files_and_processes(offered: Offered, home: Path) -> None:
+    files, processes = offered("attach --netns o", "attach --pid ")
+    assert files == {"other.txt"}
+    assert str(os.getpid()) in processes
+
+
+def test_tunnels(
+    offered: Offered,
+    home: Path,
+    daemon: Daemon,
+    client: Client,
+    namespace: Callable[[], Namespace],
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", daemon.address)
+    client.create(namespace(), stage.conf(), name="office")
+    many = ("down other ", "monitor other ")
+    one = ("exec ", "shell ", "show ", "reload ", "restart ", "wg ")
+    assert offered(*many, *one) == [{"office"}] * 8
+    for found in offered("shell office ", "restart office "):
+        assert found <= {"-h", "--help"}  # which zsh offers where nothing else is left
+
+
+def test_what_is_run_is_completed_as_by_itself(offered: Offered, home: Path) -> None:
+    for found in offered("run --name x office -- wg4netns", "exec office -- wg4netns"):
+        assert found == {"wg4netnsctl", "wg4netnsd"}
+
+
+def test_setup_puts_them_where_the_shells_look(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    said = ctl("setup")
+    (zshrc,) = re.findall(r"^for zsh, before compinit in ~/.zshrc: (.*)$", said, re.M)
+    loaded = ". /usr/share/bash-completion/bash_completion; _completion_loader wg4netnsctl"
+    assert "_wg4netnsctl" in output("bash", "-c", f"{loaded}; complete -p wg4netnsctl")
+    zsh = f"{zshrc}; autoload -Uz compinit; compinit -D"
+    assert output("zsh", "-f", "-c", f"{zsh}; print $_comps[wg4netnsctl]") == "_wg4netnsctl\n"
+    assert "restart" in output("fish", "-c", "complete -C 'wg4netnsctl resta'")
+
+    ctl("setup", "--remove")
+    assert not [each for each in (home / ".local").rglob("*wg4net*") if each.is_file()]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's, with configurations, and the working directory."""
+    known = tmp_path / ".config/wg4netnsd"
+    known.mkdir(parents=True)
+    for name in ("home.conf", "work.conf", "old.conf~"):
+        (known / name).touch()
+    here = tmp_path / "here"
+    (here / "directory").mkdir(parents=True)
+    for name in ("here.conf", "other.txt"):
+        (here / name).touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(here)
+    return tmp_path
