@@ -1,6 +1,7 @@
 """`wg4netnsctl run`: a command behind a tunnel, and nothing of either when it is over."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.bus import Client
-from support.ctl import Ctl
+from support.ctl import PROGRAM, Ctl
 from support.daemon import Daemon
 from support.fds import memfd
 from support.processes import descendants, is_alive, wait_for
@@ -92,6 +93,54 @@ def test_orphans_are_collected(ctl: Ctl) -> None:
     assert "defunct" not in ctl.check("run", "office", "--", "sh", "-c", script)
 
 
+def test_two_of_one_name_at_once(ctl: Ctl) -> None:
+    """Each in a PID namespace of its own, where pids are the same."""
+    inner = f"'{PROGRAM}' run office -- sh -c 'echo $WG4NETNS; cat'"
+    running = [
+        ctl.popen("run", "office", "--", "sh", "-c", inner, stdin=subprocess.PIPE) for _ in range(2)
+    ]
+    names = {process.stdout.readline() for process in running if process.stdout}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"office-\d+\n", name) for name in names)
+    for process in running:
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_the_directory_one_is_in(ctl: Ctl) -> None:
+    listed = ctl.check("run", "office", "--", "sh", "-c", "echo [0-9]*", cwd="/proc")
+    assert listed == "1 2\n"
+
+
+def test_its_environment_is_ours(ctl: Ctl) -> None:
+    for key in list(ctl.environment):
+        if key.startswith("LC_") or key == "LANG":
+            del ctl.environment[key]
+    said = ctl.check("run", "office", "--", "env")
+    assert set(said.splitlines()) - {f"{k}={v}" for k, v in ctl.environment.items()} == {
+        next(line for line in said.splitlines() if line.startswith("WG4NETNS="))
+    }
+
+
+def test_its_signals_are_ours(ctl: Ctl) -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some supervisors have it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+    status = ctl.check("run", "office", "--", "cat", "/proc/self/status", preexec_fn=prepare)
+    masks = dict(re.findall(r"^(Sig\w+):\s+(\w+)$", status, re.M))
+    assert int(masks["SigBlk"], 16) == 1 << signal.SIGUSR1 - 1
+    assert int(masks["SigIgn"], 16) == 1 << signal.SIGUSR2 - 1
+
+
+def test_no_descriptor_of_ours(ctl: Ctl) -> None:
+    script = "for fd in /proc/self/fd/*; do echo ${fd##*/}; done"
+    for pids in ((), ("--share-pids",)):
+        said = ctl.check("run", *pids, "office", "--", "bash", "-c", script)
+        assert set(map(int, said.split())) <= {0, 1, 2, 3}  # the last is the shell's own, of /proc
+
+
 def test_a_configuration_by_path_or_pipe(ctl: Ctl, stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "desk.conf").write_text(stage.conf(0))
     (tmp_path / "desk.conf").chmod(0o600)
@@ -117,6 +166,10 @@ def test_its_status(ctl: Ctl, pids: tuple[str, ...], script: str, status: int) -
     ("arguments", "status", "words"),
     [
         (["office", "--", "/nowhere/at-all"], 127, ["there is no such command"]),
+        (["office", "--", ""], 127, ["there is no such command"]),
+        (["office", "--", "-x"], 127, ["-x: there is no such command"]),
+        (["."], 2, ["no command"]),
+        ([".", "true"], 125, ["neither a file nor a pipe"]),
         (["office", "--", "/etc/passwd"], 126, ["/etc/passwd: Permission denied"]),
         (["nowhere", "--", "true"], 125, ["nowhere.conf: No such file", "'nowhere' is a name"]),
         (["./nowhere.conf", "--", "true"], 125, ["./nowhere.conf: No such file"]),
@@ -213,6 +266,17 @@ def test_control_c_is_the_commands(ctl: Ctl) -> None:
         assert "trapped 3" not in terminal.screen
         terminal.type("\x1c")
         assert terminal.wait_status() == 128 + signal.SIGQUIT
+
+
+@pytest.mark.parametrize("pids", [(), ("--share-pids",)], ids=["own pids", "shared pids"])
+def test_control_c_reaches_a_command_with_a_group_of_its_own(
+    ctl: Ctl, pids: tuple[str, ...]
+) -> None:
+    command = ("timeout", "100", "sh", "-c", "echo ready; exec sleep 100")
+    with ctl.terminal("run", *pids, "office", "--", *command) as terminal:
+        terminal.wait_screen("ready")
+        terminal.type("\x03")
+        assert terminal.wait_status() in (124, 128 + signal.SIGINT)
 
 
 def test_a_shell_has_job_control(ctl: Ctl) -> None:

@@ -3,17 +3,21 @@
 import json
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from support.bus import Client
-from support.ctl import Ctl
+from support.bus import MANAGER, ROOT, Client
+from support.ctl import PROGRAM, Ctl
 from support.daemon import Daemon
 from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
+from wg4netnsd.ctl.client import Client as BusClient
+from wg4netnsd.ctl.failure import Failure
 
 PING = ("ping", "-c1", "-W5")
 
@@ -74,9 +78,10 @@ def test_up_under_other_names(ctl: Ctl, client: Client) -> None:
 
 
 def test_down_of_several(ctl: Ctl, client: Client, office: str) -> None:
-    done = ctl.run("down", "nobody", office)
+    done = ctl.run("down", "nobody", office, "nobody-else")
     assert done.returncode == 3
     assert "'nobody'" in done.stderr
+    assert "'nobody-else'" in done.stderr
     assert client.tunnels() == []
 
 
@@ -102,7 +107,14 @@ def test_attach(
         (["reload", "nobody", "office"], 3, ["'nobody'"]),
         (["restart", "nobody"], 3, ["'nobody'"]),
         (["wg", "nobody", "show"], 3, ["'nobody'"]),
-        (["up", "nobody"], 1, ["nobody.conf", "No such file"]),
+        (["up", "nobody"], 5, ["nobody.conf", "No such file"]),
+        (["up", "--mtu", "-1", "office"], 2, ["'-1': expected bytes"]),
+        (["up", "--mtu", "0", "office"], 2, ["'0': expected bytes"]),
+        (["up", "--mtu", "99999999999", "office"], 2, ["expected bytes"]),
+        (["up", "--interface", "", "office"], 2, ["no interface can be named ''"]),
+        (["up", "--interface", "x\udcff", "office"], 2, ["no interface can be named 'x?'"]),
+        (["up", "--ignore", "\udcff", "office"], 2, ["expected a key such as PostUp"]),
+        (["attach", "--netns", "", "office"], 1, ["No such file"]),
         (["attach", "--pid", "1", "office"], 1, ["/proc/1/ns/net"]),
         (["attach", "--pid", "x", "office"], 2, ["expected a process's number"]),
         (["attach", "office"], 2, ["--pid", "--netns"]),
@@ -128,6 +140,25 @@ def test_list(ctl: Ctl, office: str) -> None:
     (listed,) = json.loads(ctl.check("list", "--json"))
     assert (listed["name"], listed["state"], listed["interface"]) == ("office", "up", "wg0")
     assert set(listed["peers"].values()) <= {"idle", "handshaking"}
+
+
+def test_a_list_on_a_terminal_is_cut(ctl: Ctl, stage: Stage, client: Client) -> None:
+    more = ", ".join(f"10.9.{n}.1/24" for n in range(9))
+    ctl.write("many", stage.conf(1).replace("Address = ", f"Address = {more}, "))
+    ctl.check("up", "many")
+    with ctl.terminal("list") as terminal:
+        assert terminal.wait_status() == 0
+    assert max(len(line) for line in terminal.screen.splitlines()) <= 80 + len("\x1b[32m\x1b[m")
+    assert re.search(r"10\.9\.0\.1/24 .* \+\d+\r", terminal.screen)
+    assert "10.9.8.1/24" in ctl.check("list")
+
+
+def test_what_went_wrong(ctl: Ctl, client: Client, stage: Stage) -> None:
+    ctl.write("lost", stage.conf(0, endpoint="nowhere.test:51820"))
+    ctl.check("up", "lost")
+    shown = ctl.check("show", "lost")
+    assert re.search(r"endpoint: nowhere\.test:51820 \([A-Z][a-z ]+\)\n", shown), shown
+    assert "Unresolved" not in shown
 
 
 def test_nothing_to_list(ctl: Ctl) -> None:
@@ -163,8 +194,8 @@ def test_show(ctl: Ctl, office: str, client: Client, stage: Stage) -> None:
         )
     assert ctl.check("show", "office").split("latest")[0] == shown.split("latest")[0]
     (described,) = json.loads(ctl.check("show", "--json", "office"))
-    peer = described["Peers"][stage.far.public_key]
-    assert (described["Name"], peer["state"]) == ("office", "active")
+    peer = described["peers"][stage.far.public_key]
+    assert (described["name"], peer["state"]) == ("office", "active")
     assert peer["rx_bytes"] > 0
     for text in (shown, json.dumps(described)):
         assert stage.clients[0].private_key not in text
@@ -206,6 +237,60 @@ def test_restart(ctl: Ctl, office: str, client: Client, stage: Stage) -> None:
     ctl.check("restart", office)
     assert client.get(path, "EnginePID") != engine
     ctl.check("exec", office, *PING, stage.far.ipv4)
+
+
+# ---------------------------------------------------------------- when little works
+
+
+@pytest.mark.parametrize("fds", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_without_standard_streams(ctl: Ctl, office: str, fds: str) -> None:
+    for words, status in (("list", 0), ("show nobody", 3), ("run office true", 0)):
+        script = f"'{PROGRAM}' {words} {fds}"
+        done = subprocess.run(["sh", "-c", script], env=ctl.environment, capture_output=True)
+        assert done.returncode == status, (words, done.stderr)
+        assert b"Traceback" not in done.stderr
+        assert (b"nobody" in done.stderr) == (words == "show nobody" and "2>&-" not in fds)
+
+
+def test_a_full_disk(ctl: Ctl, office: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PROGRAM, "list"], env=ctl.environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "wg4netnsctl: No space left on device\n"
+
+
+def test_a_daemon_that_hangs(
+    ctl: Ctl, daemon: Daemon, office: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", daemon.address)
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        with BusClient() as asking:
+            reply = asking.begin(ROOT, MANAGER, "ListTunnels")
+            with pytest.raises(Failure, match=r"has not answered in 0\.2 s") as failure:
+                reply.wait(seconds=0.2)
+            assert failure.value.status == 6
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    "address", ["unix:path=/nowhere;{}", "tcp:host=localhost,port=1;{}", "nonsense;{}"]
+)
+def test_lists_of_addresses(ctl: Ctl, office: str, address: str) -> None:
+    key = "DBUS_SESSION_BUS_ADDRESS"
+    ctl.environment[key] = address.format(ctl.environment[key])
+    assert ctl.check("list", "-q") == "office\n"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "unix:", "tcp:host=localhost,port=1", ";"])
+def test_no_address(ctl: Ctl, address: str) -> None:
+    ctl.environment["DBUS_SESSION_BUS_ADDRESS"] = address
+    done = ctl.run("list")
+    assert done.returncode == 7
+    assert "not an address of a bus" in done.stderr
 
 
 # ---------------------------------------------------------------- shell

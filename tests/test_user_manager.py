@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
-from support.installed import INSTALLED, assert_nothing_left, files
+from support.installed import INSTALLED, assert_nothing_left, files, main_pid
 from support.manager import TEMPLATE, UNIT, UserManager, ctl
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
@@ -31,6 +31,18 @@ def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManag
     assert files() == {}
     assert user_manager.property(UNIT, "LoadState") == "not-found"
     ctl("setup", "--remove")
+
+
+def test_setup_of_another_version_has_it_take_over(
+    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    with Client(installed.address) as client:
+        path = client.create(namespace(), stage.conf(0))
+        daemon, engine = main_pid(installed), client.get(path, "EnginePID")
+        assert f"restarted {UNIT}; its tunnels go on\n" in ctl("setup")
+        assert main_pid(installed) != daemon
+        assert client.get(path, "EnginePID") == engine
+        client.close_tunnel(path)
 
 
 @pytest.mark.parametrize("name", [UNIT, TEMPLATE])

@@ -17,6 +17,7 @@ STANDARD_ERROR: Final = "org.freedesktop.DBus.Error"
 INTERFACE_NAME: Final = re.compile(r"[A-Za-z0-9_=+.-]{1,15}")
 """What wg-quick takes as an interface's name; narrower than the kernel's dev_valid_name()."""
 
+TUNNEL_NAME_LENGTH: Final = 48
 TUNNEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,47}")
 """A tunnel's name: also a directory's, so short enough for a socket's path of 107 bytes."""
 

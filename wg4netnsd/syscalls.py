@@ -25,7 +25,6 @@ TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
 TUNGETDEVNETNS: Final = 0x54E3
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 
-MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000  # linux/mount.h
 SYS_LANDLOCK_CREATE_RULESET: Final = 444  # asm-generic/unistd.h
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1  # linux/landlock.h
 

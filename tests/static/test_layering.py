@@ -89,7 +89,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"daemon"},
     "__init__": set(),
     # wg4netnsctl knows of the daemon what any client of the bus does.
-    "ctl.setup": {"contract", "errors", "names"},
+    "ctl.xdg": set(),
+    "ctl.setup": {"contract", "ctl.xdg", "errors", "names"},
     "ctl.busctl": {"errors", "names", "syscalls"},
     "ctl.changes": {"ctl.busctl", "names"},
     "ctl.monitor": {
@@ -101,10 +102,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.mounts": {"syscalls"},
     "ctl.namespaces": {"ctl.failure", "ctl.mounts", "syscalls"},
     "ctl.lookups": {"ctl.mounts", "syscalls"},
-    "ctl.command": {"ctl.failure", "syscalls"},
-    "ctl.create": {"ctl.client", "ctl.failure", "ctl.progress", "names"},
+    "ctl.command": {"ctl.failure", "ctl.mounts", "syscalls"},
+    "ctl.create": {"ctl.client", "ctl.failure", "ctl.progress", "ctl.xdg", "names"},
     "ctl.run": {
-        "ctl.client", "ctl.command", "ctl.create", "ctl.failure", "ctl.lookups", "ctl.namespaces",
+        "ctl.client", "ctl.command", "ctl.create", "ctl.failure", "ctl.lookups", "ctl.mounts",
+        "ctl.namespaces",
     },
     "ctl.foreground": {
         "ctl.client", "ctl.create", "ctl.failure", "ctl.namespaces", "names", "systemd",

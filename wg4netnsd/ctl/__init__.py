@@ -21,21 +21,34 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from wg4netnsd import __version__, errors, names
-from wg4netnsd.ctl.failure import FAILED, Failure, complain
+from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
 
 WRONG_USAGE: Final = 2
 
 
 def main() -> None:
     """Entry point of `wg4netnsctl`."""
+    _open_standard_streams()
     sys.exit(_do(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Where we are started without one: else the next file that is opened would be it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115  to the end
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _do(words: list[str]) -> int:
     """The exit status; failure.py has the table of them."""
-    arguments = _parse(words)
     try:
-        return _function(arguments.run)(arguments) or 0
+        arguments = _parse(words)
+        status = _function(arguments.run)(arguments) or 0
+        sys.stdout.flush()
     except Failure as failure:
         complain(str(failure), failure.hint)
         return failure.status
@@ -43,10 +56,20 @@ def _do(words: list[str]) -> int:
         complain(error.text)
         return FAILED
     except BrokenPipeError:  # who read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
+        _drop_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        _drop_output()
+        complain(str(of_kernel(error)))
+        return FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    return status
+
+
+def _drop_output() -> None:
+    """What could not be written: Python would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _function(path: str) -> Callable[[argparse.Namespace], int | None]:
@@ -69,16 +92,24 @@ class _Command(NamedTuple):
 def _parse(words: list[str]) -> argparse.Namespace:
     # A parser of all commands takes longer to build than a namespace.
     known = words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS
-    top = parser(known)
-    arguments = top.parse_args(words)
+    before, dashes, after = _cut(words, "--")
+    arguments = parser(known).parse_args(before)
     if "command" in arguments:
-        if arguments.command[:1] == ["--"]:
-            del arguments.command[0]
-        elif arguments.command and arguments.command[0].startswith("-"):
-            top.error(f"{arguments.command[0]}: options go before CONF or NAME")
+        if arguments.command[:1] and arguments.command[0].startswith("-"):
+            arguments.refuse(f"{arguments.command[0]}: options go before CONF or NAME")
+        # One that has begun before has its own.
+        arguments.command += dashes + after if arguments.command else after
         if not arguments.command:
-            top.error("no command: expected one after --")
+            arguments.refuse("no command: expected one after --")
+    elif dashes:
+        arguments = parser(known).parse_args(words)
     return arguments
+
+
+def _cut(words: list[str], at: str) -> tuple[list[str], list[str], list[str]]:
+    """As str.partition() does."""
+    place = words.index(at) if at in words else len(words)
+    return words[:place], words[place : place + 1], words[place + 1 :]
 
 
 def parser(known: Iterable[str] | None = None) -> ArgumentParser:
@@ -94,7 +125,7 @@ def parser(known: Iterable[str] | None = None) -> ArgumentParser:
     for name in known or _COMMANDS:
         function, text, add_arguments = _COMMANDS[name]
         command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
-        command.set_defaults(run=function)
+        command.set_defaults(run=function, refuse=command.error)
         add_arguments(command)
     return top
 
@@ -175,7 +206,9 @@ def _setup(command: ArgumentParser) -> None:
 
 def _add_creation(command: ArgumentParser) -> None:
     command.add_argument("--name", type=_name, help="the tunnel's; else that of the file")
-    command.add_argument("--interface", metavar="IFNAME", help="its name inside; else wg0")
+    command.add_argument(
+        "--interface", type=_interface, metavar="IFNAME", help="its name inside; else wg0"
+    )
     command.add_argument("--handshake", action="store_true", help="wait for a peer's answer")
     command.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help="give up after that; else 20"
@@ -184,10 +217,11 @@ def _add_creation(command: ArgumentParser) -> None:
 
 
 def _add_mtu_and_ignore(command: ArgumentParser) -> None:
-    command.add_argument("--mtu", type=int, metavar="BYTES", help="in place of the file's")
+    command.add_argument("--mtu", type=_mtu, metavar="BYTES", help="in place of the file's")
     command.add_argument(
         "--ignore",
         action="append",
+        type=_key,
         metavar="KEY",
         help="of the file, such as PostUp, which can't be honoured; may be repeated",
     )
@@ -214,13 +248,35 @@ def _add_command(command: ArgumentParser) -> None:
 
 def _name(text: str) -> str:
     if not names.TUNNEL_NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"no tunnel can be named '{text}'")
+        raise argparse.ArgumentTypeError(f"no tunnel can be named {_shown(text)}")
     return text
+
+
+def _interface(text: str) -> str:
+    if not names.INTERFACE_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"no interface can be named {_shown(text)}")
+    return text
+
+
+def _mtu(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected bytes, 1 to 65535")
+    return int(text)
+
+
+def _key(text: str) -> str:
+    if not (text.isascii() and text.isalpha()):
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a key such as PostUp")
+    return text
+
+
+def _shown(text: str) -> str:
+    return f"'{text.encode(errors='replace').decode()}'"
 
 
 def _pid(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}': expected a process's number")
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a process's number")
     return int(text)
 
 
@@ -230,7 +286,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"'{text}': expected seconds, more than 0")
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected seconds, more than 0")
     return seconds
 
 

@@ -8,20 +8,23 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 from jeepney import DBusAddress, HeaderFields, Message, MessageFlag, MessageType, new_method_call
-from jeepney.bus import get_bus
+from jeepney.bus import parse_addresses
 from jeepney.io.blocking import DBusConnection
 
 from wg4netnsd import names
-from wg4netnsd.ctl.failure import UNREACHABLE, Failure, of_bus
+from wg4netnsd.ctl.failure import LOG, TIMEOUT, UNREACHABLE, Failure, NotRunning, of_bus
 
 LOGIN: Final = (
     "log in as this user (ssh, or 'machinectl shell'): su and sudo bring no session bus along; "
     "'wg4netnsctl doctor' tells more"
 )
+
+REPLY_TIME: Final = 25.0
+"""Seconds, as of sd-bus and GDBus: no call of ours takes longer unless it says so."""
 
 _AUTHENTICATE: Final = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"
 _AUTHENTICATED: Final = (b"DATA", b"OK", b"AGREE_UNIX_FD")
@@ -40,13 +43,30 @@ class Reply:
         self._client = client
         self._serial = serial
 
-    def wait(self, waiting: Waiting | None = None) -> tuple[Any, ...]:
-        """Its body. Raises Failure."""
-        message = self._client._reply_to(self._serial, waiting)
+    def wait(self, waiting: Waiting | None = None, seconds: float = REPLY_TIME) -> tuple[Any, ...]:
+        """Its body. Raises Failure, also if there is none within `seconds`."""
+        message = self._client._reply_to(self._serial, waiting, seconds)
         if message.header.message_type is MessageType.error:
             name = message.header.fields[HeaderFields.error_name]
             raise of_bus(name, str(message.body[0]) if message.body else name)
         return tuple(message.body)
+
+
+def _paths(address: str) -> Iterator[str]:
+    """Those of a list's sockets, in its order, as jeepney connects to them: an abstract one begins
+    with a zero byte."""
+    for part in address.split(";"):
+        with contextlib.suppress(ValueError):
+            for transport, keys in parse_addresses(part):
+                runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+                if transport != "unix":
+                    continue
+                if "path" in keys:
+                    yield keys["path"]
+                elif "abstract" in keys:
+                    yield "\0" + keys["abstract"]
+                elif keys.get("runtime") == "yes" and runtime_dir:
+                    yield f"{runtime_dir}/bus"
 
 
 def _authenticated(path: str) -> socket.socket:
@@ -88,11 +108,15 @@ class Client:
         if not address:
             text = "no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set"
             raise Failure(text, LOGIN, UNREACHABLE)
-        try:
-            self._connection = DBusConnection(_authenticated(get_bus(address)), enable_fds=True)
-        except Exception as error:  # jeepney's are of many types, none of them documented
-            reason = getattr(error, "strerror", None) or error
-            raise Failure(f"no session bus at {address}: {reason}", LOGIN, UNREACHABLE) from None
+        reason = "not an address of a bus"
+        for path in _paths(address):
+            try:
+                self._connection = DBusConnection(_authenticated(path), enable_fds=True)
+                break
+            except OSError as error:
+                reason = error.strerror or str(error)
+        else:
+            raise Failure(f"no session bus at {address}: {reason}", LOGIN, UNREACHABLE)
         self._signals: list[Message] = []
 
     def __enter__(self) -> Self:
@@ -127,24 +151,22 @@ class Client:
         """begin() and wait. Raises Failure."""
         return self.begin(path, interface, method, signature, *body, start=start).wait()
 
-    def manager(self, method: str, signature: str = "", *body: Any) -> tuple[Any, ...]:
-        return self.call(names.ROOT_PATH, names.MANAGER, method, signature, *body)
-
     def find(self, name: str) -> str:
         """The path of the tunnel of that name. Raises Failure. Starts no daemon."""
         try:
             method = (names.ROOT_PATH, names.MANAGER, "GetTunnel", "s", name)
             (path,) = self.call(*method, start=False)
-        except Failure as failure:
-            if failure.status == UNREACHABLE:
-                raise of_bus(f"{names.ERROR}.NoSuchTunnel", f"no tunnel '{name}'") from None
-            raise
+        except NotRunning:
+            raise of_bus(f"{names.ERROR}.NoSuchTunnel", f"no tunnel '{name}'") from None
         return str(path)
 
     def properties(self, path: str) -> dict[str, Any]:
-        """All of a tunnel's."""
+        """All of a tunnel's. Raises Failure."""
         interface = "org.freedesktop.DBus.Properties"
         (found,) = self.call(path, interface, "GetAll", "s", names.TUNNEL, start=False)
+        if not plain(found).get("ResolvConf"):
+            text = "the daemon that runs is of an earlier version"
+            raise Failure(text, "'systemctl --user restart wg4netnsd'; its tunnels stay")
         return plain(found)
 
     def open_netns(self, path: str) -> int:
@@ -160,10 +182,8 @@ class Client:
         try:
             method = (names.ROOT_PATH, interface, "GetManagedObjects")
             (objects,) = self.call(*method, start=False)
-        except Failure as failure:
-            if failure.status == UNREACHABLE:
-                return {}
-            raise
+        except NotRunning:
+            return {}
         return {
             path: plain(interfaces[names.TUNNEL])
             for path, interfaces in objects.items()
@@ -196,15 +216,18 @@ class Client:
             raise _lost(error) from None
         return Reply(self, serial)
 
-    def _reply_to(self, serial: int, waiting: Waiting | None) -> Message:
+    def _reply_to(self, serial: int, waiting: Waiting | None, seconds: float) -> Message:
         begun = time.monotonic()
-        while True:
-            patience = waiting(time.monotonic() - begun) if waiting else None
+        while (passed := time.monotonic() - begun) < seconds:
+            patience = seconds - passed
+            if waiting:
+                patience = min(waiting(passed), patience)
             with contextlib.suppress(TimeoutError):
                 message = self._receive(patience)
                 if message.header.fields.get(HeaderFields.reply_serial) == serial:
                     return message
                 self._take(message)
+        raise Failure(f"the daemon has not answered in {seconds:g} s", LOG, TIMEOUT)
 
     def _receive(self, patience: float | None) -> Message:
         try:

@@ -16,6 +16,7 @@ import signal
 import sys
 from typing import Final, NoReturn
 
+from wg4netnsd.ctl import mounts
 from wg4netnsd.ctl.failure import NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED, complain
 from wg4netnsd.syscalls import PR_SET_PDEATHSIG, mount, prctl
 
@@ -33,15 +34,16 @@ _TERMINALS: Final = {signal.SIGINT, signal.SIGQUIT}
 _SI_KERNEL: Final = 0x80  # asm-generic/siginfo.h: from the terminal, that is, and from nobody else
 
 
-def replace(command: list[str]) -> NoReturn:
-    """Become the command."""
+def replace(command: list[str], hint: str = "") -> NoReturn:
+    """Become the command. `hint`: what to do if there is none."""
     _reset_signals()
+    _reset_locale()
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         os.execvp(command[0], command)
-    except FileNotFoundError:
-        _end(f"{command[0]}: there is no such command", NOT_FOUND)
+    except (FileNotFoundError, ValueError):  # the latter for an empty one
+        _end(f"{command[0]}: there is no such command", NOT_FOUND, hint)
     except OSError as error:
         _end(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE)
 
@@ -53,15 +55,15 @@ def run(command: list[str], *, new_pids: bool) -> int:
     `new_pids`: our next child will be the first in a PID namespace.
     """
     _reset_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
     ended, alive = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(alive)
         _end_with_parent(ended)
         if new_pids:
-            _be_init(command)
-        _start(command)
+            _be_init(command, mask)
+        _start(command, mask)
     os.close(ended)
     return _attend(child)
 
@@ -76,20 +78,21 @@ def _end_with_parent(ended: int) -> None:
     os.close(ended)
 
 
-def _be_init(command: list[str]) -> NoReturn:
+def _be_init(command: list[str], mask: set[int]) -> NoReturn:
     try:
         # Or /proc/self and all else there would be the old namespace's.
         mount("proc", "/proc", "proc")
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}", NOT_STARTED, "--share-pids does without it")
+    mounts.look_anew()
     child = os.fork()
     if child == 0:
-        _start(command)
+        _start(command, mask)
     os._exit(_attend(child))
 
 
-def _start(command: list[str]) -> NoReturn:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON | {signal.SIGCHLD})
+def _start(command: list[str], mask: set[int]) -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     replace(command)
 
 
@@ -102,8 +105,14 @@ def _attend(child: int) -> int:
                 if pid == child:
                     code = os.waitstatus_to_exitcode(status)
                     return code if code >= 0 else 128 - code
-        elif not (told.si_signo in _TERMINALS and told.si_code == _SI_KERNEL):
+        elif not _has_been_told(child, told):
             os.kill(child, told.si_signo)
+
+
+def _has_been_told(child: int, told: signal.struct_siginfo) -> bool:
+    """By its terminal, as of the same process group."""
+    by_terminal = told.si_signo in _TERMINALS and told.si_code == _SI_KERNEL
+    return by_terminal and os.getpgid(child) == os.getpgrp()
 
 
 def _ended_children() -> list[tuple[int, int]]:
@@ -116,8 +125,16 @@ def _ended_children() -> list[tuple[int, int]]:
 
 
 def _reset_signals() -> None:
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+    # Python ignores the first two. Who ignores the third is never told that a child has ended.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _reset_locale() -> None:
+    """Python sets LC_CTYPE where the locale is C (PEP 538); the command is to have what we had."""
+    with open("/proc/self/environ", "rb") as file:
+        if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
+            os.environ.pop("LC_CTYPE", None)
 
 
 def _end(text: str, status: int, hint: str = "") -> NoReturn:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace as Arguments
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from wg4netnsd import names
-from wg4netnsd.ctl import progress
+from wg4netnsd.ctl import progress, xdg
 from wg4netnsd.ctl.client import Client, Reply
 from wg4netnsd.ctl.failure import INVALID_CONFIG, Failure, of_kernel
 
 SUFFIX = ".conf"
+
+START_TIME = 20.0
+"""Seconds that a daemon may take that has to be started first, beside those of the call itself."""
 
 
 class Conf(NamedTuple):
@@ -26,10 +30,9 @@ class Conf(NamedTuple):
 
 def conf_path(conf: str) -> str:
     """A path as it is; a bare NAME means ~/.config/wg4netnsd/NAME.conf."""
-    if "/" in conf or conf.endswith(SUFFIX):
+    if conf.endswith(SUFFIX) or not names.TUNNEL_NAME.fullmatch(conf):
         return conf
-    configuration = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return os.path.join(configuration, "wg4netnsd", conf + SUFFIX)
+    return os.path.join(xdg.directory("XDG_CONFIG_HOME", "~/.config"), "wg4netnsd", conf + SUFFIX)
 
 
 @contextmanager
@@ -57,9 +60,9 @@ def opened(conf: str) -> Iterator[Conf]:
 
 
 def suggested_name(name: str, suffix: str = "") -> str:
-    """As far as a tunnel can be called so; else empty: then the daemon chooses."""
-    short = name[: 48 - len(suffix)] + suffix
-    return short if names.TUNNEL_NAME.fullmatch(short) else ""
+    """As near to it as a tunnel can be called; empty if that is nothing: the daemon chooses."""
+    possible = re.sub(r"[^A-Za-z0-9_.@-]", "_", name).lstrip("_.@-")
+    return possible and possible[: names.TUNNEL_NAME_LENGTH - len(suffix)] + suffix
 
 
 def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -67,15 +70,15 @@ def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[st
     asked = dict(more)
     if name := arguments.name or name:
         asked["name"] = ("s", name)
-    if arguments.interface:
+    if arguments.interface is not None:
         asked["interface"] = ("s", arguments.interface)
-    if arguments.mtu:
+    if arguments.mtu is not None:
         asked["mtu"] = ("u", arguments.mtu)
     if arguments.ignore:
         asked["ignore"] = ("as", arguments.ignore)
     if arguments.handshake:
         asked["wait"] = ("s", "handshake")
-    if arguments.timeout:
+    if arguments.timeout is not None:
         asked["timeout_usec"] = ("t", round(arguments.timeout * 1_000_000))
     return asked
 
@@ -89,6 +92,7 @@ def begin(client: Client, netns: int, conf: Conf, asked: dict[str, tuple[str, An
 def finish(reply: Reply, asked: dict[str, tuple[str, Any]]) -> str:
     """Wait for the tunnel's path. Raises Failure."""
     what = "waiting for a handshake" if "wait" in asked else "waiting for the tunnel"
+    _, usec = asked.get("timeout_usec", ("t", 20_000_000))  # the daemon's own
     with progress.shown(what) as waiting:
-        (path,) = reply.wait(waiting)
+        (path,) = reply.wait(waiting, usec / 1e6 + START_TIME)
     return str(path)

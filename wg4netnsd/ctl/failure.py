@@ -32,6 +32,7 @@ NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 
 DOCTOR: Final = "'wg4netnsctl doctor' tells what this machine lacks"
+LOG: Final = "'journalctl --user-unit wg4netnsd' has more"
 SET_UP: Final = "'wg4netnsctl setup' makes the bus start the daemon"
 
 
@@ -55,6 +56,10 @@ def complain(text: str, hint: str = "") -> None:
     sys.stderr.flush()
 
 
+class NotRunning(Failure):
+    """There is no daemon, and it was not to be started, or can't be."""
+
+
 class _Known(NamedTuple):
     status: int
     hint: str
@@ -69,27 +74,34 @@ _KNOWN: Final = {
     ),
     f"{names.ERROR}.InvalidConfig": _Known(INVALID_CONFIG, ""),
     f"{names.ERROR}.Timeout": _Known(
-        TIMEOUT, "'wg4netnsctl show' tells whether the peer answers; --timeout gives it longer"
+        TIMEOUT, "is the peer's Endpoint right, and to be reached? --timeout gives it longer"
     ),
     f"{names.ERROR}.TunFailed": _Known(FAILED, DOCTOR),
-    f"{names.ERROR}.EngineFailed": _Known(
-        FAILED, "'journalctl --user-unit wg4netnsd' has what the engine said"
-    ),
-    f"{names.STANDARD_ERROR}.ServiceUnknown": _Known(UNREACHABLE, SET_UP),
-    f"{names.STANDARD_ERROR}.NameHasNoOwner": _Known(UNREACHABLE, SET_UP),
-    f"{names.STANDARD_ERROR}.NoReply": _Known(
-        UNREACHABLE, "the daemon ended meanwhile: 'journalctl --user-unit wg4netnsd'"
-    ),
-    f"{names.STANDARD_ERROR}.Spawn.ChildExited": _Known(UNREACHABLE, DOCTOR),
+    f"{names.ERROR}.EngineFailed": _Known(FAILED, LOG),
+    f"{names.STANDARD_ERROR}.NoReply": _Known(UNREACHABLE, LOG),
 }
+
+_NOT_RUNNING: Final = {
+    f"{names.STANDARD_ERROR}.{name}" for name in ("NameHasNoOwner", "ServiceUnknown")
+}
+_NOT_STARTED: Final = (f"{names.STANDARD_ERROR}.Spawn.", "org.freedesktop.systemd1.")
+"""Of the bus itself, and of systemd, which it may ask."""
 
 
 def of_bus(error_name: str, message: str) -> Failure:
     """Of an error that came over the bus."""
-    # A message begins with its error's short name, for busctl's sake.
-    text = message.removeprefix(error_name.rpartition(".")[2] + ": ")
+    text = without_name(error_name, message)
+    if error_name in _NOT_RUNNING:
+        return NotRunning(text, SET_UP, UNREACHABLE)
+    if error_name.startswith(_NOT_STARTED):
+        return Failure(text, DOCTOR, UNREACHABLE)
     known = _KNOWN.get(error_name, _Known(FAILED, ""))
     return Failure(text, known.hint, known.status)
+
+
+def without_name(error_name: str, message: str) -> str:
+    """A message begins with its error's short name, for busctl's sake."""
+    return message.removeprefix(error_name.rpartition(".")[2] + ": ")
 
 
 def of_kernel(error: OSError, hint: str = "", status: int = FAILED) -> Failure:

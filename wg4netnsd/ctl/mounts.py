@@ -29,6 +29,12 @@ def own() -> None:
     mount("", "/", "", MS_REC | MS_SLAVE)
 
 
+def look_anew() -> None:
+    """The directory that we are in, by its path: it may be covered by now."""
+    with contextlib.suppress(OSError):  # it has been removed, or is closed to us
+        os.chdir(os.getcwd())
+
+
 def bind_all(covered: int, target: str, without: Collection[str]) -> None:
     """Have all that is in `covered`, an fd of a directory, in another one too, with what is mounted
     there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from argparse import Namespace as Arguments
+from collections.abc import Iterator
 
 from wg4netnsd.ctl import create, namespaces
 from wg4netnsd.ctl.client import Client
@@ -16,16 +17,13 @@ TUNNEL_VARIABLE = "WG4NETNS"
 
 def run(arguments: Arguments) -> int:
     """A command in new namespaces, with a tunnel that ends with us; its exit status."""
-    try:
+    with _not_started_yet():
         path, client = _up(arguments)
         with client:
             _go_on_in_it(client, path)
-    except Failure as failure:
-        failure.status = NOT_STARTED
-        raise
-    from wg4netnsd.ctl import command
+        from wg4netnsd.ctl import command
 
-    return command.run(arguments.command, new_pids=not arguments.share_pids)
+        return command.run(arguments.command, new_pids=not arguments.share_pids)
 
 
 def _up(arguments: Arguments) -> tuple[str, Client]:
@@ -34,10 +32,11 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
         client = Client()
         # Its end is the tunnel's, however it comes about.
         lease = os.pidfd_open(os.getpid())
-        name = create.suggested_name(conf.name, f"-{os.getpid()}")
-        asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
         namespaces.make(mounts=True, pids=not arguments.share_pids)
         netns = namespaces.own_netns()
+        # There may be several; and a pid is the only one of its kind in its namespace alone.
+        name = create.suggested_name(conf.name, f"-{os.fstat(netns).st_ino}")
+        asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
         reply = create.begin(client, netns, conf, asked)
         os.close(netns)
         os.close(lease)
@@ -49,19 +48,16 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
 
 def execute(arguments: Arguments) -> None:
     """Become a command in a tunnel's namespace."""
-    try:
+    with _not_started_yet():
         with Client() as client:
             path = client.find(arguments.name)
             netns = client.open_netns(path)
             namespaces.enter(netns)
             os.close(netns)
             _go_on_in_it(client, path)
-    except Failure as failure:
-        failure.status = NOT_STARTED
-        raise
-    from wg4netnsd.ctl import command
+        from wg4netnsd.ctl import command
 
-    command.replace(arguments.command)
+        command.replace(arguments.command)
 
 
 def shell(arguments: Arguments) -> None:
@@ -70,15 +66,23 @@ def shell(arguments: Arguments) -> None:
     execute(arguments)
 
 
+@contextlib.contextmanager
+def _not_started_yet() -> Iterator[None]:
+    """What fails in here has a status of its own, which is none of the command's."""
+    try:
+        yield
+    except OSError as error:
+        raise of_kernel(error, DOCTOR, NOT_STARTED) from None
+    except Failure as failure:
+        failure.status = NOT_STARTED
+        raise
+
+
 def _go_on_in_it(client: Client, path: str) -> None:
     """What the command is to find, but for the namespaces."""
-    tunnel = client.properties(path)
-    from wg4netnsd.ctl import lookups
+    from wg4netnsd.ctl import lookups, mounts
 
-    try:
-        lookups.confine(tunnel["ResolvConf"])
-    except OSError as error:
-        raise of_kernel(error, DOCTOR) from None
-    with contextlib.suppress(OSError):  # it has been removed, or is closed to us
-        os.chdir(os.getcwd())  # what we are in may be covered by now, as /etc is
+    tunnel = client.properties(path)
+    lookups.confine(tunnel["ResolvConf"])
+    mounts.look_anew()
     os.environ[TUNNEL_VARIABLE] = tunnel["Name"]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from wg4netnsd import contract, names
+from wg4netnsd.ctl import xdg
 from wg4netnsd.errors import Failed
 
 PROGRAMS: Final = ("wg4netnsd", "wg4netnsctl")
@@ -65,7 +66,7 @@ def install() -> list[str]:
         placed.path.parent.mkdir(parents=True, exist_ok=True)
         placed.path.write_text(placed.content)
         done.append(f"wrote {placed.path}")
-    return done + _reload() + _hint_at_zsh()
+    return done + _reload() + _succession() + _hint_at_zsh()
 
 
 def remove() -> list[str]:
@@ -120,7 +121,7 @@ def _files(programs: Mapping[str, str]) -> list[Placed]:
 
 
 def _data() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    return Path(xdg.directory("XDG_DATA_HOME", "~/.local/share"))
 
 
 def _hint_at_zsh() -> list[str]:
@@ -152,7 +153,7 @@ def _instances() -> list[str]:
 
 def _enabled() -> list[Path]:
     """The links by which `systemctl enable` has had them started at login."""
-    configuration = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    configuration = Path(xdg.directory("XDG_CONFIG_HOME", "~/.config"))
     return sorted(configuration.glob(f"systemd/user/*.wants/{INSTANCES}"))
 
 
@@ -171,6 +172,14 @@ def _reload() -> list[str]:
     if _succeeds("busctl", "--user", "--quiet", "call", *_BUS, "ReloadConfig"):
         done.append("reloaded the session bus")
     return done
+
+
+def _succession() -> list[str]:
+    """A daemon that runs is of the version before, perhaps."""
+    if not _succeeds("systemctl", "--user", "--quiet", "is-active", UNIT):
+        return []
+    _succeeds("systemctl", "--user", "--quiet", "restart", UNIT)
+    return [f"restarted {UNIT}; its tunnels go on"]
 
 
 def _succeeds(*command: str) -> bool:

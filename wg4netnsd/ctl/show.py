@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from argparse import Namespace as Arguments
@@ -13,7 +15,27 @@ from wg4netnsd import names
 from wg4netnsd.ctl import colours
 from wg4netnsd.ctl.client import Client, plain
 from wg4netnsd.ctl.colours import paint
-from wg4netnsd.ctl.failure import Failure
+from wg4netnsd.ctl.failure import Failure, without_name
+
+_KEYS: Final = {
+    "name": "Name",
+    "state": "State",
+    "interface": "Interface",
+    "link_state": "LinkState",
+    "netns_id": "NetnsId",
+    "lifetime": "Lifetime",
+    "created_usec": "CreatedUSec",
+    "public_key": "PublicKey",
+    "listen_port": "ListenPort",
+    "mtu": "Mtu",
+    "addresses": "Addresses",
+    "dns": "Dns",
+    "resolv_conf": "ResolvConf",
+    "engine_pid": "EnginePID",
+    "restart_count": "RestartCount",
+    "last_error": "LastError",
+}
+"""Of a tunnel in JSON, and the properties that they are; as all our JSON has it, and GetPeers."""
 
 _HEADINGS: Final = ("NAME", "STATE", "PEERS", "UP SINCE", "ADDRESSES")
 _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
@@ -74,43 +96,60 @@ def _row(tunnel: dict[str, Any]) -> tuple[str, ...]:
 
 def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = _width() - sum(widths[:-1]) - 2 * len(widths[:-1])
     for number, row in enumerate(rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[-1] = _cut(row[-1], room)
         if number == 0:
-            yield paint("  ".join(cells).rstrip(), colours.BOLD) + "\n"
+            yield paint("  ".join(cells), colours.BOLD) + "\n"
         else:
             cells[1] = paint(cells[1], colours.OF_STATE.get(row[1]))
             yield "  ".join(cells).rstrip() + "\n"
+
+
+def _width() -> float:
+    """Columns of the terminal; a pipe has room for all."""
+    return os.get_terminal_size(1).columns if sys.stdout.isatty() else math.inf
+
+
+def _cut(values: str, room: float) -> str:
+    """As many as there is room for, at least one, and the number of the others."""
+    shown = values.split(" ")
+    for hidden in range(len(shown)):
+        text = " ".join([*shown[: len(shown) - hidden], *([f"+{hidden}"] if hidden else [])])
+        if len(text) <= room:
+            break
+    return text
 
 
 # ---------------------------------------------------------------- show
 
 
 def _describe(client: Client, path: str, tunnel: dict[str, Any]) -> dict[str, Any]:
-    """In the spelling of the bus, for `--json`; the peers with their counters."""
+    """As `--json` shows it; the peers with their counters."""
     try:
         (peers,) = client.call(path, names.TUNNEL, "GetPeers", start=False)
     except Failure:  # its engine is not up: then what was known last
         peers = tunnel["Peers"]
-    known = {key: value for key, value in tunnel.items() if key != "Peers"}
-    return {**known, "Path": path, "Peers": {key: plain(peer) for key, peer in peers.items()}}
+    known = {key: tunnel[name] for key, name in _KEYS.items() if name in tunnel}
+    return known | {"path": path, "peers": {key: plain(peer) for key, peer in peers.items()}}
 
 
 def _lines(tunnel: dict[str, Any]) -> Iterator[str]:
-    state = tunnel["State"]
-    yield f"{paint('tunnel', colours.GREEN)}: {paint(tunnel['Name'], colours.GREEN)}"
+    state = tunnel["state"]
+    yield f"{paint('tunnel', colours.GREEN)}: {paint(tunnel['name'], colours.GREEN)}"
     yield from _fields(
         state=paint(state, colours.OF_STATE.get(state)),
         interface=_interface(tunnel),
-        public_key=tunnel["PublicKey"],
-        listening_port=str(tunnel["ListenPort"] or ""),
-        addresses=", ".join(tunnel["Addresses"]),
-        dns=", ".join(tunnel["Dns"]) or "none",
-        mtu=str(tunnel["Mtu"]),
+        public_key=tunnel["public_key"],
+        listening_port=str(tunnel["listen_port"] or ""),
+        addresses=", ".join(tunnel["addresses"]),
+        dns=", ".join(tunnel["dns"]) or "none",
+        mtu=str(tunnel["mtu"]),
         engine=_engine(tunnel),
-        last_error=": ".join(tunnel["LastError"]) if any(tunnel["LastError"]) else "",
+        last_error=without_name(*tunnel["last_error"]),
     )
-    for key, peer in tunnel["Peers"].items():
+    for key, peer in tunnel["peers"].items():
         yield ""
         yield f"{paint('peer', colours.YELLOW)}: {paint(key, colours.YELLOW)}"
         yield from _fields(
@@ -130,22 +169,23 @@ def _fields(**fields: str) -> Iterator[str]:
 
 
 def _interface(tunnel: dict[str, Any]) -> str:
-    link = tunnel.get("LinkState", "up")
-    return tunnel["Interface"] if link == "up" else f"{tunnel['Interface']} ({link})"
+    link = tunnel.get("link_state", "up")
+    return tunnel["interface"] if link == "up" else f"{tunnel['interface']} ({link})"
 
 
 def _engine(tunnel: dict[str, Any]) -> str:
-    if not tunnel["EnginePID"]:
+    if not tunnel["engine_pid"]:
         return "none"
-    restarts = tunnel["RestartCount"]
+    restarts = tunnel["restart_count"]
     again = f", replaced {_count(restarts, 'time')}" if restarts else ""
-    return f"process {tunnel['EnginePID']}{again}"
+    return f"process {tunnel['engine_pid']}{again}"
 
 
 def _endpoint(peer: dict[str, Any]) -> str:
     address, host = peer["endpoint"], peer["endpoint_host"]
     if error := peer["endpoint_error"]:
-        return f"{address or host} ({error})"
+        reason = without_name("Unresolved", error).removeprefix(f"{host.rpartition(':')[0]}: ")
+        return f"{address or host} ({reason})"
     return f"{address} ({host})" if address and host not in ("", address) else address or host
 
 

@@ -10,7 +10,10 @@ from typing import Any
 from wg4netnsd import names
 from wg4netnsd.ctl import create, namespaces, progress
 from wg4netnsd.ctl.client import Client
-from wg4netnsd.ctl.failure import Failure, of_kernel
+from wg4netnsd.ctl.failure import Failure, complain, of_kernel
+
+PATIENCE = 60.0
+"""Seconds. A daemon answers sooner than that: it gives up names, and engines, after 20."""
 
 
 def up(arguments: Arguments) -> int:
@@ -30,7 +33,7 @@ def up(arguments: Arguments) -> int:
 
 def attach(arguments: Arguments) -> None:
     """Into a namespace that somebody else has."""
-    path = arguments.netns or f"/proc/{arguments.pid}/ns/net"
+    path = f"/proc/{arguments.pid}/ns/net" if arguments.netns is None else arguments.netns
     try:
         netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -56,17 +59,17 @@ def _create(
         print(tunnel["Name"])
 
 
-def down(arguments: Arguments) -> None:
-    """All of them are ended, also after one that is not there."""
-    missing = None
+def down(arguments: Arguments) -> int:
+    """All that there are of them; the first failure's status."""
+    status = 0
     with Client() as client:
         for name in arguments.names:
             try:
                 client.call(client.find(name), names.TUNNEL, "Close", start=False)
             except Failure as failure:
-                missing = failure
-    if missing:
-        raise missing
+                complain(str(failure), failure.hint)
+                status = status or failure.status
+    return status
 
 
 def reload(arguments: Arguments) -> None:
@@ -74,7 +77,7 @@ def reload(arguments: Arguments) -> None:
     with create.opened(arguments.conf or arguments.name) as conf, Client() as client:
         path = client.find(arguments.name)
         asked = {}
-        if arguments.mtu:
+        if arguments.mtu is not None:
             asked["mtu"] = ("u", arguments.mtu)
         if arguments.ignore:
             asked["ignore"] = ("as", arguments.ignore)
@@ -91,4 +94,4 @@ def restart(arguments: Arguments) -> None:
 def _wait(client: Client, path: str, method: str, *body: Any, what: str) -> None:
     reply = client.begin(path, names.TUNNEL, method, *body, start=False)
     with progress.shown(what) as waiting:
-        reply.wait(waiting)
+        reply.wait(waiting, PATIENCE)

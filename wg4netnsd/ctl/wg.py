@@ -25,7 +25,7 @@ def run(arguments: Arguments) -> None:
         _put_sockets(directory, os.path.realpath(RUN))
     except OSError as error:
         raise of_kernel(error) from None
-    command.replace(["wg", *arguments.arguments])
+    command.replace(["wg", *arguments.arguments], "it comes with the package wireguard-tools")
 
 
 def _put_sockets(sockets: str, run: str) -> None:
