@@ -99,7 +99,7 @@ def test_a_tunnel_s_life(
         ping(inside, stage.far.ipv4)
         applet.wait_for(peer(stage, "handshaking"), peer(stage, "active"))
         client.close_tunnel(path)
-        applet.wait_for("office: stopping", peer(stage, "stale"), "office: closed")
+        applet.wait_for("office: stopping", peer(stage, "stale"), "office: closed", "office: gone")
         applet.end(ending)
 
 
@@ -119,7 +119,6 @@ def test_the_daemon_comes_and_goes_and_is_never_started(
 
         daemon = Daemon(bus, tmp_path)
         stack.callback(daemon.stop_if_running)
-        applet.wait_for("wg4netnsd: running")
         client.create(namespace(), stage.conf(0), name="office", wait="handshake")
         applet.wait_for("office: starting", peer(stage, "idle"))
         applet.wait_for(peer(stage, "handshaking"), peer(stage, "active"), "office: up")
@@ -128,7 +127,7 @@ def test_the_daemon_comes_and_goes_and_is_never_started(
         late.wait_for("wg4netnsd: running", "office: up", peer(stage, "active"))
         daemon.kill()
         for each in (applet, late):
-            each.wait_for("wg4netnsd: not running")
+            each.wait_for("office: gone")
             each.end(signal.SIGTERM)
         assert not activated.exists()
 

@@ -5,26 +5,12 @@ import Gio from 'gi://Gio';
 import GLib from 'gi://GLib';
 
 const NAME = 'org.wg4netns1', ROOT = '/org/wg4netns1', TUNNEL = 'org.wg4netns1.Tunnel';
-const KNOWN = ['starting', 'up', 'restarting', 'failed', 'stopping', 'closed', // of a tunnel
-    'idle', 'handshaking', 'active', 'stale']; // of a peer
+const STATES = ['starting', 'up', 'restarting', 'failed', 'stopping', 'closed',
+    'idle', 'handshaking', 'active', 'stale']; // of peers
 const names = new Map(); // of tunnels, by path: an applet has its menu's entries here
-let manager, daemon;
 
-function ready(_source, result) {
-    manager = Gio.DBusObjectManagerClient.new_for_bus_finish(result);
-    manager.connect('notify::name-owner', owned);
-    manager.connect('object-added', added);
-    manager.connect('object-removed', removed);
-    manager.connect('interface-proxy-signal', signalled);
-    owned();
-    manager.get_objects().forEach(each => added(manager, each));
-}
-
-function owned() {
-    const state = manager.name_owner ? 'running' : 'not running';
-    if (state !== daemon) // GLib tells of "none" again before it tells of a new one
-        print(`wg4netnsd: ${state}`);
-    daemon = state;
+function say(path, state, of = '') {
+    print(`${names.get(path)}: ${of}${STATES.includes(state) ? state : 'unknown'}`);
 }
 
 function added(_manager, object) {
@@ -38,26 +24,27 @@ function added(_manager, object) {
         say(path, peer.state, `peer ${key.slice(0, 4)}… `);
 }
 
-function removed(_manager, object) { // "closed" came before, unless the daemon is gone
+function removed(_manager, object) { // without "closed" before it where the daemon has ended
+    print(`${names.get(object.get_object_path())}: gone`);
     names.delete(object.get_object_path());
 }
 
 function signalled(_manager, _object, proxy, _sender, member, parameters) {
-    const path = proxy.get_object_path(), [first, second] = parameters.recursiveUnpack();
-    switch (`${proxy.get_interface_name()}.${member}`) {
-    case `${TUNNEL}.StateChanged`:
-        return say(path, first);
-    case `${TUNNEL}.PeerStateChanged`:
-        return say(path, second, `peer ${first.slice(0, 4)}… `);
-    }
+    const [first, second] = parameters.recursiveUnpack();
+    if (member === 'StateChanged')
+        say(proxy.get_object_path(), first);
+    else if (member === 'PeerStateChanged')
+        say(proxy.get_object_path(), second, `peer ${first.slice(0, 4)}… `);
 }
 
-function say(path, state, of = '') {
-    print(`${names.get(path)}: ${of}${KNOWN.includes(state) ? state : 'unknown'}`);
-}
-
-Gio.DBusObjectManagerClient.new_for_bus(Gio.BusType.SESSION,
-    Gio.DBusObjectManagerClientFlags.DO_NOT_AUTO_START, NAME, ROOT, null, null, ready);
+const flags = Gio.DBusObjectManagerClientFlags.DO_NOT_AUTO_START;
+const manager = Gio.DBusObjectManagerClient.new_for_bus_sync( // new_for_bus() would not block
+    Gio.BusType.SESSION, flags, NAME, ROOT, null, null);
+manager.connect('object-added', added);
+manager.connect('object-removed', removed);
+manager.connect('interface-proxy-signal', signalled);
+print(`wg4netnsd: ${manager.name_owner ? 'running' : 'not running'}`);
+manager.get_objects().forEach(each => added(manager, each));
 const loop = new GLib.MainLoop(null, false);
 for (const number of [2, 15]) // SIGINT, SIGTERM
     GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, number, () => loop.quit());

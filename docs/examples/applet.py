@@ -6,59 +6,45 @@ import signal
 from gi.repository import Gio, GLib
 
 NAME, ROOT, TUNNEL = "org.wg4netns1", "/org/wg4netns1", "org.wg4netns1.Tunnel"
-KNOWN = {"starting", "up", "restarting", "failed", "stopping", "closed"}  # of a tunnel
-KNOWN |= {"idle", "handshaking", "active", "stale"}  # of a peer
+STATES = {"starting", "up", "restarting", "failed", "stopping", "closed"}
+STATES |= {"idle", "handshaking", "active", "stale"}  # of peers
+names = {}  # of tunnels, by path: an applet has its menu's entries here
 
 
-class Applet:
-    def __init__(self):
-        self.running = None
-        self.names = {}  # of tunnels, by path: an applet has its menu's entries here
-        flags = Gio.DBusObjectManagerClientFlags.DO_NOT_AUTO_START
-        Gio.DBusObjectManagerClient.new_for_bus(
-            Gio.BusType.SESSION, flags, NAME, ROOT, None, None, None, self.ready
-        )
-
-    def ready(self, _source, result):
-        self.manager = Gio.DBusObjectManagerClient.new_for_bus_finish(result)
-        self.manager.connect("notify::name-owner", self.owned)
-        self.manager.connect("object-added", self.added)
-        self.manager.connect("object-removed", self.removed)
-        self.manager.connect("interface-proxy-signal", self.signalled)
-        self.owned(self.manager)
-        for each in self.manager.get_objects():
-            self.added(self.manager, each)
-
-    def owned(self, manager, _property=None):
-        running = manager.props.name_owner is not None
-        if running != self.running:  # GLib tells of "none" again before it tells of a new one
-            print("wg4netnsd:", "running" if running else "not running", flush=True)
-        self.running = running
-
-    def added(self, _manager, added):
-        path, tunnel = added.get_object_path(), added.get_interface(TUNNEL)
-        if tunnel:  # later versions may have objects of other kinds
-            self.names[path] = tunnel.get_cached_property("Name").unpack()
-            self.say(path, tunnel.get_cached_property("State").unpack())
-            for key, peer in tunnel.get_cached_property("Peers").unpack().items():
-                self.say(path, peer["state"], f"peer {key[:4]}… ")
-
-    def removed(self, _manager, removed):  # "closed" came before, unless the daemon is gone
-        self.names.pop(removed.get_object_path(), None)
-
-    def signalled(self, _manager, _object, proxy, _sender, member, parameters):
-        path = proxy.get_object_path()
-        match f"{proxy.get_interface_name()}.{member}", *parameters.unpack():
-            case "org.wg4netns1.Tunnel.StateChanged", new, _old, _reason:
-                self.say(path, new)
-            case "org.wg4netns1.Tunnel.PeerStateChanged", key, new, _old, _details:
-                self.say(path, new, f"peer {key[:4]}… ")
-
-    def say(self, path, state, of=""):
-        print(f"{self.names[path]}: {of}{state if state in KNOWN else 'unknown'}", flush=True)
+def say(path, state, of=""):
+    print(f"{names[path]}: {of}{state if state in STATES else 'unknown'}", flush=True)
 
 
-applet = Applet()
+def added(_manager, new):
+    path, tunnel = new.get_object_path(), new.get_interface(TUNNEL)
+    if tunnel:  # later versions may have objects of other kinds
+        names[path] = tunnel.get_cached_property("Name").unpack()
+        say(path, tunnel.get_cached_property("State").unpack())
+        for key, peer in tunnel.get_cached_property("Peers").unpack().items():
+            say(path, peer["state"], f"peer {key[:4]}… ")
+
+
+def removed(_manager, gone):  # without "closed" before it where the daemon has ended
+    print(f"{names.pop(gone.get_object_path())}: gone", flush=True)
+
+
+def signalled(_manager, _object, proxy, _sender, member, parameters):
+    match member, *parameters.unpack():
+        case "StateChanged", new, _old, _reason:
+            say(proxy.get_object_path(), new)
+        case "PeerStateChanged", key, new, _old, _details:
+            say(proxy.get_object_path(), new, f"peer {key[:4]}… ")
+
+
+flags = Gio.DBusObjectManagerClientFlags.DO_NOT_AUTO_START
+where = (Gio.BusType.SESSION, flags, NAME, ROOT)  # new_for_bus() would not block a window
+manager = Gio.DBusObjectManagerClient.new_for_bus_sync(*where, None, None, None)
+handlers = {"object-added": added, "object-removed": removed, "interface-proxy-signal": signalled}
+for event, handler in handlers.items():
+    manager.connect(event, handler)
+print("wg4netnsd:", "running" if manager.props.name_owner else "not running", flush=True)
+for each in manager.get_objects():
+    added(manager, each)
 loop = GLib.MainLoop()
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: loop.quit())

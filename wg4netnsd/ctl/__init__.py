@@ -23,8 +23,6 @@ from typing import Any, Final, NamedTuple
 from wg4netnsd import __version__, errors, names
 from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
 
-WRONG_USAGE: Final = 2
-
 
 def main() -> None:
     """Entry point of `wg4netnsctl`."""
@@ -92,24 +90,18 @@ class _Command(NamedTuple):
 def _parse(words: list[str]) -> argparse.Namespace:
     # A parser of all commands takes longer to build than a namespace.
     known = words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS
-    before, dashes, after = _cut(words, "--")
-    arguments = parser(known).parse_args(before)
-    if "command" in arguments:
-        if arguments.command[:1] and arguments.command[0].startswith("-"):
-            arguments.refuse(f"{arguments.command[0]}: options go before CONF or NAME")
-        # One that has begun before has its own.
-        arguments.command += dashes + after if arguments.command else after
-        if not arguments.command:
-            arguments.refuse("no command: expected one after --")
-    elif dashes:
-        arguments = parser(known).parse_args(words)
+    if words[:1] not in (["run"], ["exec"]):
+        return parser(known).parse_args(words)
+    # What is after -- is the command's, options too; where the command has begun before, -- as well.
+    place = words.index("--") if "--" in words else len(words)
+    arguments = parser(known).parse_args(words[:place])
+    command: list[str] = arguments.command
+    if command and command[0].startswith("-"):
+        arguments.refuse(f"{command[0]}: options go before CONF or NAME")
+    command += words[place:] if command else words[place + 1 :]
+    if not command:
+        arguments.refuse("no command: expected one after --")
     return arguments
-
-
-def _cut(words: list[str], at: str) -> tuple[list[str], list[str], list[str]]:
-    """As str.partition() does."""
-    place = words.index(at) if at in words else len(words)
-    return words[:place], words[place : place + 1], words[place + 1 :]
 
 
 def parser(known: Iterable[str] | None = None) -> ArgumentParser:
