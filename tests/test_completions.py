@@ -15,7 +15,7 @@ from support.daemon import Daemon
 from support.manager import ctl
 from support.namespaces import Namespace
 from support.stage import Stage
-from wg4netnsd.ctl import parser
+from wg4netnsd.ctl.program import parser
 from wg4netnsd.wgquick import IGNORABLE
 
 INSTALLED = Path(sys.prefix) / "share"

@@ -139,7 +139,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ctl.colours", "ctl.doctor.busprobe", "ctl.doctor.daemon", "ctl.doctor.finding",
         "ctl.doctor.machine", "ctl.doctor.namespaces", "ctl.doctor.programs", "ctl.doctor.session",
     },
-    "ctl.__init__": {"ctl.failure", "errors", "names"},
+    "ctl.program": {"__init__", "ctl.failure", "errors", "names"},
+    "ctl.__init__": {"ctl.program"},
 }  # fmt: skip
 
 ONLY_IN = {
