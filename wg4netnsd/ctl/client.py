@@ -8,8 +8,9 @@ import errno
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from jeepney import DBusAddress, HeaderFields, Message, MessageFlag, MessageType, new_method_call
 from jeepney.bus import parse_addresses
@@ -30,10 +31,26 @@ _AUTHENTICATE: Final = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r
 _AUTHENTICATED: Final = (b"DATA", b"OK", b"AGREE_UNIX_FD")
 _PATIENCE: Final = 10.0  # seconds for that
 _BUS: Final = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+_SUBJECT: Final = (HeaderFields.path, HeaderFields.interface, HeaderFields.member)
 
 Waiting = Callable[[float], float]
 """Called while a reply is waited for, with the seconds since then; says in how many seconds to be
 called again."""
+
+
+class Signal(NamedTuple):
+    """One of the daemon's, or the bus's about it. A variant in its body is (type, value)."""
+
+    path: str
+    interface: str
+    member: str
+    body: tuple[Any, ...]
+    usec: int
+    """When we had it, since 1970."""
+
+
+def now_usec() -> int:
+    return time.time_ns() // 1000
 
 
 class Reply:
@@ -117,7 +134,7 @@ class Client:
                 reason = error.strerror or str(error)
         else:
             raise Failure(f"no session bus at {address}: {reason}", LOGIN, UNREACHABLE)
-        self._signals: list[Message] = []
+        self._signals: deque[Signal] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -192,19 +209,34 @@ class Client:
 
     # ------------------------------------------------------------ signals
 
-    def listen(self, *rules: str) -> None:
-        """Have the bus forward what matches, from this call on."""
-        for rule in rules:
-            self._send(new_method_call(_BUS, "AddMatch", "s", (rule,))).wait()
+    def listen(self, **match: str) -> None:
+        """From this call on none of the daemon's signals that match is missed, nor that its name
+        has another owner. The bus sees to it that they are the daemon's."""
+        self._match(sender=_BUS.bus_name, member="NameOwnerChanged", arg0=names.BUS_NAME)
+        self._match(sender=names.BUS_NAME, **match)
 
-    def next_signal(self, patience: float | None = None) -> tuple[str, str, tuple[Any, ...]]:
-        """The next one's path, its member and its body. Raises Failure when the bus is gone, and
-        TimeoutError when nothing has come for `patience` seconds."""
+    def _match(self, **rule: str) -> None:
+        text = ",".join(f"{key}='{value}'" for key, value in {"type": "signal", **rule}.items())
+        self._send(new_method_call(_BUS, "AddMatch", "s", (text,))).wait()
+
+    def next_signal(self, patience: float | None = None) -> Signal:
+        """Raises Failure when the bus is gone, and TimeoutError when none has come for `patience`
+        seconds. With 0 it only takes what is there already; fileno() then tells when to go on."""
+        deadline = None if patience is None else time.monotonic() + patience
         while not self._signals:
-            self._take(self._receive(patience))
-        message = self._signals.pop(0)
-        fields = message.header.fields
-        return fields[HeaderFields.path], fields[HeaderFields.member], tuple(message.body)
+            self._take(self._receive(None if deadline is None else deadline - time.monotonic()))
+        return self._signals.popleft()
+
+    def kept_signals(self) -> list[Signal]:
+        """Those that came before the reply that was waited for last; next_signal() leaves them out
+        from now on."""
+        kept = list(self._signals)
+        self._signals.clear()
+        return kept
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return int(self._connection.sock.fileno())
 
     # ------------------------------------------------------------ messages
 
@@ -238,8 +270,13 @@ class Client:
             raise _lost(error) from None
 
     def _take(self, message: Message) -> None:
-        if message.header.message_type is MessageType.signal:
-            self._signals.append(message)
+        """Keep it, if it is a signal that a rule of ours has let through."""
+        if message.header.message_type is not MessageType.signal:
+            return
+        fields = message.header.fields
+        if HeaderFields.destination not in fields:  # else it passed by the rules, and is anybody's
+            path, interface, member = (fields[each] for each in _SUBJECT)
+            self._signals.append(Signal(path, interface, member, tuple(message.body), now_usec()))
 
 
 def _lost(error: OSError) -> Failure:

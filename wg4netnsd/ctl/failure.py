@@ -78,6 +78,7 @@ _KNOWN: Final = {
     ),
     f"{names.ERROR}.TunFailed": _Known(FAILED, DOCTOR),
     f"{names.ERROR}.EngineFailed": _Known(FAILED, LOG),
+    f"{names.ERROR}.ShuttingDown": _Known(UNREACHABLE, "the next call starts another daemon"),
     f"{names.STANDARD_ERROR}.NoReply": _Known(UNREACHABLE, LOG),
 }
 

@@ -101,19 +101,15 @@ def _until_it_ends(client: Client, tunnel: _Tunnel) -> None:
 
 
 def _follow(client: Client, tunnel: _Tunnel) -> None:
-    client.listen(
-        f"type='signal',sender='{names.BUS_NAME}',path='{tunnel.path}',member='StateChanged'",
-        "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',"
-        f"arg0='{names.BUS_NAME}'",
-    )
+    client.listen(path=tunnel.path, member="StateChanged")
     served = _is_served(client, tunnel)
     while True:
         try:
-            _, member, body = client.next_signal(None if served else SUCCESSION_TIME)
+            heard = client.next_signal(None if served else SUCCESSION_TIME)
         except TimeoutError:
             text = f"{tunnel.name} was lost: its daemon has ended, and no other has come"
             raise Failure(text) from None
-        match member, body:
+        match heard.member, heard.body:
             case "StateChanged", ("closed", _, reason):
                 systemd.notify_stopping(reason)
                 print(f"{tunnel.name} has ended: {reason}", file=sys.stderr)
