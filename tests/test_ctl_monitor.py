@@ -1,6 +1,7 @@
-"""`wg4netnsctl monitor`: the real program against the real daemon, and what it takes for news."""
+"""`wg4netnsctl monitor`: the real program against the real daemon."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
@@ -9,21 +10,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
-from jeepney import DBusAddress, MessageType, new_method_return, new_signal
+from jeepney import DBusAddress, HeaderFields, new_signal
 
-from support.bus import ROOT, TUNNEL, Bus, Client
+from support.bus import NAME, OBJECT_MANAGER, ROOT, TUNNEL, Bus, Client
 from support.configs import key
 from support.daemon import Daemon
 from support.namespaces import Namespace
-from support.processes import children, is_alive, wait_for
+from support.played import PATH, PEER, Played, objects
+from support.processes import wait_for
+from support.relay import Relay
 from support.stage import Stage, keys
-from wg4netnsd.ctl.busctl import Stream
-from wg4netnsd.ctl.changes import Changes
 
 CTL = Path(sys.executable).parent / "wg4netnsctl"
 Namespaces = Callable[..., Namespace]
@@ -68,11 +70,8 @@ class Monitor:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Its status, after a signal."""
-        busctl = children(self.process.pid)
         self.process.send_signal(number)
-        status = self.process.wait(10)
-        wait_for(lambda: not any(map(is_alive, busctl)), "its busctl has ended")
-        return status
+        return self.process.wait(10)
 
 
 @pytest.fixture
@@ -237,21 +236,14 @@ def test_what_there_is_comes_first(
 def test_a_locale_without_arrows(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
     """Any text can be shown, if not well."""
     watching = monitor(own_bus.address, PYTHONIOENCODING="ascii")
-    with Client(own_bus.address) as played:
-        watching.wait_line("is not running")
-        played.bus("RequestName", "su", "org.wg4netns1", 4)
-        call = played.connection.receive(timeout=10)
-        while call.header.message_type is not MessageType.method_call:
-            call = played.connection.receive(timeout=10)
-        played.connection.send(new_method_return(call, "a{oa{sa{sv}}}", ({},)))
+    watching.wait_line("is not running")
+    with Played(own_bus.address) as played:
+        played.answer(played.asked(), {})
         watching.wait_line("is running")
-        properties = {"Name": ("s", "t"), "CreatedUSec": ("t", 1), "State": ("s", "up")}
-        root = DBusAddress(ROOT, interface="org.freedesktop.DBus.ObjectManager")
-        added = new_signal(root, "InterfacesAdded", "oa{sa{sv}}", (PATH, {TUNNEL: properties}))
-        played.connection.send(added)
-        body = ("failed", "up", "a bell\a and\nanother line")
-        its = DBusAddress(PATH, interface=TUNNEL)
-        played.connection.send(new_signal(its, "StateChanged", "sss", body))
+        added = PATH, {TUNNEL: {"Name": ("s", "t"), "CreatedUSec": ("t", 1), "State": ("s", "up")}}
+        its = {"path": ROOT, "interface": OBJECT_MANAGER}
+        played.tell("InterfacesAdded", "oa{sa{sv}}", *added, **its)
+        played.tell("StateChanged", "sss", "failed", "up", "a bell\a and\nanother line")
         watching.wait_line("t  up ? failed: a bell? and?another line")
     watching.wait_line("t  removed: wg4netnsd has ended")
 
@@ -303,6 +295,19 @@ def test_the_daemon_is_waited_for_and_never_started(
     assert not started.exists()
 
 
+def test_a_daemon_that_ends_when_it_is_asked(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
+    watching = monitor(own_bus.address)
+    watching.wait_line("is not running")
+    with Played(own_bus.address) as without_a_word:
+        without_a_word.asked()
+    with Played(own_bus.address) as ending:
+        ending.refuse(ending.asked(), "ShuttingDown")
+        watching.wait_line("is running")
+    with Played(own_bus.address) as another:
+        another.answer(another.asked(), {})
+        watching.wait_line("runs again")
+
+
 def _count(monitor: Monitor, event: str) -> int:
     return sum(each["event"] == event for each in monitor.events)
 
@@ -311,9 +316,9 @@ def test_the_bus_goes_away(own_bus: Bus, monitor: Callable[..., Monitor]) -> Non
     watching = monitor(own_bus.address)
     watching.wait_line("wg4netnsd is not running")
     own_bus.process.terminate()
-    assert watching.process.wait(10) == 1
+    assert watching.process.wait(10) == 7
     (complaint,) = watching.errors.read_text().splitlines()
-    assert complaint.startswith("wg4netnsctl: busctl monitor has ended: ")
+    assert complaint.startswith("wg4netnsctl: the session bus is gone: ")
 
 
 def test_no_bus_at_all(monitor: Callable[..., Monitor], tmp_path: Path) -> None:
@@ -335,14 +340,35 @@ def test_a_name_that_no_tunnel_can_have(monitor: Callable[..., Monitor]) -> None
 # ---------------------------------------------------------------- how it ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_ends_it_and_its_busctl(
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it(
     own_bus: Bus, monitor: Callable[..., Monitor], number: signal.Signals
 ) -> None:
     watching = monitor(own_bus.address)
     watching.wait_line("wg4netnsd is not running")
-    assert watching.end(number) == (-number if number is signal.SIGKILL else 0)
+    assert watching.end(number) == 0
     assert watching.errors.read_text() == ""
+
+
+def test_a_signal_ends_it_though_nobody_reads(own_bus: Bus) -> None:
+    """It waits for room in its pipe, and not for that of what it could not write."""
+    many = {}
+    for number in range(100):
+        many |= objects("idle", name=f"t{number}")
+    reading, writing = os.pipe()
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+    with Played(own_bus.address) as played, open(reading) as unread:
+        environment = os.environ | {"DBUS_SESSION_BUS_ADDRESS": own_bus.address}
+        process = subprocess.Popen([CTL, "monitor"], env=environment, stdout=writing)
+        os.close(writing)
+        played.answer(played.asked(), many)
+        wait_for(lambda: _size(unread) > 4000, "the pipe is full")
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def _size(unread: IO[str]) -> int:
+    return int.from_bytes(fcntl.ioctl(unread, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_nobody_reads_on(own_bus: Bus) -> None:
@@ -361,54 +387,39 @@ def test_nobody_reads_on(own_bus: Bus) -> None:
 
 
 def test_only_the_daemons_signals_are_listened_to(
-    daemon: Daemon,
-    client: Client,
-    namespace: Namespaces,
-    monitor: Callable[..., Monitor],
-    monkeypatch: pytest.MonkeyPatch,
+    daemon: Daemon, client: Client, namespace: Namespaces, monitor: Callable[..., Monitor]
 ) -> None:
-    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", daemon.address)
+    """Others' are not, be they for all or for it alone, which the bus delivers unasked."""
     watching = monitor(daemon.address)
-    with Stream(sys.__stdout__.fileno()) as stream, Client(daemon.address) as forger:
-        stream.catch_up()
-        watching.wait_line("is running")
+    watching.wait_line("is running")
+    watcher = unique_name(client, watching.process.pid)
+    with Client(daemon.address) as forger:
         path = client.create(namespace(), conf(), name="real")
-        forged = new_signal(
-            DBusAddress(path, interface=TUNNEL), "StateChanged", "sss", ("failed", "up", "forged")
+        properties = {"Name": ("s", "forged"), "CreatedUSec": ("t", 1), "State": ("s", "up")}
+        added = "/org/wg4netns1/tunnel/forged", {TUNNEL: properties}
+        gone = NAME, client.bus("GetNameOwner", "s", NAME), ""
+        forgeries = (
+            (path, TUNNEL, "StateChanged", "sss", ("failed", "up", "forged")),
+            (ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", added),
+            ("/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged", "sss", gone),
         )
-        forger.connection.send(forged)
-        properties = {TUNNEL: {"Name": ("s", "forged")}}
-        root = DBusAddress(ROOT, interface="org.freedesktop.DBus.ObjectManager")
-        body = ("/org/wg4netns1/tunnel/forged", properties)
-        forger.connection.send(new_signal(root, "InterfacesAdded", "oa{sa{sv}}", body))
+        for its, interface, *forged in forgeries:
+            forgery = new_signal(DBusAddress(its, interface=interface), *forged)
+            forger.connection.send(forgery)
+            forgery.header.fields[HeaderFields.destination] = watcher
+            forger.connection.send(forgery)
         forger.bus("GetId")
         client.close_tunnel(path)
-        seen = stream.catch_up()
     watching.wait_line("real", "removed")
-    assert not any("forged" in line for line in watching.lines)
-    owner = client.bus("GetNameOwner", "s", "org.wg4netns1")
-    assert seen and {message["type"] for message in seen} == {"signal"}
-    assert {message["sender"] for message in seen} == {owner}
+    assert not any("forged" in line or "not running" in line for line in watching.lines)
 
 
-def held_busctl(directory: Path) -> Path:
-    """A busctl whose `call` waits for open_gate() before it asks, and before it answers."""
-    for gate in ("asking", "ask", "answered", "answer"):
-        os.mkfifo(directory / gate)
-    program = directory / "busctl"
-    program.write_text(
-        f"""#!/bin/sh
-        case " $* " in *" call "*)
-            : >{directory}/asking; : <{directory}/ask
-            answer=$({shutil.which("busctl")} "$@")
-            : >{directory}/answered; : <{directory}/answer
-            echo "$answer"; exit;;
-        esac
-        exec {shutil.which("busctl")} "$@"
-        """
+def unique_name(client: Client, pid: int) -> str:
+    """Of a process's connection."""
+    connections = [name for name in client.bus("ListNames") if name.startswith(":")]
+    return next(
+        name for name in connections if client.bus("GetConnectionUnixProcessID", "s", name) == pid
     )
-    program.chmod(0o755)
-    return program
 
 
 def test_nothing_is_lost_and_nothing_shown_twice(
@@ -419,26 +430,25 @@ def test_nothing_is_lost_and_nothing_shown_twice(
     tmp_path: Path,
 ) -> None:
     """The stream, then the snapshot: what happens before, between and after them."""
-    held_busctl(tmp_path)
     before = client.create(namespace(), conf(), name="before")
     again = client.create(namespace(), conf(), name="again")
-    watching = monitor(daemon.address, "--json", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    with Relay(daemon.address, tmp_path) as relay:
+        watching = monitor(relay.address, "--json")
 
-    (tmp_path / "asking").read_text()  # it listens, and has not asked
-    client.create(namespace(), conf(), name="during")
-    client.close_tunnel(again)
-    again = client.create(namespace(), conf(), name="again")
-    brief = client.create(namespace(), conf(), name="brief")
-    client.close_tunnel(brief)
-    (tmp_path / "ask").write_text("")
-    (tmp_path / "answered").read_text()  # the daemon has told, but we have not heard it yet
-    client.create(namespace(), conf(), name="after")
-    client.tunnel(again, "Restart")
-    client.close_tunnel(before)
-    assert len(watching.lines) == 0
-    (tmp_path / "answer").write_text("")
-
-    watching.wait_event("tunnel-removed", tunnel="before")
+        relay.hold("GetManagedObjects")  # it listens, and has not asked
+        client.create(namespace(), conf(), name="during")
+        client.close_tunnel(again)
+        again = client.create(namespace(), conf(), name="again")
+        brief = client.create(namespace(), conf(), name="brief")
+        client.close_tunnel(brief)
+        relay.pass_call()  # the daemon has told, but we have not heard it yet
+        client.create(namespace(), conf(), name="after")
+        client.tunnel(again, "Restart")
+        client.close_tunnel(before)
+        assert len(watching.lines) == 0
+        relay.pass_reply()
+        watching.wait_event("tunnel-removed", tunnel="before")
+        assert watching.end() == 0
     events = watching.events
     assert_consistent(events)
     added = [each["tunnel"] for each in events if each["event"] == "tunnel-added"]
@@ -449,6 +459,22 @@ def test_nothing_is_lost_and_nothing_shown_twice(
     assert removed == ["brief", "before"]
     restarted = [(e["old"], e["new"]) for e in events if e.get("tunnel") == "again" and "old" in e]
     assert restarted == [("up", "restarting"), ("restarting", "up")]
+
+
+def test_a_flood(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
+    """Before the snapshot is here, and after it."""
+    count = 500
+    with Played(own_bus.address) as played:
+        watching = monitor(own_bus.address, "--json")
+        call = played.asked()
+        for at in range(count):
+            played.tell("Handshake", "sta{sv}", PEER, at + 1, {})
+        played.answer(call, objects("active"))
+        for at in range(count, 2 * count):
+            played.tell("Handshake", "sta{sv}", PEER, at + 1, {})
+        watching.wait_event("handshake", realtime_usec=2 * count)
+    shown = [each["realtime_usec"] for each in watching.events if each["event"] == "handshake"]
+    assert shown == list(range(1, 2 * count + 1))
 
 
 def test_many_monitors_start_while_tunnels_come(
@@ -464,98 +490,3 @@ def test_many_monitors_start_while_tunnels_come(
         assert_consistent(watching.events)
         added = [each["tunnel"] for each in watching.events if each["event"] == "tunnel-added"]
         assert sorted(added) == tunnels
-
-
-# ---------------------------------------------------------------- what is news, without a bus
-
-PATH = "/org/wg4netns1/tunnel/t"
-PEER = "peer's key"
-
-
-def v(signature: str, value: Any) -> dict[str, Any]:
-    return {"type": signature, "data": value}
-
-
-def message(member: str, *body: Any, path: str = PATH, interface: str = TUNNEL) -> dict[str, Any]:
-    return {
-        "timestamp-realtime": 2,
-        "path": path,
-        "interface": interface,
-        "member": member,
-        "payload": {"data": list(body)},
-    }
-
-
-def objects(peer_state: str, handshake_usec: int = 0) -> dict[str, Any]:
-    """A snapshot of one tunnel with one peer."""
-    peer = {
-        "state": v("s", peer_state),
-        "endpoint": v("s", "192.0.2.1:1"),
-        "last_handshake_usec": v("t", handshake_usec),
-    }
-    properties = {
-        "Name": v("s", "t"),
-        "CreatedUSec": v("t", 1),
-        "State": v("s", "up"),
-        "LastError": v("(ss)", ["", ""]),
-        "Peers": v("a{sa{sv}}", {PEER: peer}),
-    }
-    return {PATH: {TUNNEL: properties}}
-
-
-def peer_state(new: str, old: str, missed: int = 0) -> dict[str, Any]:
-    return message("PeerStateChanged", PEER, new, old, {"missed": v("u", missed)})
-
-
-def news(snapshot: dict[str, Any], *early: dict[str, Any]) -> list[tuple[str | None, str | None]]:
-    """(old, new) of what follows the snapshot."""
-    events = Changes([]).snapshot(snapshot, 1, early)
-    return [(each.old, each.new) for each in events if not each.snapshot]
-
-
-def test_what_led_to_the_snapshot_is_no_news() -> None:
-    to_active = [peer_state("handshaking", "idle"), peer_state("active", "handshaking")]
-    assert news(objects("active"), *to_active) == []
-    assert news(objects("handshaking"), *to_active) == [("handshaking", "active")]
-    assert news(objects("idle"), *to_active) == [("idle", "handshaking"), ("handshaking", "active")]
-
-
-def test_changes_that_were_merged_are_shown() -> None:
-    """Their old state is the last that was told, not the one before them."""
-    assert news(objects("stale"), peer_state("active", "idle", missed=3)) == [("idle", "active")]
-
-
-def test_a_handshake_is_shown_once() -> None:
-    handshakes = [message("Handshake", PEER, at, {"role": v("s", "initiator")}) for at in (4, 5, 6)]
-    events = Changes([]).snapshot(objects("active", handshake_usec=5), 1, handshakes)
-    assert [each.realtime_usec for each in events if each.event == "handshake"] == [6]
-
-
-def test_the_engine_may_tell_of_a_handshake_when_asked_and_then_again() -> None:
-    changes = Changes([])
-    list(changes.snapshot(objects("active", handshake_usec=5), 1, []))
-    assert list(changes.take(message("Handshake", PEER, 5, {}))) == []
-    assert list(changes.take(peer_state("active", "handshaking"))) == []
-    assert [each.new for each in changes.take(peer_state("stale", "active"))] == ["stale"]
-
-
-def test_a_daemon_that_is_killed_takes_its_tunnels_with_it() -> None:
-    changes = Changes([])
-    list(changes.started(1))
-    list(changes.snapshot(objects("idle"), 1, []))
-    ended = [(each.event, each.tunnel, each.reason) for each in changes.stopped(2)]
-    assert ended == [
-        ("tunnel-removed", "t", "wg4netnsd has ended"),
-        ("daemon-stopped", None, None),
-    ]
-    assert list(changes.take(message("StateChanged", "up", "failed", "late"))) == []
-    assert list(changes.stopped(3)) == []
-
-
-def test_later_daemons_say_more() -> None:
-    changes = Changes([])
-    list(changes.snapshot(objects("idle"), 1, []))
-    details = {"missed": v("u", 0), "colour": v("s", "red")}
-    later = message("PeerStateChanged", PEER, "dancing", "idle", details, "more")
-    assert [each.new for each in changes.take(later)] == ["dancing"]
-    assert list(changes.take(message("Rained", "cats"))) == []

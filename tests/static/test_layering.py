@@ -91,13 +91,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # wg4netnsctl knows of the daemon what any client of the bus does.
     "ctl.xdg": set(),
     "ctl.setup": {"contract", "ctl.xdg", "errors", "names"},
-    "ctl.busctl": {"errors", "names", "syscalls"},
-    "ctl.changes": {"ctl.busctl", "names"},
-    "ctl.monitor": {
-        "ctl.busctl", "ctl.changes", "ctl.client", "ctl.colours", "errors", "names",
-    },
     "ctl.failure": {"names"},
     "ctl.client": {"ctl.failure", "names"},
+    "ctl.changes": {"ctl.client", "names"},
+    "ctl.monitor": {"ctl.changes", "ctl.client", "ctl.colours", "ctl.failure", "names"},
     "ctl.progress": {"ctl.client"},
     "ctl.mounts": {"syscalls"},
     "ctl.namespaces": {"ctl.failure", "ctl.mounts", "syscalls"},

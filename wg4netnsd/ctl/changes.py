@@ -7,12 +7,12 @@ a handshake by its time, and of a state's changes those before the snapshot's st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from wg4netnsd import names
-from wg4netnsd.ctl.busctl import Message, sent_usec
+from wg4netnsd.ctl.client import Signal, plain
 
 _STANDARD: Final = "org.freedesktop.DBus."
 _ENDED: Final = "wg4netnsd has ended"
@@ -56,12 +56,12 @@ class _Tunnel:
     name: str
     created_usec: int
     state: str
-    error: list[str] = field(default_factory=list)
+    error: tuple[str, ...] = ()
     peers: dict[str, _Peer] = field(default_factory=dict)
 
 
 class Changes:
-    """Turns snapshots and messages into events."""
+    """Turns snapshots and signals into events."""
 
     def __init__(self, wanted: Collection[str]) -> None:
         """`wanted`: the names of the tunnels to tell of; empty for all."""
@@ -89,14 +89,14 @@ class Changes:
     # ------------------------------------------------------------ the snapshot
 
     def snapshot(
-        self, objects: Mapping[str, Any], usec: int, early: Iterable[Message]
+        self, objects: Mapping[str, Any], usec: int, early: Sequence[Signal]
     ) -> Iterator[Event]:
-        """`objects`: of GetManagedObjects. `early`: of the stream, till after that."""
+        """`objects`: of GetManagedObjects. `early`: of the stream, till then."""
         for path, interfaces in objects.items():
             if names.TUNNEL in interfaces:
-                yield from self._found(path, _plain(interfaces[names.TUNNEL]), usec)
-        for message in self._of_these(list(early)):
-            yield from self.take(message, early=True)
+                yield from self._found(path, plain(interfaces[names.TUNNEL]), usec)
+        for signal in self._of_these(early):
+            yield from self.take(signal, early=True)
 
     def _found(self, path: str, properties: dict[str, Any], usec: int) -> Iterator[Event]:
         yield from self._added(path, properties, usec, snapshot=True)
@@ -105,7 +105,8 @@ class Changes:
         tunnel = self._tunnels[path]
         if any(properties["LastError"]):
             yield self._error(usec, tunnel, properties["LastError"], snapshot=True)
-        for key, peer in properties["Peers"].items():
+        for key, details in properties["Peers"].items():
+            peer = plain(details)
             known = _Peer(peer["state"], peer["endpoint"], peer["last_handshake_usec"])
             tunnel.peers[key] = known
             yield Event(
@@ -120,46 +121,45 @@ class Changes:
                 last_handshake_usec=peer["last_handshake_usec"],
             )
 
-    def _of_these(self, messages: list[Message]) -> Iterator[Message]:
+    def _of_these(self, signals: Sequence[Signal]) -> Iterator[Signal]:
         """But those about an earlier tunnel of the same name as one of the snapshot."""
         begins = {
             path: i
-            for i, message in enumerate(messages)
-            if (path := self._announces_a_known_one(message))
+            for i, signal in enumerate(signals)
+            if (path := self._announces_a_known_one(signal))
         }
-        for i, message in enumerate(messages):
-            if i > begins.get(_subject(message), -1):
-                yield message
+        for i, signal in enumerate(signals):
+            if i > begins.get(_subject(signal), -1):
+                yield signal
 
-    def _announces_a_known_one(self, message: Message) -> str:
-        if message["member"] != "InterfacesAdded":
+    def _announces_a_known_one(self, signal: Signal) -> str:
+        if signal.member != "InterfacesAdded":
             return ""
-        path, interfaces, *_ = message["payload"]["data"]
-        created = _plain(interfaces.get(names.TUNNEL, {})).get("CreatedUSec")
+        path, interfaces, *_ = signal.body
+        created = plain(interfaces.get(names.TUNNEL, {})).get("CreatedUSec")
         known = self._tunnels.get(path)
         return path if known and known.created_usec == created else ""
 
     # ------------------------------------------------------------ the stream
 
-    def take(self, message: Message, early: bool = False) -> Iterator[Event]:
+    def take(self, signal: Signal, early: bool = False) -> Iterator[Event]:
         """`early`: it may have been sent before the snapshot was taken."""
-        usec = sent_usec(message)
-        body = message["payload"]["data"]
-        tunnel = self._tunnels.get(_subject(message))
-        match message["interface"].removeprefix(_STANDARD), message["member"]:
+        usec, body = signal.usec, signal.body
+        tunnel = self._tunnels.get(_subject(signal))
+        match signal.interface.removeprefix(_STANDARD), signal.member:
             case names.TUNNEL, member if tunnel:
                 yield from self._of_tunnel(usec, tunnel, member, body, early)
             case "Properties", "PropertiesChanged" if tunnel and body[0] == names.TUNNEL:
-                error = _plain(body[1]).get("LastError", [])
+                error = plain(body[1]).get("LastError", ())
                 if any(error) and not (early and error == tunnel.error):
                     yield self._error(usec, tunnel, error)
             case "ObjectManager", "InterfacesAdded" if names.TUNNEL in body[1]:
-                yield from self._added(body[0], _plain(body[1][names.TUNNEL]), usec)
+                yield from self._added(body[0], plain(body[1][names.TUNNEL]), usec)
             case "ObjectManager", "InterfacesRemoved" if names.TUNNEL in body[1]:
                 yield from self._removed(usec, body[0])
 
     def _of_tunnel(
-        self, usec: int, tunnel: _Tunnel, member: str, body: list[Any], early: bool
+        self, usec: int, tunnel: _Tunnel, member: str, body: tuple[Any, ...], early: bool
     ) -> Iterator[Event]:
         match member, body:
             case "StateChanged", [new, old, reason, *_]:
@@ -221,7 +221,9 @@ class Changes:
                 reason=reason,
             )
 
-    def _error(self, usec: int, tunnel: _Tunnel, error: list[str], snapshot: bool = False) -> Event:
+    def _error(
+        self, usec: int, tunnel: _Tunnel, error: tuple[str, ...], snapshot: bool = False
+    ) -> Event:
         tunnel.error = error
         name, message = error
         return Event(
@@ -246,30 +248,17 @@ def _of_peer(
     event: str, usec: int, tunnel: _Tunnel, key: str, details: dict[str, Any], **more: Any
 ) -> Event:
     """What the details say that we have a name for; later versions add to them."""
-    known = _plain({name: details[name] for name in _DETAILS if name in details})
+    known = {name: value for name, value in plain(details).items() if name in _DETAILS}
     state = "active" if event == "handshake" else tunnel.peers[key].state or "idle"
     return Event(event=event, usec=usec, state=state, tunnel=tunnel.name, peer=key, **known, **more)
 
 
 def _missed(details: dict[str, Any]) -> int:
-    return int(_plain(details).get("missed", 0))
+    return int(plain(details).get("missed", 0))
 
 
-def _subject(message: Message) -> str:
-    """The path of the tunnel that a message is about."""
-    if message["member"] in ("InterfacesAdded", "InterfacesRemoved"):
-        return str(message["payload"]["data"][0])
-    return str(message["path"])
-
-
-def _plain(value: Any) -> Any:
-    """A value of busctl's JSON without its variants, {"type": …, "data": …}."""
-    match value:
-        case {"type": str(), "data": data, **rest} if not rest:
-            return _plain(data)
-        case dict():
-            return {key: _plain(inner) for key, inner in value.items()}
-        case list():
-            return [_plain(inner) for inner in value]
-        case _:
-            return value
+def _subject(signal: Signal) -> str:
+    """The path of the tunnel that a signal is about."""
+    if signal.member in ("InterfacesAdded", "InterfacesRemoved"):
+        return str(signal.body[0])
+    return signal.path

@@ -5,37 +5,36 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import signal
 import sys
 from argparse import Namespace as Arguments
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
-from wg4netnsd import errors, names
-from wg4netnsd.ctl import busctl, colours
-from wg4netnsd.ctl.busctl import Message, Stream
+from wg4netnsd import names
+from wg4netnsd.ctl import colours
 from wg4netnsd.ctl.changes import Changes, Event
-from wg4netnsd.ctl.client import Client
+from wg4netnsd.ctl.client import Client, Signal, now_usec
 from wg4netnsd.ctl.colours import paint
-
-_ENDING: Final = ("ShuttingDown", "disconnected")
-"""What a call says whose daemon ends meanwhile; its name will have no owner soon."""
+from wg4netnsd.ctl.failure import UNREACHABLE, Failure, NotRunning
 
 
 def run(arguments: Arguments) -> None:
     """Until interrupted, or nobody reads on."""
     wanted, as_json = arguments.names, arguments.json
-    Client().close()  # which says more about a bus that is not there than busctl does
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+        # Not by sys.exit(): Python would flush what a reader may never take.
+        signal.signal(number, lambda *_: os._exit(0))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where the locale has no arrow
     lines = Lines(wanted, arguments.full)
     try:
-        with Stream(sys.stdout.fileno()) as stream:
-            for events in _events(stream, Changes(wanted)):
+        with Client() as client:
+            for events in _events(client, Changes(wanted)):
                 lines.make_room(events)
                 for event in events:
                     print(lines.json(event) if as_json else lines.human(event), flush=True)
@@ -44,56 +43,70 @@ def run(arguments: Arguments) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _events(stream: Stream, changes: Changes) -> Iterator[list[Event]]:
+def _events(client: Client, changes: Changes) -> Iterator[list[Event]]:
     """Those that come at once are a list."""
-    stream.catch_up()  # from here on it misses nothing
-    yield _snapshot(stream, changes)
-    while True:
-        message = stream.next()
-        if not _changes_owner(message):
-            yield list(changes.take(message))
+    client.listen()
+    yield _snapshot(client, changes)
+    for heard in _signals(client, sys.stdout.fileno()):
+        if not _changes_owner(heard):
+            yield list(changes.take(heard))
             continue
-        yield list(changes.stopped(busctl.sent_usec(message)))
-        if _new_owner(message):
-            yield _snapshot(stream, changes)
+        yield list(changes.stopped(heard.usec))
+        if _new_owner(heard):
+            yield _snapshot(client, changes)
 
 
-def _snapshot(stream: Stream, changes: Changes) -> list[Event]:
+def _signals(client: Client, output: int) -> Iterator[Signal]:
+    """BrokenPipeError once nobody reads `output`, whether there is news for it or not."""
+    poll = select.poll()
+    poll.register(client.fileno(), select.POLLIN)
+    poll.register(output, 0)  # POLLERR and POLLHUP come unasked
+    while True:
+        with suppress(TimeoutError):  # which says that we have all that has come
+            while True:
+                yield client.next_signal(0)
+        if output in dict(poll.poll()):
+            raise BrokenPipeError
+
+
+def _snapshot(client: Client, changes: Changes) -> list[Event]:
     """What there is now. It is asked for anew if meanwhile the daemon comes or goes."""
     events: list[Event] = []
-    early: list[Message] = []
+    early: list[Signal] = []
     while True:
-        usec = busctl.now_usec()
-        objects = _managed_objects()
-        early += stream.catch_up()
-        comings = [i for i, message in enumerate(early) if _changes_owner(message)]
+        usec = now_usec()
+        objects = _managed_objects(client)
+        early += client.kept_signals()
+        comings = [i for i, heard in enumerate(early) if _changes_owner(heard)]
         if not comings:
             break
-        events += changes.stopped(busctl.sent_usec(early[comings[-1]]))
+        events += changes.stopped(early[comings[-1]].usec)
         early = early[comings[-1] + 1 :]
     if objects is None:
         return [*events, *changes.stopped(usec)]
     return [*events, *changes.started(usec), *changes.snapshot(objects, usec, early)]
 
 
-def _managed_objects() -> dict[str, Any] | None:
-    """None where the daemon does not run, or not for long."""
+def _managed_objects(client: Client) -> dict[str, Any] | None:
+    """None where the daemon does not run; nothing of one that is ending, of which we will hear."""
     interface = "org.freedesktop.DBus.ObjectManager"
     try:
-        reply = busctl.call(names.ROOT_PATH, interface, "GetManagedObjects", start=False)
-    except errors.Failed as error:
-        if any(words in error.text for words in _ENDING):
-            return None
+        (objects,) = client.call(names.ROOT_PATH, interface, "GetManagedObjects", start=False)
+    except NotRunning:
+        return None
+    except Failure as failure:
+        if failure.status == UNREACHABLE:
+            return {}
         raise
-    return None if reply is None else reply[0]
+    return dict(objects)
 
 
-def _changes_owner(message: Message) -> bool:
-    return bool(message["member"] == "NameOwnerChanged")
+def _changes_owner(heard: Signal) -> bool:
+    return heard.member == "NameOwnerChanged"
 
 
-def _new_owner(message: Message) -> str:
-    return str(message["payload"]["data"][2])
+def _new_owner(heard: Signal) -> str:
+    return str(heard.body[2])
 
 
 class Lines:

@@ -106,7 +106,7 @@ def busctl() -> Finding:
         version = int(said.split()[1].partition("~")[0].partition(".")[0])
     except FileNotFoundError:
         return note(
-            "is missing: 'wg4netnsctl monitor' listens by it",
+            "is missing: 'wg4netnsctl setup' and scripts speak to the bus by it",
             "It is a part of systemd. On Debian and Ubuntu:",
             run("sudo apt install systemd"),
         )
