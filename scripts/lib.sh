@@ -57,9 +57,13 @@ install_packages() { # PACKAGE…: those that are missing, after saying so
         exit 1
     fi
     say "installing from the distribution: ${missing[*]}"
-    by_root apt-get update -qq </dev/null
-    by_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
-        --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+    if ! by_root apt-get update -qq </dev/null ||
+        ! by_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+            --no-install-recommends "${missing[@]}" </dev/null >/dev/null; then
+        say "that has failed. As root, run:"
+        echo "apt-get install --no-install-recommends ${missing[*]}" >&2
+        exit 1
+    fi
 }
 
 make_user() { # NAME: an ordinary one, with subordinate ids for rootless containers

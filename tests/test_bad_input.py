@@ -433,7 +433,9 @@ def test_a_name_that_is_taken(
 ) -> None:
     path = client.create(namespace(), secrets.conf(), name="mine")
     with inside_and_config(inside, secrets) as fds:
-        refuses.create("AlreadyExists", "a tunnel named 'mine'", *fds, {"name": ("s", "mine")})
+        refuses.create(
+            "AlreadyExists", "there is a tunnel named 'mine'", *fds, {"name": ("s", "mine")}
+        )
     client.close_tunnel(path)
 
 

@@ -292,6 +292,23 @@ def test_a_shell_has_job_control(ctl: Ctl) -> None:
         assert terminal.wait_status() == 5
 
 
+def test_warnings(ctl: Ctl, stage: Stage, client: Client) -> None:
+    ctl.check("up", "office")
+    done = ctl.run("run", "office", "true")
+    assert done.returncode == 0
+    assert "'office' has the same PrivateKey" in done.stderr
+    ctl.check("down", "office")
+    ctl.write("lost", stage.conf(0, endpoint="nowhere.test:51820"))
+    (ctl.configurations / "lost.conf").chmod(0o644)
+    done = ctl.run("run", "lost", "true")
+    assert done.returncode == 0
+    assert re.search(r"warning: lost-\d+: nowhere\.test: ", done.stderr)
+    assert "lost.conf: others may read it" in done.stderr
+    done = ctl.run("run", "--handshake", "--timeout=1", "lost", "true")
+    assert done.returncode == 125
+    assert "no handshake within 1 s: nowhere.test: " in done.stderr
+
+
 def test_progress(ctl: Ctl, stage: Stage) -> None:
     ctl.write("silent", stage.conf(1, endpoint="192.0.2.1:9"))
     with ctl.terminal("run", "--handshake", "--timeout", "2", "silent", "true") as terminal:

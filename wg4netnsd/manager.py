@@ -66,7 +66,7 @@ class Manager:
         if self._closing:
             raise errors.ShuttingDown("the daemon is ending")
         if spec.name in self._tunnels:
-            raise errors.AlreadyExists(f"a tunnel named '{spec.name}'")
+            raise errors.AlreadyExists(f"there is a tunnel named '{spec.name}'")
         if other := self._in_netns(netns.id):
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
         if len(self._tunnels) >= self.max_tunnels:
@@ -86,6 +86,7 @@ class Manager:
         """
         try:
             await created.lifecycle.wait_for({State.UP})
+            self._note_twin(created)
             if created.spec.handshake:
                 await created.wait_handshaken()
         except BaseException as error:  # also a cancellation in the moment that it gets up
@@ -94,6 +95,14 @@ class Manager:
                 ending = errors.ShuttingDown("the daemon is ending") if self._closing else error
                 raise created.failure or ending from None
             raise
+
+    def _note_twin(self, created: Tunnel) -> None:
+        key = created.engine.public_key
+        for other in self._tunnels.values():
+            if other is not created and other.engine.public_key == key:
+                text = f"'{other.spec.name}' has the same PrivateKey"
+                created.note(errors.AlreadyExists(f"{text}: a peer talks to who spoke last"))
+                return
 
     async def close(self, closed: Tunnel, reason: str) -> None:
         """Close a tunnel and return when its name and namespace are free again."""

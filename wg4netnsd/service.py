@@ -153,6 +153,7 @@ class ManagerInterface(Interface):
     ) -> str:
         """A caller that leaves before it has its reply can't know of the tunnel: it is undone."""
         seconds = asked.timeout_usec / 1e6
+        tunnel = None
         with self._bus.cancelled_without(call):
             try:
                 async with asyncio.timeout(seconds):
@@ -160,7 +161,8 @@ class ManagerInterface(Interface):
                     await self._manager.wait_ready(tunnel)
             except TimeoutError:
                 missing = "no handshake" if asked.handshake else "the tunnel was not up"
-                raise errors.Timeout(f"{missing} within {seconds:g} s") from None
+                why = f": {tunnel.error.text}" if tunnel and tunnel.error else ""
+                raise errors.Timeout(f"{missing} within {seconds:g} s{why}") from None
         return _path(tunnel)
 
     async def _start(

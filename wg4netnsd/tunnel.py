@@ -88,7 +88,7 @@ class Tunnel:
             means.spare,
             means.directory / spec.name / f"{spec.interface}.sock",
             self._shelf,
-            PeersOf(self, observer, self._log, self._lookup_failed),
+            PeersOf(self, observer, self._log, self.note),
             self._log,
             self._changed,
         )
@@ -394,6 +394,7 @@ class Tunnel:
         self._log.warning("%s by its owner", what)
         self._changed({"interface", "link_state"})
 
-    def _lookup_failed(self, error: errors.Error) -> None:
+    def note(self, error: errors.Error) -> None:
+        """What does not end it, but is to be known."""
         self._log.warning("%s", error)
         self._set(error=error)

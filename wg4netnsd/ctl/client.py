@@ -19,6 +19,10 @@ from jeepney.io.blocking import DBusConnection
 from wg4netnsd import names
 from wg4netnsd.ctl.failure import LOG, TIMEOUT, UNREACHABLE, Failure, NotRunning, of_bus
 
+START_BUS: Final = (
+    "'systemctl --user start dbus.socket' starts it, if the package dbus-user-session is there; "
+    "'wg4netnsctl doctor' tells more"
+)
 LOGIN: Final = (
     "log in as this user (ssh, or 'machinectl shell'): su and sudo bring no session bus along; "
     "'wg4netnsctl doctor' tells more"
@@ -67,6 +71,11 @@ class Reply:
             name = message.header.fields[HeaderFields.error_name]
             raise of_bus(name, str(message.body[0]) if message.body else name)
         return tuple(message.body)
+
+
+def _how_to_get_one() -> str:
+    """systemd has a runtime directory for who is logged in, and may have no bus in it yet."""
+    return START_BUS if os.path.isdir(os.environ.get("XDG_RUNTIME_DIR", "")) else LOGIN
 
 
 def _paths(address: str) -> Iterator[str]:
@@ -133,7 +142,7 @@ class Client:
             except OSError as error:
                 reason = error.strerror or str(error)
         else:
-            raise Failure(f"no session bus at {address}: {reason}", LOGIN, UNREACHABLE)
+            raise Failure(f"no session bus at {address}: {reason}", _how_to_get_one(), UNREACHABLE)
         self._signals: deque[Signal] = deque()
 
     def __enter__(self) -> Self:

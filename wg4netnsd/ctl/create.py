@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from argparse import Namespace as Arguments
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from wg4netnsd import names
 from wg4netnsd.ctl import progress, xdg
 from wg4netnsd.ctl.client import Client, Reply
-from wg4netnsd.ctl.failure import INVALID_CONFIG, Failure, of_kernel
+from wg4netnsd.ctl.failure import INVALID_CONFIG, Failure, complain, of_kernel, without_name
 
 SUFFIX = ".conf"
 
@@ -47,6 +48,9 @@ def opened(conf: str) -> Iterator[Conf]:
     except OSError as error:
         hint = "" if path == conf else f"'{conf}' is a name; a path has a / or ends in {SUFFIX}"
         raise of_kernel(error, hint, INVALID_CONFIG) from None
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+        complain(f"warning: {path}: others may read it, or write: 'chmod 600' ends that")
     try:
         yield Conf(fd, path, os.path.basename(path).removesuffix(SUFFIX))
     except Failure as failure:
@@ -57,6 +61,12 @@ def opened(conf: str) -> Iterator[Conf]:
         raise Failure(f"{path}: {failure}", hint, failure.status) from None
     finally:
         os.close(fd)
+
+
+def warn(tunnel: dict[str, Any]) -> None:
+    """Of what is amiss with a new tunnel, which nevertheless is up."""
+    if any(tunnel["LastError"]):
+        complain(f"warning: {tunnel['Name']}: {without_name(*tunnel['LastError'])}")
 
 
 def suggested_name(name: str, suffix: str = "") -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from argparse import Namespace as Arguments
 from collections.abc import Iterator
+from typing import Any
 
 from wg4netnsd.ctl import create, namespaces
 from wg4netnsd.ctl.client import Client
@@ -20,7 +21,7 @@ def run(arguments: Arguments) -> int:
     with _not_started_yet():
         path, client = _up(arguments)
         with client:
-            _go_on_in_it(client, path)
+            create.warn(_go_on_in_it(client, path))
         from wg4netnsd.ctl import command
 
         return command.run(arguments.command, new_pids=not arguments.share_pids)
@@ -78,11 +79,12 @@ def _not_started_yet() -> Iterator[None]:
         raise
 
 
-def _go_on_in_it(client: Client, path: str) -> None:
-    """What the command is to find, but for the namespaces."""
+def _go_on_in_it(client: Client, path: str) -> dict[str, Any]:
+    """What the command is to find, but for the namespaces. Returns the tunnel's properties."""
     from wg4netnsd.ctl import lookups, mounts
 
     tunnel = client.properties(path)
     lookups.confine(tunnel["ResolvConf"])
     mounts.look_anew()
     os.environ[TUNNEL_VARIABLE] = tunnel["Name"]
+    return tunnel

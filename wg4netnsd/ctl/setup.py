@@ -167,6 +167,11 @@ def _running_daemon() -> int | None:
 def _reload() -> list[str]:
     """Neither manager need be there: both read the files when they start."""
     done = []
+    if not _succeeds("busctl", "--user", "--quiet", "call", *_BUS, "GetId") and _succeeds(
+        # A user manager that has run since before the bus's package was installed.
+        "systemctl", "--user", "--quiet", "start", "dbus.socket"
+    ):  # fmt: skip
+        done.append("started the session bus")
     if _succeeds("systemctl", "--user", "--quiet", "daemon-reload"):
         done.append("reloaded the user manager")
     if _succeeds("busctl", "--user", "--quiet", "call", *_BUS, "ReloadConfig"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from argparse import Namespace as Arguments
@@ -52,6 +53,7 @@ def _create(
 ) -> None:
     path = create.finish(create.begin(client, netns, conf, asked), asked)
     tunnel = client.properties(path)
+    create.warn(tunnel)
     if arguments.json:
         created = {"name": tunnel["Name"], "path": path, "resolv_conf": tunnel["ResolvConf"]}
         print(json.dumps(created))
@@ -74,8 +76,10 @@ def down(arguments: Arguments) -> int:
 
 def reload(arguments: Arguments) -> None:
     """Another configuration, or the same one read anew."""
-    with create.opened(arguments.conf or arguments.name) as conf, Client() as client:
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client())
         path = client.find(arguments.name)
+        conf = stack.enter_context(create.opened(arguments.conf or arguments.name))
         asked = {}
         if arguments.mtu is not None:
             asked["mtu"] = ("u", arguments.mtu)
