@@ -33,6 +33,15 @@ def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManag
     ctl("setup", "--remove")
 
 
+def test_setup_starts_a_bus_that_was_installed_after_the_login(user_manager: UserManager) -> None:
+    user_manager.systemctl("stop", "dbus.socket", "dbus.service")
+    assert "started the session bus\n" in ctl("setup")
+    with Client(user_manager.address) as client:
+        assert client.tunnels() == []
+    user_manager.systemctl("stop", UNIT)
+    ctl("setup", "--remove")
+
+
 def test_setup_of_another_version_has_it_take_over(
     installed: UserManager, namespace: Callable[..., Namespace], stage: Stage
 ) -> None:
