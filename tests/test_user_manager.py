@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
-from support.installed import INSTALLED, assert_nothing_left, files, main_pid
+from support.installed import HOME, INSTALLED, assert_nothing_left, files, main_pid
 from support.manager import TEMPLATE, UNIT, UserManager, ctl
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
 from support.stage import Stage
+
+MANUAL = HOME / ".local/share/man"
 
 
 def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManager) -> None:
@@ -23,12 +25,15 @@ def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManag
     ctl("setup")
     first = files()
     assert set(first) == {UNIT, TEMPLATE, f"{NAME}.service"}
+    pages = {page.name for page in MANUAL.rglob("*.[15]")}
+    assert pages == {page.name for page in Path("docs").glob("*.[15]")} != set()
     assert "/usr/bin/" not in "".join(first.values())  # but this installation's
     assert user_manager.property(UNIT, "LoadState") == "loaded"
     ctl("setup")
     assert files() == first
     ctl("setup", "--remove")
     assert files() == {}
+    assert list(MANUAL.rglob("*.[15]")) == []
     assert user_manager.property(UNIT, "LoadState") == "not-found"
     ctl("setup", "--remove")
 

@@ -1,9 +1,10 @@
-"""Put this installation's units, activation file and completions in place for its user.
+"""Put this installation's units, activation file, completions and manual pages in place.
 
     ~/.local/share/systemd/user/wg4netnsd.service
     ~/.local/share/systemd/user/wg4netns@.service
     ~/.local/share/dbus-1/services/org.wg4netns1.service
     ~/.local/share/{bash-completion/completions,fish/vendor_completions.d,zsh/site-functions}/…
+    ~/.local/share/man/…
 
 with the paths of the very `wg4netnsd` and `wg4netnsctl` that belong to this installation, be it in
 a virtual environment, pipx's or the system's.
@@ -90,11 +91,7 @@ def remove() -> list[str]:
 
 def find(program: str) -> str:
     """The absolute path of this installation's `program`. Raises Failed."""
-    try:
-        recorded = importlib.metadata.files("wg4netnsd") or []
-    except importlib.metadata.PackageNotFoundError:
-        recorded = []
-    candidates = [Path(str(f.locate())) for f in recorded if f.match(f"bin/{program}")]
+    candidates = _recorded(f"bin/{program}")
     candidates.append(Path(sys.argv[0]).absolute().with_name(program))
     if on_path := shutil.which(program):
         candidates.append(Path(on_path))
@@ -102,6 +99,15 @@ def find(program: str) -> str:
         if os.access(candidate, os.X_OK) and candidate.is_file():
             return os.path.normpath(candidate)
     raise Failed(f"this installation's {program} is not to be found: is it installed whole?")
+
+
+def _recorded(pattern: str) -> list[Path]:
+    """Those of this installation's files, wherever pip has put them."""
+    try:
+        recorded = importlib.metadata.files("wg4netnsd") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Path(os.path.normpath(str(f.locate()))) for f in recorded if f.match(pattern)]
 
 
 def _files(programs: Mapping[str, str]) -> list[Placed]:
@@ -116,6 +122,10 @@ def _files(programs: Mapping[str, str]) -> list[Placed]:
         *(
             Placed(data / path, _content(f"completions/{name}", programs, str))
             for name, path in _COMPLETIONS
+        ),
+        *(
+            Placed(data / "man" / page.parent.name / page.name, page.read_text())
+            for page in _recorded("share/man/*/*")
         ),
     ]
 
