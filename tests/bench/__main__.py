@@ -3,16 +3,26 @@
 import argparse
 import sys
 
-from bench import create, run, signals, survive, throughput
+from bench import adopt, create, growth, run, signals, survive, throughput
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     what = parser.add_subparsers(required=True, metavar="WHAT")
 
+    command = what.add_parser("adopt", help="how long a killed daemon is away")
+    command.add_argument("--sizes", type=int, nargs="+", default=[1, 64], help="tunnels")
+    command.add_argument("--kills", type=int, default=10)
+    command.set_defaults(run=adopt.run)
+
     command = what.add_parser("create", help="time to a configured interface, beside slirp4netns")
     command.add_argument("--rounds", type=int, default=200)
     command.set_defaults(run=create.run)
+
+    command = what.add_parser("growth", help="time, memory and calls with ever more tunnels")
+    command.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 64, 255])
+    command.add_argument("--rounds", type=int, default=100)
+    command.set_defaults(run=growth.run)
 
     command = what.add_parser("run", help="to a command's first byte, beside pasta, slirp4netns")
     command.add_argument("--rounds", type=int, default=50)
