@@ -20,6 +20,7 @@ from jeepney import DBusAddress, HeaderFields, new_signal
 
 from support.bus import NAME, OBJECT_MANAGER, ROOT, TUNNEL, Bus, Client
 from support.configs import key
+from support.ctl import PROGRAM as CTL
 from support.daemon import Daemon
 from support.namespaces import Namespace
 from support.played import PATH, PEER, Played, objects
@@ -27,7 +28,6 @@ from support.processes import wait_for
 from support.relay import Relay
 from support.stage import Stage, keys
 
-CTL = Path(sys.executable).parent / "wg4netnsctl"
 Namespaces = Callable[..., Namespace]
 
 

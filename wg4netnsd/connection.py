@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from wg4netnsd import wire
+from wg4netnsd import addresses, wire
 
 # dbus-next imports a decorator whose removal is announced for Python 3.15.
 if not hasattr(typing, "no_type_check_decorator"):
@@ -279,9 +279,7 @@ def system_address() -> str:
 
 
 def session_address() -> str:
-    """The session bus's address, as sd-bus finds it. Raises OSError where there is none."""
-    if address := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+    """The session bus's address. Raises OSError where there is none."""
+    if address := addresses.session():
         return address
-    if runtime_dir := os.environ.get("XDG_RUNTIME_DIR"):
-        return f"unix:path={runtime_dir}/bus"
     raise OSError("neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set")

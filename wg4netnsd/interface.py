@@ -30,8 +30,6 @@ from wg4netnsd.syscalls import (
     unshare,
 )
 
-TUN_DEVICE: Final = "/dev/net/tun"
-
 IPV6_MIN_MTU: Final = 1280  # RFC 8200, section 5
 
 LO: Final = Link("lo", 1)
@@ -163,9 +161,9 @@ def open_tun(name: str) -> int:
     IFF_TUN_EXCL, since without it TUNSETIFF would attach us to somebody's persistent TUN.
     """
     try:
-        fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(tun.DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        text = f"{TUN_DEVICE}: {error.strerror}: expected the tun module and a node of mode 0666"
+        text = f"{tun.DEVICE}: {error.strerror}: expected the tun module and a node of mode 0666"
         raise Refused("TunFailed", text) from None
     flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
     try:

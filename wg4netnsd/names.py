@@ -12,6 +12,9 @@ TUNNEL_ROOT: Final = ROOT_PATH + "/tunnel"
 MANAGER: Final = "org.wg4netns1.Manager"
 TUNNEL: Final = "org.wg4netns1.Tunnel"
 ERROR: Final = "org.wg4netns1.Error"
+BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+"""The bus itself: its name, its object, that one's interface."""
+
 STANDARD_ERROR: Final = "org.freedesktop.DBus.Error"
 
 INTERFACE_NAME: Final = re.compile(r"[A-Za-z0-9_=+.-]{1,15}")

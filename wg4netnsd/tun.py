@@ -9,6 +9,7 @@ from typing import Final
 
 from wg4netnsd.syscalls import SIOCGSKNS, TUNGETDEVNETNS, ioctl
 
+DEVICE: Final = "/dev/net/tun"
 TUNGETIFF: Final = 0x800454D2  # linux/if_tun.h
 IFREQ_SIZE: Final = 40  # struct ifreq of linux/if.h; it begins with a name of 16 bytes
 

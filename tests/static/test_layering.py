@@ -69,7 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "wire": set(),
     "turns": {"wire"},
-    "connection": {"wire"},
+    "addresses": set(),
+    "connection": {"addresses", "wire"},
     "call": {"blocking", "errors"},
     "services": {"connection"},
     "bus": {"blocking", "call", "connection", "errors", "services", "turns", "wire"},
@@ -92,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.xdg": set(),
     "ctl.setup": {"contract", "ctl.xdg", "errors", "names"},
     "ctl.failure": {"names"},
-    "ctl.client": {"ctl.failure", "names"},
+    "ctl.client": {"addresses", "ctl.failure", "names"},
     "ctl.changes": {"ctl.client", "names"},
     "ctl.monitor": {"ctl.changes", "ctl.client", "ctl.colours", "ctl.failure", "names"},
     "ctl.progress": {"ctl.client"},
@@ -113,20 +114,24 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ctl.progress", "names",
     },
     "ctl.colours": set(),
-    "ctl.show": {"ctl.client", "ctl.colours", "ctl.failure", "names"},
+    "ctl.show": {"ctl.client", "ctl.colours", "ctl.failure"},
     "ctl.wg": {
         "ctl.client", "ctl.command", "ctl.failure", "ctl.mounts", "ctl.namespaces", "syscalls",
     },
     # doctor, which tries for itself what others ask for.
     "ctl.doctor.finding": set(),
     "ctl.doctor.procfs": set(),
-    "ctl.doctor.trial": {"syscalls"},
-    "ctl.doctor.busprobe": set(),
-    "ctl.doctor.namespaces": {"ctl.doctor.finding", "ctl.doctor.procfs", "ctl.doctor.trial"},
+    "ctl.doctor.trial": {"ctl.namespaces", "syscalls", "tun"},
+    "ctl.doctor.busprobe": {"ctl.client", "names"},
+    "ctl.doctor.namespaces": {
+        "ctl.doctor.finding", "ctl.doctor.procfs", "ctl.doctor.trial", "tun",
+    },
     "ctl.doctor.machine": {
         "__init__", "ctl.doctor.finding", "ctl.doctor.procfs", "ctl.doctor.trial", "syscalls",
     },
-    "ctl.doctor.session": {"ctl.doctor.busprobe", "ctl.doctor.finding", "ctl.doctor.procfs"},
+    "ctl.doctor.session": {
+        "addresses", "ctl.doctor.busprobe", "ctl.doctor.finding", "ctl.doctor.procfs",
+    },
     "ctl.doctor.daemon": {
         "ctl.doctor.busprobe", "ctl.doctor.finding", "ctl.doctor.session", "ctl.setup", "errors",
         "names",

@@ -3,12 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-PROGRAM = Path(sys.executable).parent / "wg4netnsctl"
+from support.ctl import PROGRAM
 
 
 class Finding(NamedTuple):

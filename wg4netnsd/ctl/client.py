@@ -16,7 +16,7 @@ from jeepney import DBusAddress, HeaderFields, Message, MessageFlag, MessageType
 from jeepney.bus import parse_addresses
 from jeepney.io.blocking import DBusConnection
 
-from wg4netnsd import names
+from wg4netnsd import addresses, names
 from wg4netnsd.ctl.failure import LOG, TIMEOUT, UNREACHABLE, Failure, NotRunning, of_bus
 
 START_BUS: Final = (
@@ -34,7 +34,7 @@ REPLY_TIME: Final = 25.0
 _AUTHENTICATE: Final = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"
 _AUTHENTICATED: Final = (b"DATA", b"OK", b"AGREE_UNIX_FD")
 _PATIENCE: Final = 10.0  # seconds for that
-_BUS: Final = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+_BUS: Final = DBusAddress(names.BUS[1], names.BUS[0], names.BUS[2])
 _SUBJECT: Final = (HeaderFields.path, HeaderFields.interface, HeaderFields.member)
 
 Waiting = Callable[[float], float]
@@ -128,9 +128,7 @@ class Client:
 
     def __init__(self) -> None:
         """Raises Failure where there is no bus."""
-        address = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
-        if not address and (runtime_dir := os.environ.get("XDG_RUNTIME_DIR")):
-            address = f"unix:path={runtime_dir}/bus"
+        address = addresses.session()
         if not address:
             text = "no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set"
             raise Failure(text, LOGIN, UNREACHABLE)
@@ -189,11 +187,12 @@ class Client:
     def properties(self, path: str) -> dict[str, Any]:
         """All of a tunnel's. Raises Failure."""
         interface = "org.freedesktop.DBus.Properties"
-        (found,) = self.call(path, interface, "GetAll", "s", names.TUNNEL, start=False)
-        if not plain(found).get("ResolvConf"):
+        (variants,) = self.call(path, interface, "GetAll", "s", names.TUNNEL, start=False)
+        found = plain(variants)
+        if not found.get("ResolvConf"):
             text = "the daemon that runs is of an earlier version"
             raise Failure(text, "'systemctl --user restart wg4netnsd'; its tunnels stay")
-        return plain(found)
+        return found
 
     def open_netns(self, path: str) -> int:
         """A tunnel's namespace; the fd is the caller's."""

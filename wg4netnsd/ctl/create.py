@@ -82,14 +82,21 @@ def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[st
         asked["name"] = ("s", name)
     if arguments.interface is not None:
         asked["interface"] = ("s", arguments.interface)
-    if arguments.mtu is not None:
-        asked["mtu"] = ("u", arguments.mtu)
-    if arguments.ignore:
-        asked["ignore"] = ("as", arguments.ignore)
+    asked |= changes(arguments)
     if arguments.handshake:
         asked["wait"] = ("s", "handshake")
     if arguments.timeout is not None:
         asked["timeout_usec"] = ("t", round(arguments.timeout * 1_000_000))
+    return asked
+
+
+def changes(arguments: Arguments) -> dict[str, tuple[str, Any]]:
+    """Those that Reconfigure has too."""
+    asked: dict[str, tuple[str, Any]] = {}
+    if arguments.mtu is not None:
+        asked["mtu"] = ("u", arguments.mtu)
+    if arguments.ignore:
+        asked["ignore"] = ("as", arguments.ignore)
     return asked
 
 

@@ -31,14 +31,27 @@ def make(*, mounts: bool = False, pids: bool = False) -> None:
     flags |= (CLONE_NEWNS if mounts else 0) | (CLONE_NEWPID if pids else 0)
     try:
         unshare(flags)
-        # Before a gid_map can be written without privilege; user_namespaces(7).
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        map_ids(uid, gid)
         if mounts:
             own_mounts()
     except OSError as error:
         raise of_kernel(error, DOCTOR) from None
+
+
+def map_ids(uid: int, gid: int) -> None:
+    """Have them mean in a new user namespace what they mean outside, and no others. Raises OSError,
+    which names the file that the kernel did not take."""
+    for name, content in (
+        ("setgroups", "deny"),  # before a gid_map can be written without privilege
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        path = f"/proc/self/{name}"
+        try:
+            with open(path, "w") as file:
+                file.write(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
 
 
 def own_netns() -> int:
@@ -69,8 +82,3 @@ def enter(netns: int) -> None:
             text = "the namespace's owner is not a user namespace of yours"
             raise Failure(text, "it can be entered from outside of that one only") from None
         raise of_kernel(error) from None
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)

@@ -228,7 +228,7 @@ def _add_json(command: ArgumentParser, text: str = "as JSON") -> None:
 
 def _add_command(command: ArgumentParser) -> None:
     command.add_argument(
-        "command", nargs=argparse.REMAINDER, type=str, metavar="-- CMD…", help="and its arguments"
+        "command", nargs=argparse.REMAINDER, metavar="-- CMD…", help="and its arguments"
     )
 
 

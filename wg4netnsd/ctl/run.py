@@ -8,7 +8,7 @@ from argparse import Namespace as Arguments
 from collections.abc import Iterator
 from typing import Any
 
-from wg4netnsd.ctl import create, namespaces
+from wg4netnsd.ctl import create, mounts, namespaces
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import DOCTOR, NOT_STARTED, Failure, of_kernel
 
@@ -81,7 +81,7 @@ def _not_started_yet() -> Iterator[None]:
 
 def _go_on_in_it(client: Client, path: str) -> dict[str, Any]:
     """What the command is to find, but for the namespaces. Returns the tunnel's properties."""
-    from wg4netnsd.ctl import lookups, mounts
+    from wg4netnsd.ctl import lookups
 
     tunnel = client.properties(path)
     lookups.confine(tunnel["ResolvConf"])

@@ -41,8 +41,6 @@ _COMPLETIONS: Final = (
     ("_wg4netnsctl", f"{_ZSH}/_wg4netnsctl"),
 )
 
-_BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-
 
 class Placed(NamedTuple):
     """A file that `setup` writes."""
@@ -169,7 +167,7 @@ def _enabled() -> list[Path]:
 
 def _running_daemon() -> int | None:
     """Its process, on the bus that we are on."""
-    method = [*_BUS, "GetConnectionUnixProcessID", "s", names.BUS_NAME]
+    method = [*names.BUS, "GetConnectionUnixProcessID", "s", names.BUS_NAME]
     answer = _output("busctl", "--user", "call", *method)  # "u 1234"
     return int(answer.split()[1]) if answer else None
 
@@ -177,14 +175,14 @@ def _running_daemon() -> int | None:
 def _reload() -> list[str]:
     """Neither manager need be there: both read the files when they start."""
     done = []
-    if not _succeeds("busctl", "--user", "--quiet", "call", *_BUS, "GetId") and _succeeds(
+    if not _succeeds("busctl", "--user", "--quiet", "call", *names.BUS, "GetId") and _succeeds(
         # A user manager that has run since before the bus's package was installed.
         "systemctl", "--user", "--quiet", "start", "dbus.socket"
     ):  # fmt: skip
         done.append("started the session bus")
     if _succeeds("systemctl", "--user", "--quiet", "daemon-reload"):
         done.append("reloaded the user manager")
-    if _succeeds("busctl", "--user", "--quiet", "call", *_BUS, "ReloadConfig"):
+    if _succeeds("busctl", "--user", "--quiet", "call", *names.BUS, "ReloadConfig"):
         done.append("reloaded the session bus")
     return done
 

@@ -11,11 +11,10 @@ from argparse import Namespace as Arguments
 from collections.abc import Iterator
 from typing import Any, Final
 
-from wg4netnsd import names
 from wg4netnsd.ctl import colours
 from wg4netnsd.ctl.client import Client, plain
 from wg4netnsd.ctl.colours import paint
-from wg4netnsd.ctl.failure import Failure, without_name
+from wg4netnsd.ctl.failure import without_name
 
 _KEYS: Final = {
     "name": "Name",
@@ -55,11 +54,12 @@ def run_list(arguments: Arguments) -> None:
 
 def run_show(arguments: Arguments) -> None:
     with Client() as client:
-        found = client.tunnels()
         if arguments.name:
             path = client.find(arguments.name)
-            found = {path: found[path]} if path in found else {}
-        described = [_describe(client, path, tunnel) for path, tunnel in found.items()]
+            found = {path: client.properties(path)}
+        else:
+            found = client.tunnels()
+    described = [_describe(path, tunnel) for path, tunnel in found.items()]
     if arguments.json:
         print(json.dumps(described))
     elif described:
@@ -125,14 +125,11 @@ def _cut(values: str, room: float) -> str:
 # ---------------------------------------------------------------- show
 
 
-def _describe(client: Client, path: str, tunnel: dict[str, Any]) -> dict[str, Any]:
-    """As `--json` shows it; the peers with their counters."""
-    try:
-        (peers,) = client.call(path, names.TUNNEL, "GetPeers", start=False)
-    except Failure:  # its engine is not up: then what was known last
-        peers = tunnel["Peers"]
+def _describe(path: str, tunnel: dict[str, Any]) -> dict[str, Any]:
+    """As `--json` shows it. The daemon has just asked the engine for the peers' counters."""
     known = {key: tunnel[name] for key, name in _KEYS.items() if name in tunnel}
-    return known | {"path": path, "peers": {key: plain(peer) for key, peer in peers.items()}}
+    peers = {key: plain(peer) for key, peer in tunnel["Peers"].items()}
+    return known | {"path": path, "peers": peers}
 
 
 def _lines(tunnel: dict[str, Any]) -> Iterator[str]:

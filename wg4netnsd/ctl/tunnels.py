@@ -80,12 +80,7 @@ def reload(arguments: Arguments) -> None:
         client = stack.enter_context(Client())
         path = client.find(arguments.name)
         conf = stack.enter_context(create.opened(arguments.conf or arguments.name))
-        asked = {}
-        if arguments.mtu is not None:
-            asked["mtu"] = ("u", arguments.mtu)
-        if arguments.ignore:
-            asked["ignore"] = ("as", arguments.ignore)
-        body = ("ha{sv}", conf.fd, asked)
+        body = ("ha{sv}", conf.fd, create.changes(arguments))
         _wait(client, path, "Reconfigure", *body, what="looking names up")
 
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from wg4netnsd.ctl.colours import GREEN, RED, YELLOW, paint
 from wg4netnsd.ctl.doctor import daemon, machine, namespaces, programs, session
 from wg4netnsd.ctl.doctor.busprobe import Unanswered
-from wg4netnsd.ctl.doctor.finding import COMMAND, STATUSES, Finding, problem
+from wg4netnsd.ctl.doctor.finding import COMMAND, STATUSES, Finding, NotYet, after, problem
 
 EXIT_WELL: Final = 0
 EXIT_PROBLEM: Final = 1
@@ -78,6 +78,8 @@ def _look(check: Check) -> Finding:
     """Whatever becomes of it: on a strange machine the others are worth the more."""
     try:
         return check.look()
+    except NotYet as first:
+        return after(str(first))
     except Unanswered as error:
         return problem(str(error), "See to 'session bus' first.")
     except Exception as error:

@@ -3,16 +3,16 @@ nobody is started for it."""
 
 from __future__ import annotations
 
-import os
 from typing import Any, Final, Self
 
 from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, new_method_call
 from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-__all__ = ["BUS", "AuthenticationError", "Bus", "Unanswered", "address"]
+from wg4netnsd import names
+from wg4netnsd.ctl.client import plain
 
-BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+__all__ = ["AuthenticationError", "Bus", "Unanswered"]
 
 ANSWER_TIME: Final = 0.5
 """Seconds for each answer; a bus or a daemon that is well takes a hundredth of that."""
@@ -56,16 +56,8 @@ class Bus:
         """All of an interface's. Raises Unanswered."""
         standard = "org.freedesktop.DBus.Properties"
         (variants,) = self.ask(destination, path, standard, "GetAll", "s", interface)
-        return {name: value for name, (_, value) in variants.items()}
+        return plain(variants)
 
     def has_owner(self, name: str) -> bool:
         """Raises Unanswered."""
-        return bool(self.ask(*BUS, "NameHasOwner", "s", name)[0])
-
-
-def address() -> str:
-    """The session bus's; empty where the environment does not tell."""
-    if given := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
-        return given
-    directory = os.environ.get("XDG_RUNTIME_DIR")
-    return f"unix:path={directory}/bus" if directory else ""
+        return bool(self.ask(*names.BUS, "NameHasOwner", "s", name)[0])

@@ -44,6 +44,10 @@ INSTALL_ANEW: Final = (
 )
 
 
+class NotYet(Exception):
+    """The title of the check whose problem is to be solved first."""
+
+
 def after(title: str) -> Finding:
     """Nothing can be said before another check's problem is solved."""
     return note("can't be looked at yet", f"See to '{title}' first.")

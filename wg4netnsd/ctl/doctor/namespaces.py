@@ -20,7 +20,8 @@ from wg4netnsd.ctl.doctor.procfs import (
     status,
     sysctl,
 )
-from wg4netnsd.ctl.doctor.trial import TUN_DEVICE, Outcome
+from wg4netnsd.ctl.doctor.trial import Outcome
+from wg4netnsd.tun import DEVICE as TUN_DEVICE
 
 ENOUGH: Final = 15000
 """For the limits of namespaces; distributions have about as many."""

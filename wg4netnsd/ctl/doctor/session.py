@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd.ctl.doctor import busprobe
+from wg4netnsd import addresses
 from wg4netnsd.ctl.doctor.busprobe import AuthenticationError, Bus, Unanswered
-from wg4netnsd.ctl.doctor.finding import Finding, after, note, ok, problem, run
+from wg4netnsd.ctl.doctor.finding import Finding, NotYet, note, ok, problem, run
 from wg4netnsd.ctl.doctor.procfs import is_initial_userns, user
 
 SYSTEMD: Final = "org.freedesktop.systemd1"
@@ -45,7 +45,7 @@ def runtime_directory() -> Finding:
 
 
 def session_bus() -> Finding:
-    if not (address := busprobe.address()):
+    if not (address := addresses.session()):
         return problem(
             "neither XDG_RUNTIME_DIR nor DBUS_SESSION_BUS_ADDRESS tells where it is",
             "See to 'runtime directory' first.",
@@ -61,16 +61,18 @@ def session_bus() -> Finding:
     return ok(address)
 
 
-def connected() -> Bus | None:
-    """The session bus, if there is one: session_bus() tells why not."""
-    return bus if isinstance(bus := _connect(), Bus) else None
+def connected() -> Bus:
+    """The session bus. Raises NotYet where there is none: session_bus() tells why."""
+    if isinstance(bus := _connect(), Bus):
+        return bus
+    raise NotYet("session bus")
 
 
 @functools.cache
 def _connect() -> Bus | Exception:
     """It is asked for once, as one that hangs takes its time."""
     try:
-        return Bus.connect(busprobe.address())
+        return Bus.connect(addresses.session())
     except Exception as error:  # jeepney's are of many types, none of them documented
         return error
 
@@ -121,8 +123,6 @@ def _how_to_get_bus(address: str, error: Exception) -> list[str]:
 
 def user_manager() -> Finding:
     bus = connected()
-    if not bus:
-        return after("session bus")
     try:
         if not bus.has_owner(SYSTEMD):
             return _no_manager()

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
+from wg4netnsd import tun
+from wg4netnsd.ctl.namespaces import map_ids
 from wg4netnsd.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -28,7 +30,6 @@ from wg4netnsd.syscalls import (
     IFF_TUN,
     IFF_VNET_HDR,
     PR_SET_PDEATHSIG,
-    TUNGETDEVNETNS,
     TUNSETIFF,
     ioctl,
     mount,
@@ -45,8 +46,6 @@ INTERFACE: Final = "a TUN interface"
 MOUNT_NAMESPACE: Final = "a mount namespace"
 PID_NAMESPACE: Final = "a PID namespace"
 PROC: Final = "mounting its /proc"
-
-TUN_DEVICE: Final = "/dev/net/tun"
 
 _TIME: Final = 1.0
 """Seconds that all steps have; they need a hundredth of that."""
@@ -139,7 +138,7 @@ def _steps() -> dict[str, _Step]:
     uid, gid = os.getuid(), os.getgid()  # in a new user namespace it is 65534 until it is mapped
     return {
         USER_NAMESPACE: _Step(lambda: unshare(CLONE_NEWUSER)),
-        ID_MAP: _Step(lambda: _map_ids(uid, gid), USER_NAMESPACE),
+        ID_MAP: _Step(lambda: map_ids(uid, gid), USER_NAMESPACE),
         NETWORK_NAMESPACE: _Step(lambda: unshare(CLONE_NEWNET), ID_MAP),
         LOOPBACK: _Step(_take_loopback_up, NETWORK_NAMESPACE),
         IPV6: _Step(_find_loopback_address, LOOPBACK),
@@ -148,20 +147,6 @@ def _steps() -> dict[str, _Step]:
         PID_NAMESPACE: _Step(lambda: unshare(CLONE_NEWPID), MOUNT_NAMESPACE),
         PROC: _Step(_mount_proc, PID_NAMESPACE),
     }
-
-
-def _map_ids(uid: int, gid: int) -> None:
-    # Before a gid_map can be written without privilege: user_namespaces(7).
-    for file, content in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        path = f"/proc/self/{file}"
-        try:
-            Path(path).write_text(content)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None
 
 
 def _take_loopback_up() -> None:
@@ -177,10 +162,10 @@ def _find_loopback_address() -> None:
 
 
 def _make_interface() -> None:
-    tun = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(tun.DEVICE, os.O_RDWR | os.O_CLOEXEC)
     request = struct.pack(_IFREQ, b"wg0", IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)
-    ioctl(tun, TUNSETIFF, request, "TUNSETIFF")
-    ioctl(tun, TUNGETDEVNETNS, 0, "TUNGETDEVNETNS")
+    ioctl(fd, TUNSETIFF, request, "TUNSETIFF")
+    tun.netns_fd(fd)
 
 
 def _mount_proc() -> None:
