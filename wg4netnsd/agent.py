@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from wg4netnsd import interface
 from wg4netnsd.interface import Change, Refused, Request, Settings
 from wg4netnsd.linkwatch import Watched
-from wg4netnsd.rtnetlink import Link
+from wg4netnsd.rtnetlink import Link, Netlink
 from wg4netnsd.syscalls import PR_SET_DUMPABLE, PR_SET_NAME, prctl
 
 __all__ = ["Agent", "Change", "Request", "Settings", "fork"]
@@ -108,7 +108,7 @@ def _serve(control: socket.socket) -> None:
     prctl(PR_SET_NAME, b"wg4netns-agent")
     # Once in a caller's user namespace, whoever is root there could ptrace us; see ptrace(2).
     prctl(PR_SET_DUMPABLE, 0)
-    _warm_up()
+    _rehearse()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are nobody's to collect
     asked = False
     while True:
@@ -168,15 +168,22 @@ def _refuse(control: socket.socket, reason: _NoChild) -> bool:
     return True
 
 
-def _warm_up() -> None:
-    """Run what a request will run: pyroute2 builds its encoders at first use, and a fresh child has
-    to copy every page that it touches. Takes a millisecond that nobody waits for."""
+def _rehearse() -> None:
+    """Do what a request will ask for, as far as it changes nothing: pyroute2 builds its encoders at
+    first use, and a fresh child has to copy every page that it touches. Nobody waits for it yet."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"{}")
+        ours.shutdown(socket.SHUT_WR)
+        _answer(-1, theirs)
+    with Netlink() as netlink:
+        netlink.find("lo")
     settings = Settings(1420, ["192.0.2.1/32", "2001:db8::1/128"], ["0.0.0.0/0", "::/0"])
     interface.messages(Link("wg0", 1), settings)
 
 
 def _child(control: socket.socket, announce: int) -> None:
-    _warm_up()
+    _rehearse()
     request = _take(control)
     os.write(announce, TAKEN if request else ENDED)
     if not request:

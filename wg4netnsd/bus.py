@@ -170,7 +170,8 @@ class Bus:
             self._forget(sender)
 
     def _forget(self, sender: str) -> set[Callable[[], object]]:
-        self._match_owner("RemoveMatch", sender)
+        # After the reply, if one is due now. The bus counts equal rules: this ends the oldest.
+        asyncio.get_running_loop().call_soon(self._match_owner, "RemoveMatch", sender)
         return self._watched.pop(sender)
 
     async def _check_owner(self, sender: str) -> None:

@@ -13,7 +13,6 @@ import asyncio
 import errno
 import logging
 import socket
-import struct
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -35,15 +34,13 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from wg4netnsd.nlmsg import IFF_UP, IFINFOMSG, NLMSGHDR, split
 from wg4netnsd.rtnetlink import (
-    IFF_UP,
-    NLMSGHDR,
     RT_SCOPE_UNIVERSE,
     RT_TABLE_MAIN,
     RTN_UNICAST,
     Netlink,
     decode,
-    split,
 )
 
 log = logging.getLogger(__name__)
@@ -209,8 +206,7 @@ def contradicts(kind: int, message: bytes, known: Place) -> bool:
         route = route_of(message)
         return route is not None and (route in known.routes) != (kind == RTM_NEWROUTE)
     if kind in (RTM_NEWLINK, RTM_DELLINK):
-        # struct ifinfomsg: family, type, index, flags, …
-        index, flags = struct.unpack_from("=4xiI", message, NLMSGHDR.size)
+        _, _, index, flags, _ = IFINFOMSG.unpack_from(message, NLMSGHDR.size)
         gone = kind == RTM_DELLINK or not flags & IFF_UP
         return gone and any(hop.link == index for route in known.routes for hop in route.hops)
     return False

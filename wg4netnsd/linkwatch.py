@@ -28,11 +28,10 @@ from pyroute2.netlink.rtnl import (
     RTMGRP_LINK,
     RTNLGRP_NSID,
 )
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 
-from wg4netnsd import rtnetlink, tun
-from wg4netnsd.rtnetlink import IFF_UP, NLMSGHDR, Netlink
+from wg4netnsd import nlmsg, rtnetlink, tun
+from wg4netnsd.nlmsg import NLMSGHDR, LinkInfo
+from wg4netnsd.rtnetlink import Netlink
 
 SOL_NETLINK = 270  # linux/socket.h
 NETLINK_ADD_MEMBERSHIP, NETLINK_LISTEN_ALL_NSID = 1, 8  # linux/netlink.h
@@ -210,19 +209,16 @@ def understand(
     socket's own, which also answers what was asked. An error is such an answer."""
     _, kind, *_ = NLMSGHDR.unpack_from(message)
     if kind == NLMSG_ERROR:
-        code = rtnetlink.error_of(message)
+        code = nlmsg.error_of(message)
         return OSError(code, os.strerror(code), f"link {ifindex}")
     if kind == RTM_DELNSID:
         # Other namespaces have their own numbers for others.
-        gone = sender is None and rtnetlink.decode(nsidmsg, message).get_attr("NETNSA_NSID") == nsid
-        return Gone.ENDED if gone else None
-    # struct ifinfomsg begins with the family, AF_BRIDGE where it is about a bridge's port.
-    family, found = struct.unpack_from("=B3xi", message, NLMSGHDR.size)
-    about_it = (family, found) == (socket.AF_UNSPEC, ifindex) and sender in (None, nsid)
-    if not about_it or kind not in (RTM_NEWLINK, RTM_DELLINK):
+        return Gone.ENDED if sender is None and nlmsg.nsid_of(message) == nsid else None
+    if kind not in (RTM_NEWLINK, RTM_DELLINK) or sender not in (None, nsid):
         return None
-    link = rtnetlink.decode(ifinfmsg, message)
+    link = LinkInfo.of(message)
+    if (link.family, link.ifindex) != (socket.AF_UNSPEC, ifindex):
+        return None
     if kind == RTM_NEWLINK:
-        return LinkStatus(link.get_attr("IFLA_IFNAME"), bool(link["flags"] & IFF_UP))
-    # Where to, as of Linux 4.15.
-    return Gone.DELETED if link.get_attr("IFLA_NEW_NETNSID") is None else Gone.MOVED
+        return LinkStatus(link.name, link.up)
+    return Gone.MOVED if link.moved else Gone.DELETED

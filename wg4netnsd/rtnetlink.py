@@ -1,6 +1,7 @@
 """rtnetlink(7) over one raw socket: what can be asked of the kernel, and what it tells.
 
-pyroute2's classes encode and decode; its IPRoute would bring a thread and a cache.
+pyroute2's classes decode addresses and routes; its IPRoute would bring a thread and a cache. What a
+create waits for is by hand: it takes a tenth of the time (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -46,19 +47,38 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWROUTE,
 )
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-IFF_UP = 1  # linux/if.h
-IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # linux/if_link.h
-IPV4_DEVCONF_PROMOTE_SECONDARIES = 20  # linux/ip.h
-IN6_ADDR_GEN_MODE_NONE = 1  # linux/if_link.h
-RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1  # linux/rtnetlink.h
+from wg4netnsd.nlmsg import (
+    IFADDRMSG,
+    IFF_UP,
+    IFINFOMSG,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    NETNSA_NSID,
+    NLMSGHDR,
+    RTGENMSG,
+    RTMSG,
+    LinkInfo,
+    attribute,
+    error_of,
+    nsid_of,
+    number,
+    split,
+)
+
+# Of linux/if_link.h, if_addr.h, rtnetlink.h, ip.h, net_namespace.h:
+IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_TARGET_NETNSID = 26, 28, 46
+IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+IFA_ADDRESS, IFA_LOCAL = 1, 2
+RTA_DST, RTA_OIF, RTA_PRIORITY = 1, 4, 6
+RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTNH_F_ONLINK = 4
-ANY_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h, -1
-RTM_F_CLONED = 0x200  # of linux/rtnetlink.h: learned of a path, as its MTU, and nobody's route
+NETNSA_FD = 3
+NETNSA_NSID_NOT_ASSIGNED = -1
+RTM_F_CLONED = 0x200  # learned of a path, as its MTU, and nobody's route
 DEFAULT_METRIC: Final = {4: 0, 6: 1024}  # IP6_RT_PRIO_USER of linux/ipv6_route.h
 DUMP_TRIES: Final = 3
 ACKS_AT_ONCE = 64  # an ack takes 768 bytes of a receive buffer of 212,992
@@ -67,7 +87,6 @@ Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 EVERY_ERROR: Final = range(1, 4096)  # MAX_ERRNO of linux/err.h
-NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 
 
 class Message(NamedTuple):
@@ -158,21 +177,18 @@ class Netlink:
             if error.errno != errno.ENODEV:
                 raise
             return None
-        found = decode(ifinfmsg, answer)
-        information = found.get_attr("IFLA_LINKINFO")
-        kind = information.get_attr("IFLA_INFO_KIND") if information else ""
-        link = Link(name, found["index"])
-        return Found(link, kind, bool(found["flags"] & IFF_UP), found.get_attr("IFLA_MTU"))
+        info = LinkInfo.of(answer)
+        return Found(Link(name, info.ifindex), info.kind, info.up, info.mtu)
 
     def nsid(self, netns: int) -> int:
         """The number by which ours knows another namespace, of which this is an fd; given now, if
         it has none. A number keeps no namespace alive."""
-        attrs = [("NETNSA_FD", netns)]
-        any_number = ("NETNSA_NSID", ANY_NSID)
-        new = _encode("nsid", nsidmsg(), RTM_NEWNSID, NLM_F_ACK, attrs=[*attrs, any_number])
+        body, fd = RTGENMSG.pack(socket.AF_UNSPEC), number(NETNSA_FD, netns)
+        any_number = number(NETNSA_NSID, NETNSA_NSID_NOT_ASSIGNED)
+        new = _encode("nsid", RTM_NEWNSID, NLM_F_ACK, body, fd, any_number)
         self.apply([new._replace(fine=(errno.EEXIST,))])
-        ((answer,), _) = self._ask(_encode("nsid", nsidmsg(), RTM_GETNSID, 0, attrs=attrs))
-        return int(decode(nsidmsg, answer).get_attr("NETNSA_NSID"))
+        ((answer,), _) = self._ask(_encode("nsid", RTM_GETNSID, 0, body, fd))
+        return nsid_of(answer)
 
     def addresses(self, link: Link) -> list[Interface]:
         """Those that are set on the interface."""
@@ -247,49 +263,39 @@ class Netlink:
 
 def get_link(*, name: str = "", index: int = 0, nsid: int | None = None) -> Message:
     """An interface, by its name or its index; in the namespace `nsid`, if that is given."""
-    attrs: list[tuple[str, object]] = [("IFLA_IFNAME", name)] if name else []
+    attributes = [attribute(IFLA_IFNAME, name.encode() + b"\0")] if name else []
     if nsid is not None:
-        attrs.append(("IFLA_IF_NETNSID", nsid))  # of Linux 4.16; later also IFLA_TARGET_NETNSID
-    return _encode(f"link {name or index}", ifinfmsg(), RTM_GETLINK, 0, index=index, attrs=attrs)
+        attributes.append(number(IFLA_TARGET_NETNSID, nsid))  # as of Linux 4.16
+    link = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    return _encode(f"link {name or index}", RTM_GETLINK, 0, link, *attributes)
 
 
 def move_link(link: Link, netns: int) -> Message:
     """Into another namespace, by an fd of that."""
-    return _set_link(f"move {link.name}", link, attrs=[("IFLA_NET_NS_FD", netns)])
+    return _set_link(f"move {link.name}", link, number(IFLA_NET_NS_FD, netns))
 
 
 def link_up(link: Link) -> Message:
-    return _set_link(f"link {link.name} up", link, flags=IFF_UP, change=IFF_UP)
+    return _set_link(f"link {link.name} up", link, flags=IFF_UP)
 
 
 def link_mtu(link: Link, mtu: int) -> Message:
-    return _set_link(f"MTU {mtu} on {link.name}", link, attrs=[("IFLA_MTU", mtu)])
+    return _set_link(f"MTU {mtu} on {link.name}", link, number(IFLA_MTU, mtu))
 
 
 def no_link_local(link: Link) -> Message:
     """No link-local address, as the kernel's own WireGuard has none: its router solicitations
     would start handshakes that nobody asked for."""
-    mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
-    attrs = [("IFLA_AF_SPEC", {"attrs": [("AF_INET6", mode)]})]
-    return _set_link(f"addrgenmode on {link.name}", link, attrs=attrs)
+    mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+    families = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, mode))
+    return _set_link(f"addrgenmode on {link.name}", link, families)
 
 
 def promote_secondaries(link: Link) -> Message:
-    """Have a subnet's next IPv4 address take the place of its first, when that is deleted.
-
-    By hand: pyroute2 knows IFLA_INET_CONF only as what the kernel tells.
-    """
-    attribute = struct.pack("=I", 1)
-    for kind in (
-        IPV4_DEVCONF_PROMOTE_SECONDARIES,
-        IFLA_INET_CONF,
-        socket.AF_INET,
-        IFLA_AF_SPEC,
-    ):
-        attribute = struct.pack("=HH", 4 + len(attribute), kind) + attribute
-    body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, link.index, 0, 0) + attribute
-    header = NLMSGHDR.pack(NLMSGHDR.size + len(body), RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, 0, 0)
-    return Message(f"promote_secondaries on {link.name}", header + body)
+    """Have a subnet's next IPv4 address take the place of its first, when that is deleted."""
+    setting = attribute(IFLA_INET_CONF, number(IPV4_DEVCONF_PROMOTE_SECONDARIES, 1))
+    families = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET, setting))
+    return _set_link(f"promote_secondaries on {link.name}", link, families)
 
 
 def new_address(link: Link, address: Interface) -> Message:
@@ -316,55 +322,47 @@ def del_route(link: Link, network: Network) -> Message:
     return message._replace(fine=(errno.ESRCH,))
 
 
-def _set_link(operation: str, link: Link, **fields: Any) -> Message:
-    return _encode(operation, ifinfmsg(), RTM_NEWLINK, NLM_F_ACK, index=link.index, **fields)
+def _set_link(operation: str, link: Link, *attributes: bytes, flags: int = 0) -> Message:
+    """`flags`: those to be set."""
+    body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, link.index, flags, flags)
+    return _encode(operation, RTM_NEWLINK, NLM_F_ACK, body, *attributes)
 
 
 def _address(link: Link, address: Interface, kind: int, flags: int = 0) -> Message:
+    family, length = _family(address.version), address.network.prefixlen
     return _encode(
         f"address {address} on {link.name}",
-        ifaddrmsg(),
         kind,
         NLM_F_ACK | flags,
-        family=_family(address.version),
-        prefixlen=address.network.prefixlen,
-        index=link.index,
-        attrs=[("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))],
+        IFADDRMSG.pack(family, length, 0, RT_SCOPE_UNIVERSE, link.index),
+        attribute(IFA_LOCAL, address.packed),
+        attribute(IFA_ADDRESS, address.packed),
     )
 
 
 def _route(link: Link, network: Network, kind: int, flags: int = 0, metric: int = 0) -> Message:
-    target = [("RTA_DST", str(network.network_address))] if network.prefixlen else []
-    priority = [("RTA_PRIORITY", metric)] if metric else []
+    family, length = _family(network.version), network.prefixlen
+    scope = RT_SCOPE_LINK if network.version == 4 else RT_SCOPE_UNIVERSE
+    attributes = [number(RTA_OIF, link.index)]
+    if length:
+        attributes.append(attribute(RTA_DST, network.network_address.packed))
+    if metric:
+        attributes.append(number(RTA_PRIORITY, metric))
+    kept = RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST
     return _encode(
         f"route {network} dev {link.name}",
-        rtmsg(),
         kind,
         NLM_F_ACK | flags,
-        family=_family(network.version),
-        dst_len=network.prefixlen,
-        table=RT_TABLE_MAIN,
-        proto=RTPROT_STATIC,
-        scope=RT_SCOPE_LINK if network.version == 4 else RT_SCOPE_UNIVERSE,
-        type=RTN_UNICAST,
-        attrs=[*target, *priority, ("RTA_OIF", link.index)],
+        RTMSG.pack(family, length, 0, 0, *kept, 0),
+        *attributes,
     )
 
 
-# ---------------------------------------------------------------- struct nlmsghdr
-
-
-def _encode(operation: str, message: Any, kind: int, how: int, **fields: Any) -> Message:
-    for field, value in fields.items():
-        message[field] = value
-    message["header"] = {
-        "type": kind,
-        "flags": NLM_F_REQUEST | how,
-        "sequence_number": 0,
-        "pid": 0,
-    }
-    message.encode()
-    return Message(operation, bytes(message.data))
+def _encode(operation: str, kind: int, how: int, body: bytes, *attributes: bytes) -> Message:
+    """`body`: the struct that messages of this kind begin with."""
+    content = body + b"".join(attributes)
+    header = NLMSGHDR.pack(NLMSGHDR.size + len(content), kind, NLM_F_REQUEST | how, 0, 0)
+    return Message(operation, header + content)
 
 
 def decode(decoder: Any, data: bytes) -> Any:
@@ -372,20 +370,6 @@ def decode(decoder: Any, data: bytes) -> Any:
     message = decoder(data)
     message.decode()
     return message
-
-
-def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Its messages, each with its type. Each begins at a multiple of 4."""
-    while len(datagram) >= NLMSGHDR.size:
-        length, kind, *_ = NLMSGHDR.unpack_from(datagram)
-        yield kind, datagram[:length]
-        datagram = datagram[(length + 3) & ~3 :]
-
-
-def error_of(answer: bytes) -> int:
-    """The errno of an NLMSG_ERROR or NLMSG_DONE, or 0: they begin with its negative."""
-    code: int = struct.unpack_from("=i", answer, NLMSGHDR.size)[0]
-    return -code
 
 
 def _family(version: int) -> int:
