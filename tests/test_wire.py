@@ -8,7 +8,8 @@ from jeepney import HeaderFields, MessageType, Parser
 
 from support import rawbus
 from support.rawbus import Raw
-from wg4netnsd import wire
+from wg4netnsd import connection, wire
+from wg4netnsd.connection import Message, Variant
 
 
 def message(
@@ -103,3 +104,22 @@ def test_an_error_as_others_read_it(sender: str, text: str) -> None:
     assert parsed.header.fields[HeaderFields.destination] == sender
     assert parsed.header.fields[HeaderFields.error_name] == "org.example.Error"
     assert parsed.body == (text,)
+
+
+def test_a_message_is_what_dbus_next_would_make_of_it() -> None:
+    """All of the header's fields, of every length there is to pad."""
+    for length in range(1, 17):
+        signal = Message.new_signal(
+            "/" + "p" * length, f"i.{'i' * length}", "m" * length, "a{sv}", [{"k": Variant("q", 1)}]
+        )
+        answer = Message(
+            message_type=connection.MessageType.METHOD_RETURN,
+            reply_serial=length,
+            destination=":1." + "4" * length,
+            signature="h",
+            body=[0],
+            unix_fds=[0],
+        )
+        for made in (signal, answer):
+            made.serial = 7
+            assert connection.marshal(made) == bytes(made._marshall(negotiate_unix_fd=True))
