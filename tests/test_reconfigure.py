@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jeepney import HeaderFields, MessageType
 
+from support import processes
 from support.bus import PROPERTIES, TUNNEL, Bus, Client, DBusError
 from support.daemon import Daemon
 from support.fds import memfd, pipe, udp_port_in_use
@@ -754,6 +755,7 @@ def test_an_engine_that_hangs(tunnel: Make) -> None:
     subject = tunnel(ONE)
     pid, port, resolv_conf = subject.get("EnginePID"), subject.get("ListenPort"), subject.file()
     os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: processes.state(pid) == "T", "it has stopped")
     with pytest.raises(DBusError, match="Timeout"):
         subject.reconfigure(replace(ONE, mtu=1300, dns=("10.9.0.1",), peers=(P2, P3)))
     assert subject.file() == resolv_conf

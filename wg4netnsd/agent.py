@@ -169,8 +169,8 @@ def _refuse(control: socket.socket, reason: _NoChild) -> bool:
 
 
 def _rehearse() -> None:
-    """Do what a request will ask for, as far as it changes nothing: pyroute2 builds its encoders at
-    first use, and a fresh child has to copy every page that it touches. Nobody waits for it yet."""
+    """Do what a request will ask for, as far as it changes nothing: a fresh child has to copy
+    every page that it touches, and nobody waits for it yet."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(b"{}")

@@ -14,9 +14,10 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from pyroute2.netlink.rtnl import (
+from wg4netnsd.nlmsg import (
+    NLMSGHDR,
     RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELROUTE,
@@ -30,18 +31,10 @@ from pyroute2.netlink.rtnl import (
     RTMGRP_IPV6_IFADDR,
     RTMGRP_IPV6_ROUTE,
     RTMGRP_LINK,
+    split,
 )
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
-from wg4netnsd.nlmsg import IFF_UP, IFINFOMSG, NLMSGHDR, split
-from wg4netnsd.rtnetlink import (
-    RT_SCOPE_UNIVERSE,
-    RT_TABLE_MAIN,
-    RTN_UNICAST,
-    Netlink,
-    decode,
-)
+from wg4netnsd.rtinfo import AddressInfo, Hop, LinkInfo, RouteInfo
+from wg4netnsd.rtnetlink import RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST, Netlink
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +109,6 @@ class Address(NamedTuple):
     prefixlen: int
 
 
-class Hop(NamedTuple):
-    link: int
-    gateway: str
-
-
 class Route(NamedTuple):
     """A default route. Several hops share its traffic."""
 
@@ -153,13 +141,11 @@ def address_of(message: bytes, known: Collection[Address]) -> Address | None:
     Nor by a tentative one. But one that was good is tentative again each time that its link comes
     back, until it has been probed again (RFC 4862, 5.4): that is not its end.
     """
-    found = decode(ifaddrmsg, message)
-    if found["scope"] != RT_SCOPE_UNIVERSE or found["index"] == LOOPBACK_IFINDEX:
+    info = AddressInfo.of(message)
+    if info.scope != RT_SCOPE_UNIVERSE or info.ifindex == LOOPBACK_IFINDEX:
         return None
-    # IFA_ADDRESS is the peer's where the link is point-to-point; IPv6 has IFA_LOCAL only there.
-    text = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
-    address = Address(found["index"], text, found["prefixlen"])
-    return None if found["flags"] & IFA_F_TENTATIVE and address not in known else address
+    address = Address(info.ifindex, info.address, info.prefixlen)
+    return None if info.flags & IFA_F_TENTATIVE and address not in known else address
 
 
 def route_of(message: bytes) -> Route | None:
@@ -167,19 +153,10 @@ def route_of(message: bytes) -> Route | None:
     family, prefixlen = message[NLMSGHDR.size], message[NLMSGHDR.size + 1]  # of struct rtmsg
     if prefixlen != 0 or family not in (socket.AF_INET, socket.AF_INET6):
         return None  # most are: they cost no decoding
-    found = decode(rtmsg, message)
-    if found["type"] != RTN_UNICAST or found.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
+    info = RouteInfo.of(message)
+    if info.type != RTN_UNICAST or info.table != RT_TABLE_MAIN:
         return None
-    if hops := found.get_attr("RTA_MULTIPATH"):
-        ways = tuple(Hop(hop["oif"], _gateway(hop)) for hop in hops)
-    else:
-        ways = (Hop(found.get_attr("RTA_OIF"), _gateway(found)),)
-    return Route(family, found.get_attr("RTA_PRIORITY") or 0, ways)
-
-
-def _gateway(hop: Any) -> str:
-    """RTA_VIA has it where its family is not the route's (RFC 5549)."""
-    return str(hop.get_attr("RTA_GATEWAY") or hop.get_attr("RTA_VIA") or "")
+    return Route(family, info.metric, info.hops)
 
 
 def difference(before: Place, after: Place) -> str:
@@ -206,9 +183,11 @@ def contradicts(kind: int, message: bytes, known: Place) -> bool:
         route = route_of(message)
         return route is not None and (route in known.routes) != (kind == RTM_NEWROUTE)
     if kind in (RTM_NEWLINK, RTM_DELLINK):
-        _, _, index, flags, _ = IFINFOMSG.unpack_from(message, NLMSGHDR.size)
-        gone = kind == RTM_DELLINK or not flags & IFF_UP
-        return gone and any(hop.link == index for route in known.routes for hop in route.hops)
+        link = LinkInfo.of(message)
+        gone = kind == RTM_DELLINK or not link.up
+        return gone and any(
+            hop.link == link.ifindex for route in known.routes for hop in route.hops
+        )
     return False
 
 

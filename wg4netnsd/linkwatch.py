@@ -20,17 +20,17 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from pyroute2.netlink import NLMSG_ERROR
-from pyroute2.netlink.rtnl import (
+from wg4netnsd import nlmsg, rtnetlink, tun
+from wg4netnsd.nlmsg import (
+    NLMSG_ERROR,
+    NLMSGHDR,
     RTM_DELLINK,
     RTM_DELNSID,
     RTM_NEWLINK,
     RTMGRP_LINK,
     RTNLGRP_NSID,
 )
-
-from wg4netnsd import nlmsg, rtnetlink, tun
-from wg4netnsd.nlmsg import NLMSGHDR, LinkInfo
+from wg4netnsd.rtinfo import LinkInfo, nsid_of
 from wg4netnsd.rtnetlink import Netlink
 
 SOL_NETLINK = 270  # linux/socket.h
@@ -213,7 +213,7 @@ def understand(
         return OSError(code, os.strerror(code), f"link {ifindex}")
     if kind == RTM_DELNSID:
         # Other namespaces have their own numbers for others.
-        return Gone.ENDED if sender is None and nlmsg.nsid_of(message) == nsid else None
+        return Gone.ENDED if sender is None and nsid_of(message) == nsid else None
     if kind not in (RTM_NEWLINK, RTM_DELLINK) or sender not in (None, nsid):
         return None
     link = LinkInfo.of(message)

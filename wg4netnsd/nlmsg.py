@@ -1,25 +1,38 @@
-"""netlink(7)'s messages, as far as rtnetlink(7) is made of them: structs, attributes, both ways."""
+"""netlink(7)'s messages, as far as rtnetlink(7) is made of them: numbers, structs, attributes.
+
+Not by pyroute2, whose `import` alone takes 0.1 s, as it brings all that it can do.
+"""
 
 from __future__ import annotations
 
 import struct
 import sys
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Self
+from typing import Final
 
-# Of linux/netlink.h and rtnetlink.h, if_link.h, if_addr.h:
+# Of linux/netlink.h:
 NLMSGHDR: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
+NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
+NLM_F_DUMP = 0x300
+NLA_TYPE_MASK: Final = 0x3FFF  # the rest are flags
+
+# Of linux/rtnetlink.h:
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNSID, RTM_DELNSID, RTM_GETNSID = 88, 89, 90
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
+RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
+RTNLGRP_NSID: Final = 28
 RTATTR: Final = struct.Struct("=HH")  # length, type
+RTGENMSG: Final = struct.Struct("=B3x")  # family
 IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, which of them to change
 IFADDRMSG: Final = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-RTMSG: Final = struct.Struct("=8BI")  # family, 2 prefix lengths, TOS, table, protocol, scope, …
-RTGENMSG: Final = struct.Struct("=B3x")  # family
-
-NLA_TYPE_MASK: Final = 0x3FFF  # the rest are flags
-IFF_UP: Final = 1  # linux/if.h
-IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NEW_NETNSID = 3, 4, 18, 45
-IFLA_INFO_KIND: Final = 1
-NETNSA_NSID: Final = 1  # linux/net_namespace.h
+RTMSG: Final = struct.Struct("=8BI")
+"""Family, lengths of destination and source, TOS, table, protocol, scope, type, flags."""
+RTNEXTHOP: Final = struct.Struct("=HBBi")  # length, flags, weight - 1, index
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -32,74 +45,47 @@ def number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=i", value))
 
 
-def attributes(data: bytes) -> dict[int, bytes]:
-    """Those of a message that has come, by their types."""
-    found = {}
-    at = 0
-    while at + RTATTR.size <= len(data):
-        length, kind = RTATTR.unpack_from(data, at)
+def attributes(message: bytes, body: struct.Struct) -> dict[int, bytes]:
+    """Those of a whole message, by their types. `body`: what messages of its kind begin with."""
+    return nested(message[NLMSGHDR.size + body.size :])
+
+
+def nested(data: bytes) -> dict[int, bytes]:
+    """The same, of an attribute's value."""
+    return {kind & NLA_TYPE_MASK: value for kind, value in _attributes(data)}
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= RTATTR.size:
+        length, kind = RTATTR.unpack_from(data)
         if length < RTATTR.size:
-            break
-        found[kind & NLA_TYPE_MASK] = data[at + RTATTR.size : at + length]
-        at += (length + 3) & ~3
-    return found
+            return
+        yield kind, data[RTATTR.size : length]
+        data = data[aligned(length) :]
+
+
+def integer(value: bytes) -> int:
+    """An attribute's value, which is unsigned; 0 of an empty one."""
+    return int.from_bytes(value, sys.byteorder)
+
+
+def text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()
 
 
 def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Its messages, each with its type. Each begins at a multiple of 4."""
+    """Its messages, each with its type."""
     while len(datagram) >= NLMSGHDR.size:
         length, kind, *_ = NLMSGHDR.unpack_from(datagram)
         yield kind, datagram[:length]
-        datagram = datagram[(length + 3) & ~3 :]
+        datagram = datagram[aligned(length) :]
+
+
+def aligned(length: int) -> int:
+    return (length + 3) & ~3
 
 
 def error_of(answer: bytes) -> int:
     """The errno of an NLMSG_ERROR or NLMSG_DONE, or 0: they begin with its negative."""
     code: int = struct.unpack_from("=i", answer, NLMSGHDR.size)[0]
     return -code
-
-
-def nsid_of(message: bytes) -> int:
-    """By which number a namespace is known, of an RTM_NEWNSID or RTM_DELNSID."""
-    return _int(attributes(message[NLMSGHDR.size + RTGENMSG.size :])[NETNSA_NSID])
-
-
-class LinkInfo(NamedTuple):
-    """What the kernel tells of an interface (RTM_NEWLINK, RTM_DELLINK), as far as we use it.
-
-    It tells some 60 attributes, and four times while a tunnel is made.
-    """
-
-    family: int
-    """AF_UNSPEC, or AF_BRIDGE where it is about a bridge's port."""
-    ifindex: int
-    up: bool
-    name: str
-    mtu: int
-    kind: str
-    """The driver's name, as `tun`; empty for what has none."""
-    moved: bool
-    """Of one that is gone: to another namespace (as of Linux 4.15)."""
-
-    @classmethod
-    def of(cls, message: bytes) -> Self:
-        """Of a whole message, with its header."""
-        family, _, ifindex, flags, _ = IFINFOMSG.unpack_from(message, NLMSGHDR.size)
-        told = attributes(message[NLMSGHDR.size + IFINFOMSG.size :])
-        return cls(
-            family=family,
-            ifindex=ifindex,
-            up=bool(flags & IFF_UP),
-            name=_text(told.get(IFLA_IFNAME, b"")),
-            mtu=_int(told.get(IFLA_MTU, b"")),
-            kind=_text(attributes(told.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")),
-            moved=IFLA_NEW_NETNSID in told,
-        )
-
-
-def _int(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder, signed=True)
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode()

@@ -1,8 +1,4 @@
-"""rtnetlink(7) over one raw socket: what can be asked of the kernel, and what it tells.
-
-pyroute2's classes decode addresses and routes; its IPRoute would bring a thread and a cache. What a
-create waits for is by hand: it takes a tenth of the time (docs/performance.md).
-"""
+"""rtnetlink(7) over one raw socket: what can be asked of the kernel."""
 
 from __future__ import annotations
 
@@ -20,9 +16,12 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
-from pyroute2.netlink import (
+from wg4netnsd import nlmsg
+from wg4netnsd.nlmsg import (
+    IFADDRMSG,
+    IFINFOMSG,
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -33,8 +32,8 @@ from pyroute2.netlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
-)
-from pyroute2.netlink.rtnl import (
+    NLMSGHDR,
+    RTGENMSG,
     RTM_DELADDR,
     RTM_DELROUTE,
     RTM_GETADDR,
@@ -45,34 +44,30 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWLINK,
     RTM_NEWNSID,
     RTM_NEWROUTE,
+    RTMSG,
+    attribute,
+    number,
 )
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
-from wg4netnsd.nlmsg import (
-    IFADDRMSG,
+from wg4netnsd.rtinfo import (
+    IFA_ADDRESS,
+    IFA_LOCAL,
     IFF_UP,
-    IFINFOMSG,
     IFLA_IFNAME,
     IFLA_MTU,
     NETNSA_NSID,
-    NLMSGHDR,
-    RTGENMSG,
-    RTMSG,
+    RTA_DST,
+    RTA_OIF,
+    RTA_PRIORITY,
+    AddressInfo,
     LinkInfo,
-    attribute,
-    error_of,
+    RouteInfo,
     nsid_of,
-    number,
-    split,
 )
 
 # Of linux/if_link.h, if_addr.h, rtnetlink.h, ip.h, net_namespace.h:
 IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_TARGET_NETNSID = 26, 28, 46
 IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
-IFA_ADDRESS, IFA_LOCAL = 1, 2
-RTA_DST, RTA_OIF, RTA_PRIORITY = 1, 4, 6
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTNH_F_ONLINK = 4
@@ -164,7 +159,7 @@ class Netlink:
     def _apply(self, messages: list[Message]) -> None:
         self._socket.send(b"".join(message.encoded for message in messages))
         # Each of them, also after a refusal: what is left unread would answer the next request.
-        codes = [error_of(self._socket.recv(65536)) for _ in messages]
+        codes = [nlmsg.error_of(self._socket.recv(65536)) for _ in messages]
         for message, code in zip(messages, codes, strict=True):
             if code and code not in message.fine:
                 raise OSError(code, os.strerror(code), message.operation)
@@ -192,37 +187,28 @@ class Netlink:
 
     def addresses(self, link: Link) -> list[Interface]:
         """Those that are set on the interface."""
-        found = []
-        for _, message in self._decoded(ifaddrmsg, RTM_GETADDR):
-            if message["index"] == link.index:
-                ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-                found.append(ip_interface(f"{ip}/{message['prefixlen']}"))
-        return found
+        told = map(AddressInfo.of, self._of_both_families(RTM_GETADDR))
+        return [
+            ip_interface(f"{info.address}/{info.prefixlen}")
+            for info in told
+            if info.ifindex == link.index
+        ]
 
     def routes(self, link: Link) -> list[Route]:
         """Those whose one next hop is the interface."""
-        found = []
-        for data, message in self._decoded(rtmsg, RTM_GETROUTE):
-            learned = message["flags"] & RTM_F_CLONED
-            if message.get_attr("RTA_OIF") == link.index and not learned:
-                nowhere = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
-                target = message.get_attr("RTA_DST") or nowhere
-                route = Route(
-                    network=ip_network(f"{target}/{message['dst_len']}"),
-                    table=message.get_attr("RTA_TABLE") or message["table"],
-                    protocol=message["proto"],
-                    metric=message.get_attr("RTA_PRIORITY") or 0,
-                    encoded=data,
-                )
-                found.append(route)
-        return found
+        told = ((data, RouteInfo.of(data)) for data in self._of_both_families(RTM_GETROUTE))
+        return [
+            Route(ip_network(info.target), info.table, info.protocol, info.metric, encoded=data)
+            for data, info in told
+            if [hop.link for hop in info.hops] == [link.index] and not info.flags & RTM_F_CLONED
+        ]
 
-    def _decoded(self, decoder: Any, kind: int) -> Iterator[tuple[bytes, Any]]:
+    def _of_both_families(self, kind: int) -> Iterator[bytes]:
         for family in (socket.AF_INET, socket.AF_INET6):
             for data in self.dump(kind, family):
                 # Where IPv6 is off, the kernel answers with all other families.
                 if data[NLMSGHDR.size] == family:
-                    yield data, decode(decoder, data)
+                    yield data
 
     def dump(self, kind: int, family: int = socket.AF_UNSPEC) -> list[bytes]:
         """All objects of a kind, a message each. Raises OSError.
@@ -246,11 +232,11 @@ class Netlink:
         answers: list[bytes] = []
         interrupted = False
         while True:
-            for kind, message in split(self._socket.recv(65536)):
+            for kind, message in nlmsg.split(self._socket.recv(65536)):
                 _, _, flags, _, _ = NLMSGHDR.unpack_from(message)
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    if code := error_of(message):
+                    if code := nlmsg.error_of(message):
                         raise OSError(code, os.strerror(code), request.operation)
                     return answers, interrupted
                 answers.append(message)
@@ -363,13 +349,6 @@ def _encode(operation: str, kind: int, how: int, body: bytes, *attributes: bytes
     content = body + b"".join(attributes)
     header = NLMSGHDR.pack(NLMSGHDR.size + len(content), kind, NLM_F_REQUEST | how, 0, 0)
     return Message(operation, header + content)
-
-
-def decode(decoder: Any, data: bytes) -> Any:
-    """A message as pyroute2's class for its kind has it."""
-    message = decoder(data)
-    message.decode()
-    return message
 
 
 def _family(version: int) -> int:

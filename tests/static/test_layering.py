@@ -11,9 +11,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What runs inside a caller's namespace has nothing of ours but one another.
     "syscalls": set(),
     "nlmsg": set(),
-    "rtnetlink": {"nlmsg"},
+    "rtinfo": {"nlmsg"},
+    "rtnetlink": {"nlmsg", "rtinfo"},
     "tun": {"syscalls"},
-    "linkwatch": {"nlmsg", "rtnetlink", "tun"},
+    "linkwatch": {"nlmsg", "rtinfo", "rtnetlink", "tun"},
     "interface": {"linkwatch", "rtnetlink", "syscalls", "tun"},
     "agent": {"interface", "linkwatch", "rtnetlink", "syscalls"},
     "journal": {"errors"},
@@ -75,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "call": {"blocking", "errors"},
     "services": {"connection"},
     "bus": {"blocking", "call", "connection", "errors", "services", "turns", "wire"},
-    "hostnet": {"nlmsg", "rtnetlink"},
+    "hostnet": {"nlmsg", "rtinfo", "rtnetlink"},
     "suspend": {"services", "syscalls"},
     "objects": {"bus", "contract", "errors"},
     "options": {"bus", "config", "errors", "lifetime", "names", "wgquick"},
@@ -149,7 +150,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "dbus_next": {"connection"},
     "jeepney": {"ctl.client", "ctl.doctor.busprobe"},
-    "pyroute2": {"hostnet", "linkwatch", "rtnetlink"},
     "systemd": {"journal", "systemd"},
 }
 """Third parties' packages that have one door."""

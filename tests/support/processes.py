@@ -59,12 +59,22 @@ def program(pid: int) -> str:
 
     Not by its `exe` link: that is not to be read of a process that is not dumpable.
     """
+    name, state = _status(pid)
+    return "" if state in "ZX" else name
+
+
+def state(pid: int) -> str:
+    """Its letter of proc(5): `S` sleeps, `T` was stopped; `X` if it has ended."""
+    return _status(pid)[1]
+
+
+def _status(pid: int) -> tuple[str, str]:
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return "", "X"
     head, _, tail = status.rpartition(")")
-    return "" if tail.split()[0] in "ZX" else head.partition("(")[2]
+    return head.partition("(")[2], tail.split()[0]
 
 
 def open_fds(pid: int) -> dict[int, str]:
