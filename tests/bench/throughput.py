@@ -10,41 +10,45 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.figures import table
+from bench.record import Table
 from support import stage as stages
 from support.bus import Bus, Client
 from support.daemon import Daemon
 from support.namespaces import Namespace
 
+STOCK = "stock, as root"
 
-def run(arguments: argparse.Namespace) -> None:
+
+def run(arguments: argparse.Namespace) -> list[Table]:
     stage = stages.read()
     assert stage, "run it by scripts/bench"
     iperf3 = ["iperf3", "--json", "--client", stage.far.ipv4, f"--port={stage.far.iperf3_port}"]
     iperf3 += [f"--time={arguments.seconds}", "--omit=1"]
-    figures: dict[str, list[float]] = {}
+    figures: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="wg-") as directory, Namespace() as namespace:
         bus = Bus(Path(directory))
         daemon = Daemon(bus, Path(directory))
         with Client(bus.address) as client:
             path = client.create(namespace, stage.conf(0))
             commands = {
-                f"{direction}: {name}": [*command, *option]
+                (direction, name): [*command, *option]
                 for direction, option in (("up", []), ("down", ["--reverse"]))
                 for name, command in (
                     ("wg4netnsd", namespace.command(*iperf3)),
-                    ("stock, as root", [*iperf3, f"--bind={stage.stock_address}"]),
+                    (STOCK, [*iperf3, f"--bind={stage.stock_address}"]),
                 )
             }
             for number in range(arguments.rounds):  # there and back: nobody is always the first
-                for name in list(commands)[:: -1 if number % 2 else 1]:
-                    figures.setdefault(name, []).append(_gbits(commands[name]))
+                for direction, name in list(commands)[:: -1 if number % 2 else 1]:
+                    values = figures.setdefault(direction, {}).setdefault(name, [])
+                    values.append(_gbits(commands[direction, name]))
             client.close_tunnel(path)
         daemon.stop()
         bus.close()
-    for direction in ("up", "down"):
-        rows = {name: figures[name] for name in commands if name.startswith(direction)}
-        print(table("Gbit/s", rows), end="\n\n")
+    return [
+        Table(f"TCP {direction}, 1 stream, MTU 1420", "Gbit/s", figures[direction], STOCK)
+        for direction in figures
+    ]
 
 
 def _gbits(command: list[str]) -> float:
