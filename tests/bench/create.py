@@ -32,13 +32,16 @@ AllowedIPs = 0.0.0.0/0, ::/0
 Endpoint = 127.0.0.1:51820
 """
 
+WARM = ("wg4netnsd, persistent", "wg4netnsd, namespace", "slirp4netns")
+COLD = ("wg4netnsd, cold", "slirp4netns")
+
 
 def run(arguments: argparse.Namespace) -> list[Table]:
     with (
         tempfile.TemporaryDirectory(prefix="wg-") as directory,
         tempfile.TemporaryDirectory(prefix="wg-") as activating,
     ):
-        bus, other_bus = Bus(Path(directory)), Bus(Path(activating))
+        bus, other_bus = Bus(Path(directory)), Bus(Path(activating), silent=True)
         service = f"[D-BUS Service]\nName={NAME}\nExec={PROGRAM}\n"
         (other_bus.directory / f"dbus-1/services/{NAME}.service").write_text(service)
         daemon = Daemon(bus, Path(directory))
@@ -53,7 +56,11 @@ def run(arguments: argparse.Namespace) -> list[Table]:
         daemon.stop()
         other_bus.close()
         bus.close()
-    return [Table("From the call to a configured interface", "ms", times, "slirp4netns")]
+    title = "From the call to a configured interface"
+    return [
+        Table(f"{title}, {which}", "ms", {name: times[name] for name in rows}, "slirp4netns")
+        for which, rows in (("warm", WARM), ("cold", COLD))
+    ]
 
 
 def _warm(daemon: Daemon, client: Client, lifetime: str) -> float:

@@ -1,0 +1,152 @@
+"""docs/performance.md, from the recordings."""
+
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+
+from bench.figures import percentile
+from bench.record import Recording, Table
+from bench.subjects import SUBJECTS, Group, Subject
+from bench.targets import TARGETS, Recordings
+
+HEAD = """\
+<!-- Written by `scripts/bench report` from docs/performance/*.json and tried.md: edit those. -->
+# Performance
+
+What wg4netnsd costs, beside what one would otherwise run, in the same run on the same machine.
+`scripts/bench --record all` measures it anew, and `scripts/bench report` writes this page.
+
+Machines are noisy, so the contenders take turns, and the order is reversed from round to round.
+Tables give the median, in brackets the least and the most of all values, and the median's ratio (×)
+to the reference's, whose name is in *italics*. In a plot each value is a dot, from top to bottom in
+the order of measuring, and the bar ends at the median; of more than 100 values there are 100 dots,
+evenly spaced among the sorted ones. **Trust the ratios**, not the absolute figures.
+"""
+
+
+def render(recordings: Recordings, tried: str) -> str:
+    """The page. Raises LookupError for a table that no group of bench.subjects shows."""
+    lines = [HEAD, "## Targets", "", *_targets(recordings), "", *_machines(recordings)]
+    for subject in SUBJECTS:
+        if subject.what in recordings:
+            lines += ["", *_subject(subject, recordings[subject.what])]
+    return "\n".join(lines) + "\n\n" + tried
+
+
+def belonging(group: Group, recording: Recording) -> list[Table]:
+    return [each for each in recording.tables if re.fullmatch(group.titles, each.title)]
+
+
+def number(value: float) -> str:
+    """With three digits that say something."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+# ---------------------------------------------------------------- targets
+
+
+def _targets(recordings: Recordings) -> Iterator[str]:
+    yield "| figure | target | measured | |"
+    yield "|---|---|---|---|"
+    remarks = []
+    for target in TARGETS:
+        limit = f"{'≥' if target.at_least else '≤'} {target.limit:g} {target.unit}".rstrip()
+        try:
+            values = target.measure(recordings)
+        except LookupError:
+            yield f"| {target.figure} | {limit} | | not measured |"
+            continue
+        measured = " to ".join(dict.fromkeys(map(number, (min(values), max(values)))))
+        verdict = "met" if target.met(values) else "**missed**"
+        yield f"| {target.figure} | {limit} | {measured} {target.unit} | {verdict} |"
+        if target.remark and not target.met(values):
+            remarks.append(f"- *{target.figure}*: {target.remark}")
+    yield ""
+    yield "Of several figures, as for 1 stream and 8, up and down, each has to meet the target."
+    if remarks:
+        yield from ["", "Of those missed:", "", *remarks]
+
+
+def _machines(recordings: Recordings) -> Iterator[str]:
+    """Once where all were measured on the same."""
+    groups: dict[str, list[str]] = {}
+    for what, recording in recordings.items():
+        machine = ", ".join(f"{name} {value}" for name, value in recording.machine.items())
+        versions = ", ".join(f"{name} {value}" for name, value in recording.versions.items())
+        groups.setdefault(f"{recording.date}: {machine}; {versions}.", []).append(what)
+    yield "## Where it was measured"
+    yield ""
+    for text, whats in groups.items():
+        yield f"- {', '.join(whats)}, {text}"
+
+
+# ---------------------------------------------------------------- subjects
+
+
+def _subject(subject: Subject, recording: Recording) -> Iterator[str]:
+    shown = {each.title for group in subject.groups for each in belonging(group, recording)}
+    for each in recording.tables:
+        if each.title not in shown:
+            raise LookupError(f"{subject.what}: no group in bench.subjects shows '{each.title}'")
+    yield f"## {subject.heading}"
+    yield ""
+    yield subject.text
+    for group in subject.groups:
+        tables = belonging(group, recording)
+        if not tables:
+            continue
+        yield ""
+        if len(subject.groups) > 1:
+            yield f"### {group.heading}"
+            yield ""
+        yield from _by_size(tables) if tables[0].axis else _by_contender(tables)
+        if group.drawing:
+            yield ""
+            yield f"![{group.heading}](performance/{group.drawing}.svg)"
+
+
+def _by_size(tables: Sequence[Table]) -> Iterator[str]:
+    """A row for each table, a column for each size."""
+    first = tables[0]
+    yield f"| {first.axis} | {' | '.join(first.rows)} |"
+    yield f"|---|{'---:|' * len(first.rows)}"
+    for each in tables:
+        cells = [_cell(values) for values in each.rows.values()]
+        yield f"| {each.title}, {each.unit}, {_count(each)} | {' | '.join(cells)} |"
+
+
+def _by_contender(tables: Sequence[Table]) -> Iterator[str]:
+    """A row for each contender, and a column for each table."""
+    titles = [f"{each.title}, {each.unit}, {_count(each)}" for each in tables]
+    yield f"| | {' | '.join(titles)} |"
+    yield f"|---|{'---:|' * len(tables)}"
+    for name in dict.fromkeys(name for each in tables for name in each.rows):
+        cells = []
+        for each in tables:
+            if name not in each.rows:
+                cells.append("")
+            elif each.reference:
+                ratio = statistics.median(each.rows[name]) / statistics.median(
+                    each.rows[each.reference]
+                )
+                cells.append(f"{_cell(each.rows[name])} ×{number(ratio)}")
+            else:
+                cells.append(_cell(each.rows[name]))
+        is_reference = any(each.reference == name for each in tables)
+        yield f"| {f'*{name}*' if is_reference else name} | {' | '.join(cells)} |"
+
+
+def _count(table: Table) -> str:
+    counts = sorted({len(values) for values in table.rows.values()})
+    return "n = " + " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+
+
+def _cell(values: Sequence[float]) -> str:
+    """The median, p95 where the values are many enough to tell it, the least and the most."""
+    middle = f"**{number(statistics.median(values))}**"
+    if len(values) == 1:
+        return middle
+    p95 = f"p95 {number(percentile(values, 95))}, " if len(values) >= 20 else ""
+    return f"{middle} ({p95}{number(min(values))}–{number(max(values))})"
