@@ -28,6 +28,8 @@ from support.namespaces import Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 
+OURS, STOCK, PREDECESSOR, SLIRP = "wg4netnsd", "stock, as root", "predecessor's way", "slirp4netns"
+
 LARGE = 8920
 """Bytes, of a tunnel that goes over a link of jumbo frames: 9000, less WireGuard's 80."""
 
@@ -62,24 +64,22 @@ def together(ways: Mapping[str, Way]) -> Iterator[dict[str, Contender]]:
 
 
 def like_for_like(stage: Stage, engine: Path) -> dict[str, Way]:
-    """With an MTU of 1420; slirp4netns also with what it has by default. `engine` is the
-    predecessor's."""
+    """With an MTU of 1420. `engine` is the predecessor's."""
     return {
-        "wg4netnsd": wg4netnsd(stage, 1420),
-        "stock, as root": stock(stage, 1420),
-        "predecessor's way": predecessors(stage, engine),
-        "slirp4netns": slirp4netns(stage, 1420),
-        "slirp4netns, MTU 1500": slirp4netns(stage, 1500),
+        OURS: wg4netnsd(stage, 1420),
+        STOCK: stock(stage, 1420),
+        PREDECESSOR: predecessors(stage, engine),
+        SLIRP: slirp4netns(stage, 1420),
         "pasta": pasta(stage, 1420),
     }
 
 
 def large(stage: Stage) -> dict[str, Way]:
-    """Those whose MTU can be larger."""
+    """Those whose MTU can be larger. The predecessor sets 1420."""
     return {
-        f"wg4netnsd, MTU {LARGE}": wg4netnsd(stage, LARGE),
-        f"stock, as root, MTU {LARGE}": stock(stage, LARGE),
-        f"slirp4netns, MTU {LARGEST}": slirp4netns(stage, LARGEST),
+        f"{OURS}, MTU {LARGE}": wg4netnsd(stage, LARGE),
+        f"{STOCK}, MTU {LARGE}": stock(stage, LARGE),
+        f"{SLIRP}, MTU {LARGEST}": slirp4netns(stage, LARGEST),
         f"pasta, MTU {LARGEST}": pasta(stage, LARGEST),
     }
 

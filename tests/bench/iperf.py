@@ -72,7 +72,7 @@ def load(contender: Contender, port: int, kind: Kind) -> Iterator[None]:
                 client.terminate()
                 return
             error = client.stderr.read()
-            assert "busy" in error, error
+            assert _is_not_ready(error), error
 
 
 def _client(contender: Contender, port: int, kind: Kind) -> list[str]:
@@ -92,11 +92,15 @@ def _cpu(contender: Contender) -> dict[str, float]:
 
 
 def _end_of(command: list[str], seconds: int) -> dict[str, Any]:
-    """The result's last part. The server takes one test at a time, and a moment to end one."""
+    """The result's last part."""
     while True:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + TIMEOUT)
         result = json.loads(done.stdout)
-        if "busy" not in result.get("error", ""):
-            break
-    assert "error" not in result, f"{command}: {result['error']}"
-    return dict(result["end"])
+        if "error" not in result:
+            return dict(result["end"])
+        assert _is_not_ready(result["error"]), f"{command}: {result['error']}"
+
+
+def _is_not_ready(error: str) -> bool:
+    """The server takes one test at a time, and after each closes its socket and listens anew."""
+    return any(each in error for each in ("busy", "reset by peer", "Connection refused"))

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from bench import predecessor
-from bench.contenders import Contender, direct, like_for_like, together
+from bench.contenders import STOCK, Contender, direct, like_for_like, together
 from bench.iperf import Kind, load
 from bench.record import Table
 from support import stage as stages
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
                         times[what][name] += answered
                         lost[what][name].append(100 * (1 - len(answered) / arguments.pings))
     return [
-        *(Table(f"Ping, {what}", "ms", times[what], FLOOR) for what in LOADS),
+        *(Table(f"Ping, {what}", "ms", times[what], STOCK) for what in LOADS),
         *(Table(f"Ping, {what}: lost", "%", lost[what]) for what in LOADS),
     ]
 

@@ -66,6 +66,7 @@ def _samples(contender: Contender, port: int, kind: Kind, seconds: float) -> Ite
         while time.monotonic() < end:
             yield memory(contender.engine)
             time.sleep(SAMPLES)
+    yield memory(contender.engine)
 
 
 def _each(rows: dict[str, list[Memory]], figure: str) -> dict[str, list[float]]:

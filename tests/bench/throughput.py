@@ -10,22 +10,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import predecessor
-from bench.contenders import Way, large, like_for_like, together
+from bench.contenders import (
+    OURS,
+    PREDECESSOR,
+    SLIRP,
+    STOCK,
+    Way,
+    large,
+    like_for_like,
+    slirp4netns,
+    together,
+)
 from bench.iperf import Kind, Transfer, transfer
 from bench.record import Table
 from support import stage as stages
 
 Transfers = dict[Kind, dict[str, list[Transfer]]]
 
-OURS, STOCK, PREDECESSOR, SLIRP = "wg4netnsd", "stock, as root", "predecessor's way", "slirp4netns"
-
 
 def run(arguments: argparse.Namespace) -> list[Table]:
     stage = stages.read()
     assert stage, "run it by scripts/bench"
     with tempfile.TemporaryDirectory(prefix="wg-") as directory:
-        engine = predecessor.build(Path(directory))
-        same = _measure(like_for_like(stage, engine), arguments.protocols, arguments)
+        ways = like_for_like(stage, predecessor.build(Path(directory)))
+        ways[f"{SLIRP}, MTU 1500"] = slirp4netns(stage, 1500)  # its default
+        same = _measure(ways, arguments.protocols, arguments)
     # A datagram is as large in either.
     larger = _measure(
         large(stage), [each for each in arguments.protocols if each == "TCP"], arguments
