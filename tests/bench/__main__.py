@@ -4,7 +4,20 @@ import argparse
 import os
 import sys
 
-from bench import adopt, calls, create, growth, idle, run, signals, survive, throughput
+from bench import (
+    adopt,
+    calls,
+    create,
+    floor,
+    growth,
+    idle,
+    latency,
+    memory,
+    run,
+    signals,
+    survive,
+    throughput,
+)
 from bench.figures import shown
 from bench.record import dump, recording
 
@@ -28,6 +41,11 @@ def main() -> None:
     command.add_argument("--rounds", type=int, default=200)
     command.set_defaults(run=create.run)
 
+    command = what.add_parser("floor", help="what encryption and copying cost by themselves")
+    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--seconds", type=int, default=2)
+    command.set_defaults(run=floor.run)
+
     command = what.add_parser("growth", help="time to create and memory with ever more tunnels")
     command.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 64, 256])
     command.add_argument("--rounds", type=int, default=200)
@@ -37,6 +55,19 @@ def main() -> None:
     command.add_argument("--sizes", type=int, nargs="+", default=[1, 64, 256], help="tunnels")
     command.add_argument("--seconds", type=float, default=120)
     command.set_defaults(run=idle.run)
+
+    command = what.add_parser("latency", help="pings, idle and under load, beside the peers'")
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--pings", type=int, default=200, help="a round; 100 a second")
+    command.set_defaults(run=latency.run)
+
+    command = what.add_parser(
+        "memory", help="engines', before and after a burst, beside the peers'"
+    )
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--seconds", type=float, default=3, help="up, and as many down")
+    command.add_argument("--pause", type=float, default=60, help="seconds after a burst")
+    command.set_defaults(run=memory.run)
 
     command = what.add_parser("run", help="to a command's first byte, beside pasta, slirp4netns")
     command.add_argument("--rounds", type=int, default=50)
@@ -54,9 +85,12 @@ def main() -> None:
     command.add_argument("--tunnels", type=int, default=4, help="with a stream each; at most 31")
     command.set_defaults(run=survive.run)
 
-    command = what.add_parser("throughput", help="TCP, beside stock wireguard-go run as root")
-    command.add_argument("--rounds", type=int, default=8)
-    command.add_argument("--seconds", type=float, default=3)
+    command = what.add_parser("throughput", help="TCP and UDP, and their cost, beside the peers'")
+    command.add_argument("--rounds", type=int, default=4)
+    command.add_argument("--seconds", type=int, default=2)
+    command.add_argument("--protocols", nargs="+", default=["TCP", "UDP"], choices=["TCP", "UDP"])
+    command.add_argument("--directions", nargs="+", default=["up", "down"], choices=["up", "down"])
+    command.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     command.set_defaults(run=throughput.run)
 
     arguments = parser.parse_args()
