@@ -38,7 +38,7 @@ def main() -> None:
     command.set_defaults(run=calls.run)
 
     command = what.add_parser("create", help="time to a configured interface, beside slirp4netns")
-    command.add_argument("--rounds", type=int, default=200)
+    command.add_argument("--rounds", type=int, default=100)
     command.set_defaults(run=create.run)
 
     command = what.add_parser("floor", help="what encryption and copying cost by themselves")

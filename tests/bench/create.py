@@ -3,8 +3,9 @@
     warm   of an idle daemon
     cold   of none: the bus starts it for this call
 
-Beside it, in the same rounds, slirp4netns' time from its start to its ready-fd, which is what it
-takes to give a namespace its TAP, address and route (without encryption).
+Beside it, in the same rounds, the predecessor's program (predecessor.py), and slirp4netns' time from
+its start to its ready-fd, which is what it takes to give a namespace its TAP, address and route
+(without encryption). Both are started for each tunnel, so they are neither warm nor cold.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench import predecessor
 from bench.record import Table
 from bench.turns import in_turns
 from support.bus import NAME, Bus, Client
@@ -32,15 +34,18 @@ AllowedIPs = 0.0.0.0/0, ::/0
 Endpoint = 127.0.0.1:51820
 """
 
-WARM = ("wg4netnsd, persistent", "wg4netnsd, namespace", "slirp4netns")
-COLD = ("wg4netnsd, cold", "slirp4netns")
+WARM = ("wg4netnsd, persistent", "wg4netnsd, namespace")
+COLD = ("wg4netnsd, cold",)
+PEERS = ("predecessor's way", "slirp4netns")
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
     with (
         tempfile.TemporaryDirectory(prefix="wg-") as directory,
         tempfile.TemporaryDirectory(prefix="wg-") as activating,
+        tempfile.TemporaryDirectory(prefix="wg-") as building,
     ):
+        engine = predecessor.build(Path(building))
         bus, other_bus = Bus(Path(directory)), Bus(Path(activating), silent=True)
         service = f"[D-BUS Service]\nName={NAME}\nExec={PROGRAM}\n"
         (other_bus.directory / f"dbus-1/services/{NAME}.service").write_text(service)
@@ -50,6 +55,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
                 "wg4netnsd, persistent": lambda: _warm(daemon, client, "persistent"),
                 "wg4netnsd, namespace": lambda: _warm(daemon, client, "namespace"),
                 "wg4netnsd, cold": lambda: _cold(other),
+                "predecessor's way": lambda: predecessor.create(engine, CONF),
                 "slirp4netns": _slirp4netns,
             }
             times = in_turns(ways, arguments.rounds)
@@ -58,8 +64,13 @@ def run(arguments: argparse.Namespace) -> list[Table]:
         bus.close()
     title = "From the call to a configured interface"
     return [
-        Table(f"{title}, {which}", "ms", {name: times[name] for name in rows}, "slirp4netns")
-        for which, rows in (("warm", WARM), ("cold", COLD))
+        Table(
+            f"{title}, {which}",
+            "ms",
+            {name: times[name] for name in (*ours, *PEERS)},
+            "slirp4netns",
+        )
+        for which, ours in (("warm", WARM), ("cold", COLD))
     ]
 
 

@@ -27,10 +27,11 @@ SUBJECTS = (
     Subject(
         "create",
         "Create a tunnel",
-        "From the bus call to a configured interface and engine. `persistent` has the interface "
-        "made in place, `namespace` has it moved in from a throw-away sibling. slirp4netns is "
-        "timed from its start to its ready-fd, and encrypts nothing. Cold: no daemon runs, and "
-        "the bus starts it.",
+        "From the bus call to a configured interface and engine. `persistent` has the "
+        "interface made in place, `namespace` has it moved in from a throw-away sibling. "
+        "Cold: no daemon runs, and the bus starts it. The predecessor's program is timed to "
+        "its end, when the interface has no address yet; slirp4netns to its ready-fd, and it "
+        "encrypts nothing.",
         (Group("Time to a configured interface", ".*", "create"),),
     ),
     Subject(
