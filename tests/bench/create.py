@@ -3,9 +3,9 @@
     warm   of an idle daemon
     cold   of none: the bus starts it for this call
 
-Beside it, in the same rounds, the predecessor's program (predecessor.py), and slirp4netns' time from
-its start to its ready-fd, which is what it takes to give a namespace its TAP, address and route
-(without encryption). Both are started for each tunnel, so they are neither warm nor cold.
+Beside it, in the same rounds, the predecessor's program (predecessor.py), and slirp4netns from its
+start to its ready-fd, which is what it takes to give a namespace TAP, address and route, without
+encryption. Both are started for each tunnel, so they are neither warm nor cold.
 """
 
 import argparse

@@ -5,9 +5,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from bench.figures import percentile
-from bench.record import Recording, Table
+from bench.record import ROOT, Recording, Table, load
 from bench.subjects import SUBJECTS, Group, Subject
 from bench.targets import TARGETS, Recordings
+
+PAGE = ROOT / "docs/performance.md"
+DIRECTORY = ROOT / "docs/performance"
 
 HEAD = """\
 <!-- Written by `scripts/bench report` from docs/performance/*.json and tried.md: edit those. -->
@@ -24,12 +27,16 @@ evenly spaced among the sorted ones. **Trust the ratios**, not the absolute figu
 """
 
 
-def render(recordings: Recordings, tried: str) -> str:
+def recordings() -> Recordings:
+    return {file.stem: load(file.read_text()) for file in sorted(DIRECTORY.glob("*.json"))}
+
+
+def render(found: Recordings, tried: str) -> str:
     """The page. Raises LookupError for a table that no group of bench.subjects shows."""
-    lines = [HEAD, "## Targets", "", *_targets(recordings), "", *_machines(recordings)]
+    lines = [HEAD, "## Targets", "", *_targets(found), "", *_machines(found)]
     for subject in SUBJECTS:
-        if subject.what in recordings:
-            lines += ["", *_subject(subject, recordings[subject.what])]
+        if subject.what in found:
+            lines += ["", *_subject(subject, found[subject.what])]
     return "\n".join(lines) + "\n\n" + tried
 
 
@@ -39,7 +46,7 @@ def belonging(group: Group, recording: Recording) -> list[Table]:
 
 def number(value: float) -> str:
     """With three digits that say something."""
-    if value == 0 or abs(value) >= 100:
+    if value == 0 or abs(value) >= 99.95:
         return f"{value:.0f}"
     return f"{value:#.3g}".rstrip(".")
 
@@ -47,14 +54,14 @@ def number(value: float) -> str:
 # ---------------------------------------------------------------- targets
 
 
-def _targets(recordings: Recordings) -> Iterator[str]:
+def _targets(found: Recordings) -> Iterator[str]:
     yield "| figure | target | measured | |"
     yield "|---|---|---|---|"
     remarks = []
     for target in TARGETS:
         limit = f"{'≥' if target.at_least else '≤'} {target.limit:g} {target.unit}".rstrip()
         try:
-            values = target.measure(recordings)
+            values = target.measure(found)
         except LookupError:
             yield f"| {target.figure} | {limit} | | not measured |"
             continue
@@ -69,16 +76,16 @@ def _targets(recordings: Recordings) -> Iterator[str]:
         yield from ["", "Of those missed:", "", *remarks]
 
 
-def _machines(recordings: Recordings) -> Iterator[str]:
+def _machines(found: Recordings) -> Iterator[str]:
     """Once where all were measured on the same."""
-    groups: dict[str, list[str]] = {}
-    for what, recording in recordings.items():
+    places: dict[str, list[str]] = {}
+    for what, recording in found.items():
         machine = ", ".join(f"{name} {value}" for name, value in recording.machine.items())
         versions = ", ".join(f"{name} {value}" for name, value in recording.versions.items())
-        groups.setdefault(f"{recording.date}: {machine}; {versions}.", []).append(what)
+        places.setdefault(f"{recording.date}: {machine}; {versions}.", []).append(what)
     yield "## Where it was measured"
     yield ""
-    for text, whats in groups.items():
+    for text, whats in places.items():
         yield f"- {', '.join(whats)}, {text}"
 
 
