@@ -9,10 +9,11 @@ after each garbage collection it makes another (forcegcperiod): that is most of 
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench.contenders import roots_engine
 from bench.create import CONF
 from bench.record import Table
 from bench.tunnels import daemon_with
@@ -24,6 +25,7 @@ SETTLE = 135.0
 minutes of its last packet it gives memory back and turns its garbage collector off."""
 
 STOCK = "stock, as root"
+UNIT = "switches/s"
 
 Counts = dict[int, dict[int, int]]
 """Context switches, by process and thread."""
@@ -44,50 +46,43 @@ def run(arguments: argparse.Namespace) -> list[Table]:
         }
         in_use, _ = stack.enter_context(daemon_with(used, wait="handshake"))
         time.sleep(SETTLE)  # nothing tells when the last timer is over
-        stock = _stock_engine()
         engines = {name: daemon.engines() for name, daemon in daemons.items()}
-        owns = {
+        own = {
             name: {daemon.pid} | children(daemon.pid) - engines[name]  # the agent
             for name, daemon in daemons.items()
         }
-        used_engines = in_use.engines()
-        everyone = {stock}.union(used_engines, *engines.values(), *owns.values())
-        before = _count(everyone)
-        time.sleep(arguments.seconds)
-        after = _count(everyone)
-    rate = {
-        pid: _switches(before[pid], threads) / arguments.seconds for pid, threads in after.items()
-    }
-    alone = {name: [sum(rate[pid] for pid in pids)] for name, pids in owns.items()}
-    both = {
-        name: [total + sum(rate[pid] for pid in engines[name])] for name, (total,) in alone.items()
-    }
-    largest = engines[str(arguments.sizes[-1])]
-    each = {
-        "wg4netnsd, never used": [rate[pid] for pid in sorted(largest)],
-        "wg4netnsd, with a session": [rate[pid] for pid in sorted(used_engines)],
-        STOCK: [rate[stock]],
-    }
+        largest = engines[str(arguments.sizes[-1])]
+        single = {
+            "wg4netnsd, never used": largest,
+            "wg4netnsd, with a session": in_use.engines(),
+            STOCK: {roots_engine("stock0")},
+        }
+        rates = _rates(
+            set().union(*engines.values(), *own.values(), *single.values()), arguments.seconds
+        )
+    alone = {name: sum(rates[pid] for pid in pids) for name, pids in own.items()}
+    both = {name: alone[name] + sum(rates[pid] for pid in pids) for name, pids in engines.items()}
     return [
-        Table("Daemon and engines", "switches/s", both, axis="tunnels"),
-        Table("The daemon alone", "switches/s", alone, axis="tunnels"),
-        Table("One engine", "switches/s", each, STOCK),
+        Table("Daemon and engines", UNIT, {name: [both[name]] for name in both}, axis="tunnels"),
+        Table("The daemon alone", UNIT, {name: [alone[name]] for name in alone}, axis="tunnels"),
+        Table(
+            "One engine",
+            UNIT,
+            {name: [rates[pid] for pid in sorted(pids)] for name, pids in single.items()},
+            STOCK,
+        ),
     ]
 
 
-def _stock_engine() -> int:
-    """Root's; its command line is everybody's to read."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            program, *arguments = (entry / "cmdline").read_text().split("\0")
-        except OSError:  # it has ended
-            continue
-        if Path(program).name == "wireguard-go" and arguments[:1] == ["stock0"]:
-            return int(entry.name)
-    raise AssertionError("no stock0: run it by scripts/bench")
+def _rates(pids: Collection[int], seconds: float) -> dict[int, float]:
+    """Of each process, a second."""
+    before = _count(pids)
+    time.sleep(seconds)
+    after = _count(pids)
+    return {pid: _switches(before[pid], after[pid]) / seconds for pid in pids}
 
 
-def _count(pids: Iterable[int]) -> Counts:
+def _count(pids: Collection[int]) -> Counts:
     """proc(5): voluntary_ctxt_switches and nonvoluntary_ctxt_switches, of each thread alone."""
     return {
         pid: {
