@@ -1,6 +1,6 @@
 """What a benchmark has found, as it is kept: docs/performance/WHAT.json.
 
-    {"what": …, "date": …, "machine": {…}, "versions": {…}, "tables": [{"rows": {NAME: [VALUE…]}, …}]}
+    {"what": …, "date": …, "machine": {…}, "versions": {…}, "tables": […]}
 
 Every value measured is kept, in the order of measuring, with four significant digits; each row is
 one line of the file, so that one sees in a diff what has changed.
