@@ -26,7 +26,7 @@ readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static
 # … of which these are not installed: they would take over the machine's own look-ups …
 readonly UNPACKED_PACKAGES=(libnss-mdns libnss-resolve nscd systemd-resolved)
 # … and what the benchmarks stand it beside.
-readonly BENCH_PACKAGES=(passt slirp4netns)
+readonly BENCH_PACKAGES=(openssl passt slirp4netns)
 
 say() { echo "${0##*/}: $*" >&2; }
 

@@ -61,9 +61,7 @@ def main() -> None:
     command.add_argument("--pings", type=int, default=200, help="a round; 100 a second")
     command.set_defaults(run=latency.run)
 
-    command = what.add_parser(
-        "memory", help="engines', before and after a burst, beside the peers'"
-    )
+    command = what.add_parser("memory", help="before and after a burst, beside the peers'")
     command.add_argument("--rounds", type=int, default=3)
     command.add_argument("--seconds", type=float, default=3, help="up, and as many down")
     command.add_argument("--pause", type=float, default=60, help="seconds after a burst")

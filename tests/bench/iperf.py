@@ -26,7 +26,8 @@ class Kind:
 
     def __str__(self) -> str:
         """As "TCP up, 1 stream"."""
-        return f"{self.protocol} {self.direction}, {self.streams} stream{'s'[: self.streams > 1]}"
+        noun = "stream" if self.streams == 1 else "streams"
+        return f"{self.protocol} {self.direction}, {self.streams} {noun}"
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ import contextlib
 import re
 import subprocess
 import tempfile
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from bench import predecessor
 from bench.contenders import STOCK, Contender, direct, like_for_like, together
 from bench.iperf import Kind, load
 from bench.record import Table
-from support import stage as stages
+from bench.turns import in_turns
+from support.stage import read
 
 INTERVAL = 0.01
 """Seconds between pings; an ordinary user may ask for no less than 0.002."""
@@ -29,40 +32,34 @@ LOADS = {
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
-    stage = stages.read()
+    stage = read()
     assert stage, "run it by scripts/bench"
+    tables = []
     with tempfile.TemporaryDirectory(prefix="wg-") as directory:
         engine = predecessor.build(Path(directory))
         ways = {**like_for_like(stage, engine), FLOOR: direct(stage)}
-        times: dict[str, dict[str, list[float]]] = {
-            what: {name: [] for name in ways} for what in LOADS
-        }
-        lost: dict[str, dict[str, list[float]]] = {
-            what: {name: [] for name in ways} for what in LOADS
-        }
         with together(ways) as contenders:
-            for number in range(arguments.rounds):
-                for what, kind in LOADS.items():
-                    for name in list(ways)[:: -1 if number % 2 else 1]:
-                        busy = (
-                            load(contenders[name], stage.far.iperf3_port, kind)
-                            if kind
-                            else contextlib.nullcontext()
-                        )
-                        with busy:
-                            answered = ping(contenders[name], arguments.pings)
-                        times[what][name] += answered
-                        lost[what][name].append(100 * (1 - len(answered) / arguments.pings))
-    return [
-        *(Table(f"Ping, {what}", "ms", times[what], STOCK) for what in LOADS),
-        *(Table(f"Ping, {what}: lost", "%", lost[what]) for what in LOADS),
-    ]
+            for when, kind in LOADS.items():
+                turns = {
+                    name: partial(_pings, each, stage.far.iperf3_port, kind, arguments.pings)
+                    for name, each in contenders.items()
+                }
+                found = in_turns(turns, arguments.rounds)
+                times = {name: [*chain(*rounds)] for name, rounds in found.items()}
+                lost = {
+                    name: [100 * (1 - len(each) / arguments.pings) for each in rounds]
+                    for name, rounds in found.items()
+                }
+                tables.append(Table(f"Ping, {when}", "ms", times, STOCK))
+                tables.append(Table(f"Ping, {when}: lost", "%", lost))
+    return tables
 
 
-def ping(contender: Contender, count: int) -> list[float]:
+def _pings(contender: Contender, port: int, kind: Kind | None, count: int) -> list[float]:
     """Milliseconds of each that was answered."""
     options = ["-n", f"-i{INTERVAL}", f"-c{count}"]
     command = contender.command("ping", *options, contender.server)
-    done = subprocess.run(command, capture_output=True, text=True)
+    with load(contender, port, kind) if kind else contextlib.nullcontext():
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr  # 1: some were lost
     return [float(time) for time in re.findall(r" time=([\d.]+) ms", done.stdout)]

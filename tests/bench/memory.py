@@ -15,7 +15,7 @@ from bench.contenders import Contender, like_for_like, together
 from bench.iperf import Kind, load
 from bench.record import Table
 from bench.usage import Memory, memory
-from support import stage as stages
+from support.stage import read
 
 STREAMS = 8
 SAMPLES = 0.02
@@ -23,7 +23,7 @@ SAMPLES = 0.02
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
-    stage = stages.read()
+    stage = read()
     assert stage, "run it by scripts/bench"
     after = f"{arguments.pause:g} s after a burst"
     found: dict[str, dict[str, list[Memory]]] = {"idle": {}, "at most under load": {}, after: {}}

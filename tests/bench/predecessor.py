@@ -5,9 +5,9 @@ packet is read and written by itself, starts a wireguard-go on it, looks every 1
 UAPI socket is there, configures it and ends. Addresses and routes are left to the caller.
 
 The engine is upstream's, of the release that ours is made from, built as stock is, with the
-predecessor's patch alone (predecessor.patch): stock refuses a TUN in another namespace. The one that
-it pins itself is older and built by Go 1.19; what upstream and Go have done for speed since then
-counts for the predecessor here.
+predecessor's patch alone (predecessor.patch), as stock refuses a TUN in another namespace. It pins
+an older one itself, built by Go 1.19: what upstream and Go have gained since then is counted for
+the predecessor here.
 """
 
 import contextlib

@@ -7,6 +7,7 @@ A GB is 1e9 bytes that the application has received. "client end" is the contend
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench import predecessor
@@ -23,22 +24,21 @@ from bench.contenders import (
 )
 from bench.iperf import Kind, Transfer, transfer
 from bench.record import Table
-from support import stage as stages
+from bench.turns import in_turns
+from support.stage import Stage, read
 
 Transfers = dict[Kind, dict[str, list[Transfer]]]
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
-    stage = stages.read()
+    stage = read()
     assert stage, "run it by scripts/bench"
     with tempfile.TemporaryDirectory(prefix="wg-") as directory:
         ways = like_for_like(stage, predecessor.build(Path(directory)))
         ways[f"{SLIRP}, MTU 1500"] = slirp4netns(stage, 1500)  # its default
-        same = _measure(ways, arguments.protocols, arguments)
-    # A datagram is as large in either.
-    larger = _measure(
-        large(stage), [each for each in arguments.protocols if each == "TCP"], arguments
-    )
+        same = _measure(stage, ways, arguments.protocols, arguments)
+    only_tcp = [each for each in arguments.protocols if each == "TCP"]  # a datagram stays as it is
+    larger = _measure(stage, large(stage), only_tcp, arguments)
     return [
         *(table for kind in same for table in _tables(kind, "MTU 1420", same[kind])),
         *(table for kind in larger for table in _tables(kind, "larger MTU", larger[kind])),
@@ -47,25 +47,26 @@ def run(arguments: argparse.Namespace) -> list[Table]:
 
 
 def _measure(
-    ways: Mapping[str, Way], protocols: Sequence[str], arguments: argparse.Namespace
+    stage: Stage, ways: Mapping[str, Way], protocols: Sequence[str], arguments: argparse.Namespace
 ) -> Transfers:
-    stage = stages.read()
-    assert stage
+    port = stage.far.iperf3_port
     kinds = [
         Kind(protocol, direction, streams)
         for protocol in protocols
         for direction in arguments.directions
         for streams in arguments.streams
     ]
-    found: Transfers = {kind: {name: [] for name in ways} for kind in kinds}
     with together(ways) as contenders:
-        for number in range(arguments.rounds):
-            for kind in kinds:
-                for name in list(ways)[:: -1 if number % 2 else 1]:  # nobody is always the first
-                    port = stage.far.iperf3_port
-                    one = transfer(contenders[name], port, kind, arguments.seconds)
-                    found[kind][name].append(one)
-    return found
+        return {
+            kind: in_turns(
+                {
+                    name: partial(transfer, contender, port, kind, arguments.seconds)
+                    for name, contender in contenders.items()
+                },
+                arguments.rounds,
+            )
+            for kind in kinds
+        }
 
 
 def _tables(kind: Kind, mtu: str, rows: Mapping[str, Sequence[Transfer]]) -> list[Table]:
