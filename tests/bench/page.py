@@ -67,7 +67,7 @@ def _targets(found: Recordings) -> Iterator[str]:
             continue
         measured = " to ".join(dict.fromkeys(map(number, (min(values), max(values)))))
         verdict = "met" if target.met(values) else "**missed**"
-        yield f"| {target.figure} | {limit} | {measured} {target.unit} | {verdict} |"
+        yield f"| {target.figure} | {limit} | {f'{measured} {target.unit}'.rstrip()} | {verdict} |"
         if target.remark and not target.met(values):
             remarks.append(f"- *{target.figure}*: {target.remark}")
     yield ""
@@ -121,33 +121,34 @@ def _by_size(tables: Sequence[Table]) -> Iterator[str]:
     yield f"|---|{'---:|' * len(first.rows)}"
     for each in tables:
         cells = [_cell(values) for values in each.rows.values()]
-        yield f"| {each.title}, {each.unit}, {_count(each)} | {' | '.join(cells)} |"
+        yield f"| {each.title}, {_measure(each)} | {' | '.join(cells)} |"
 
 
 def _by_contender(tables: Sequence[Table]) -> Iterator[str]:
     """A row for each contender, and a column for each table."""
-    titles = [f"{each.title}, {each.unit}, {_count(each)}" for each in tables]
-    yield f"| | {' | '.join(titles)} |"
+    measures = {_measure(each) for each in tables}
+    alike = len(measures) == 1
+    titles = [each.title if alike else f"{each.title}, {_measure(each)}" for each in tables]
+    yield f"| {measures.pop() if alike else ''} | {' | '.join(titles)} |"
     yield f"|---|{'---:|' * len(tables)}"
+    references = {each.reference for each in tables}
     for name in dict.fromkeys(name for each in tables for name in each.rows):
-        cells = []
-        for each in tables:
-            if name not in each.rows:
-                cells.append("")
-            elif each.reference:
-                ratio = statistics.median(each.rows[name]) / statistics.median(
-                    each.rows[each.reference]
-                )
-                cells.append(f"{_cell(each.rows[name])} ×{number(ratio)}")
-            else:
-                cells.append(_cell(each.rows[name]))
-        is_reference = any(each.reference == name for each in tables)
-        yield f"| {f'*{name}*' if is_reference else name} | {' | '.join(cells)} |"
+        cells = [_compared(each, name) if name in each.rows else "" for each in tables]
+        yield f"| {f'*{name}*' if name in references else name} | {' | '.join(cells)} |"
 
 
-def _count(table: Table) -> str:
+def _compared(table: Table, name: str) -> str:
+    cell = _cell(table.rows[name])
+    if table.reference is None:
+        return cell
+    middle, reference = (statistics.median(table.rows[row]) for row in (name, table.reference))
+    return f"{cell} ×{number(middle / reference)}" if reference else cell
+
+
+def _measure(table: Table) -> str:
+    """The unit, and how many values there are."""
     counts = sorted({len(values) for values in table.rows.values()})
-    return "n = " + " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+    return f"{table.unit}, n = " + " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -52,7 +52,7 @@ def test_a_table_that_nobody_shows_is_not_forgotten() -> None:
 
 def test_tables_by_contender_and_by_size() -> None:
     page = render({"create": recorded(TIMES)}, "")
-    assert "| | Time, ms, n = 1 to 3 |" in page
+    assert "| ms, n = 1 to 3 | Time |" in page
     assert "| ours | **2.00** (1.23–30.0) ×1.00 |" in page
     assert "| *theirs* | **2.00** ×1.00 |" in page
     memory = Table("Memory of the daemon alone", "MiB", SIZES.rows, axis="tunnels")
