@@ -20,10 +20,11 @@ What wg4netnsd costs, beside what one would otherwise run, in the same run on th
 `scripts/bench --record all` measures it anew, and `scripts/bench report` writes this page.
 
 Machines are noisy, so the contenders take turns, and the order is reversed from round to round.
-Tables give the median, in brackets the least and the most of all values, and the median's ratio (×)
-to the reference's, whose name is in *italics*. In a plot each value is a dot, from top to bottom in
-the order of measuring, and the bar ends at the median; of more than 100 values there are 100 dots,
-evenly spaced among the sorted ones. **Trust the ratios**, not the absolute figures.
+Tables give the median, in brackets p95 and p99 where values are many enough, the least and the
+most, then the median's ratio (×) to the reference's, whose name is in *italics*. In a plot each
+value is a dot, from top to bottom in the order of measuring, and the bar ends at the median; of
+more than 100 values there are 100 dots, evenly spaced among the sorted ones. What lies beyond the
+edge is counted there. **Trust the ratios**, not the absolute figures.
 """
 
 
@@ -152,9 +153,12 @@ def _measure(table: Table) -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
-    """The median, p95 where the values are many enough to tell it, the least and the most."""
+    """The median; then p95 and p99 where there are enough values, the least and the most."""
     middle = f"**{number(statistics.median(values))}**"
     if len(values) == 1:
         return middle
-    p95 = f"p95 {number(percentile(values, 95))}, " if len(values) >= 20 else ""
-    return f"{middle} ({p95}{number(min(values))}–{number(max(values))})"
+    rest = f"{number(min(values))}–{number(max(values))}"
+    for percent, enough in ((99, 100), (95, 20)):
+        if len(values) >= enough:
+            rest = f"p{percent} {number(percentile(values, percent))}, {rest}"
+    return f"{middle} ({rest})"
