@@ -26,7 +26,7 @@ readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static
 # … of which these are not installed: they would take over the machine's own look-ups …
 readonly UNPACKED_PACKAGES=(libnss-mdns libnss-resolve nscd systemd-resolved)
 # … and what the benchmarks stand it beside.
-readonly BENCH_PACKAGES=(passt slirp4netns)
+readonly BENCH_PACKAGES=(openssl passt slirp4netns)
 
 say() { echo "${0##*/}: $*" >&2; }
 
@@ -112,22 +112,23 @@ once() { # DIRECTORY COMMAND…: has the command make it, unless that was done; 
     touch "$directory" "$directory/.done"
 }
 
-requirements() { # PYPROJECT: its dependencies, and those of its tests
-    "$PYTHON" - "$1" <<'PY'
+requirements() { # PYPROJECT GROUP…: "project" is what it depends on itself
+    "$PYTHON" - "$@" <<'PY'
 import sys, tomllib
 
 with open(sys.argv[1], "rb") as file:
     pyproject = tomllib.load(file)
 project = pyproject["project"]
-groups = pyproject.get("dependency-groups", {}) | project.get("optional-dependencies", {})
-print(*project.get("dependencies", []), *groups.get("test", []), sep="\n")
+groups = {"project": project["dependencies"]}
+groups |= project["optional-dependencies"] | pyproject["dependency-groups"]
+print(*(each for group in sys.argv[2:] for each in groups[group]), sep="\n")
 PY
 }
 
 make_venv() { # SOURCE DIRECTORY
-    say "installing from PyPI: $(requirements "$1/pyproject.toml" | paste -sd, | sed 's/,/, /g')"
     as_user "$PYTHON" -m venv "$2"
-    requirements "$1/pyproject.toml" >"$2/requirements.txt"
+    requirements "$1/pyproject.toml" project test >"$2/requirements.txt"
+    say "installing from PyPI: $(paste -sd, "$2/requirements.txt" | sed 's/,/, /g')"
     as_user "$2/bin/pip" install --quiet --use-pep517 --requirement "$2/requirements.txt"
 }
 
@@ -205,7 +206,7 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     short=$CACHE/short-$(hash_of "$source" build.py wireguard-go wireguard-go.patch)
     once "$short" make_short "$source" "$venv"
     short+=/wireguard-go
-    rm -rf "$source"/{tests,scripts,.ci} # no part of a wheel
+    rm -rf "$source"/{tests,scripts,.ci} "$source"/docs/performance* # no part of a wheel
     directory=$CACHE/wheel-$(hash_of "$source" .)
     once "$directory" make_wheel "$source" "$venv"
     wheel=$(echo "$directory"/*.whl)

@@ -273,6 +273,7 @@ def test_reset_undoes_it_all(control: Control, stage: Stage) -> None:
         "engine environment 1",
         "engine descriptors 1/../1",
         "engine memory 1",
+        "stock mtu 1500",
         "x" * 4096,
     ],
 )

@@ -6,23 +6,28 @@ Pings through one of the tunnels tell whether it was noticed.
 
 import argparse
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.create import CONF
-from bench.figures import grid, percentile
+from bench.record import Table
 from support import stage as stages
 from support.bus import Client
 from support.installed import crash
 from support.manager import UNIT, UNLIMITED, UserManager, ctl, drop_in
 from support.namespaces import Namespace
 
+PINGS = 400
 
-def run(arguments: argparse.Namespace) -> None:
+
+def run(arguments: argparse.Namespace) -> list[Table]:
     stage = stages.read()
     assert stage, "run it by scripts/bench"
-    rows: dict[str, list[float | None]] = {}
+    ready: dict[str, Sequence[float]] = {}
+    away: dict[str, Sequence[float]] = {}
+    lost: dict[str, Sequence[float]] = {}
     with TemporaryDirectory() as directory:
         manager = UserManager(Path(directory))
         ctl("setup")
@@ -39,22 +44,27 @@ def run(arguments: argparse.Namespace) -> None:
                     _kill(manager, client, inside, stage.far.ipv4, size)
                     for _ in range(arguments.kills)
                 ]
-                ready, away, lost = zip(*killed, strict=True)
-                rows[f"{size} tunnels"] = [
-                    percentile(ready, 50), max(ready), percentile(away, 50), max(away), sum(lost),
-                ]  # fmt: skip
+                columns = zip(*killed, strict=True)
+                ready[str(size)], away[str(size)], lost[str(size)] = columns
         ctl("setup", "--remove")
         manager.stop()
-    columns = ("READY p50", "max", "away p50", "max", "lost")
-    print("READY: from the process's start; away: from its kill; lost: pings, of 400 at each kill")
-    print(grid("ms", columns, rows))
+    return [
+        Table("From the new process's start to READY", "ms", ready, axis="tunnels"),
+        Table("From the kill until it answers again", "ms", away, axis="tunnels"),
+        Table(
+            f"Pings lost, of {PINGS} from the kill on, one each 10 ms",
+            "pings",
+            lost,
+            axis="tunnels",
+        ),
+    ]
 
 
 def _kill(
     manager: UserManager, client: Client, inside: Namespace, far: str, size: int
 ) -> tuple[float, float, int]:
     """Milliseconds to READY and until it serves; how many pings were lost meanwhile."""
-    pings = inside.popen("ping", "-q", "-i", "0.01", "-w", "4", far, stdout=-1)
+    pings = inside.popen("ping", "-q", "-i0.01", f"-c{PINGS}", far, stdout=-1)
     start = time.monotonic()
     crash(manager)
     assert len(client.tunnels()) == size

@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from bench.record import Table
+
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` of them do not exceed."""
@@ -11,15 +13,21 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(round(len(ordered) * percent / 100, 6)) - 1)]
 
 
-def table(unit: str, rows: Mapping[str, Sequence[float]]) -> str:
-    """One row each: p50, p95, p99, minimum, maximum, and the p50's ratio to the last row's."""
-    reference = statistics.median(rows[list(rows)[-1]])
-    shown = {}
+def shown(table: Table) -> str:
+    """As it is told in a terminal."""
+    title = f"{table.title}, by {table.axis}" if table.axis else table.title
+    return f"{title}\n{spread(table.unit, table.rows, table.reference)}"
+
+
+def spread(unit: str, rows: Mapping[str, Sequence[float]], reference: str | None = None) -> str:
+    """One row each: p50, p95, p99, minimum, maximum, and the p50's ratio to the reference's."""
+    figures = {}
     for name, values in rows.items():
         middle = statistics.median(values)
         rest = percentile(values, 95), percentile(values, 99), min(values), max(values)
-        shown[f"{name}, n={len(values)}"] = (middle, *rest, middle / reference)
-    return grid(unit, ("p50", "p95", "p99", "min", "max", "ratio"), shown)
+        ratio = middle / statistics.median(rows[reference]) if reference else None
+        figures[f"{name}, n={len(values)}"] = (middle, *rest, ratio)
+    return grid(unit, ("p50", "p95", "p99", "min", "max", "ratio"), figures)
 
 
 def grid(unit: str, columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:

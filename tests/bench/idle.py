@@ -7,104 +7,96 @@ Measure for two minutes, or a multiple: Go's runtime wakes up every minute (sysm
 after each garbage collection it makes another (forcegcperiod): that is most of what is seen here.
 """
 
+import argparse
 import time
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 
-from bench.figures import grid
+from bench.contenders import roots_engine
+from bench.create import CONF
+from bench.record import Table
 from bench.tunnels import daemon_with
-from support.configs import Secrets
-from support.daemon import Daemon
+from support import stage as stages
 from support.processes import children
-from support.stage import Stage
 
 SETTLE = 135.0
 """Seconds: 10 after a handshake an engine may still send a keepalive by itself, and within two
 minutes of its last packet it gives memory back and turns its garbage collector off."""
 
-STOCK = "stock, as root, one engine"
-COLUMNS = ("daemon", "agent", "engines", "all")
+STOCK = "stock, as root"
+UNIT = "switches/s"
+
+Counts = dict[int, dict[int, int]]
+"""Context switches, by process and thread."""
 
 
-def measure(stage: Stage, tunnels: int, seconds: float) -> str:
-    """A table, of two daemons at once: one whose tunnels have never had a session, and one of whose
-    each has one; that takes an identity which the far end knows, so there are fewer."""
-    secrets = Secrets()
-    never = {
-        f"never{number}": secrets.conf(peer="AllowedIPs = 0.0.0.0/0\nEndpoint = 127.0.0.1:9")
-        for number in range(tunnels)
-    }
-    once = {f"once{number}": stage.conf(number) for number in range(len(stage.clients))}
-    with daemon_with(never) as (unused, _), daemon_with(once, wait="handshake") as (used, _):
+def run(arguments: argparse.Namespace) -> list[Table]:
+    """Of several daemons at once: those whose tunnels have never had a session, and one of whose
+    each has one; that takes an identity which the far end knows, so there are few."""
+    stage = stages.read()
+    assert stage, "run it by scripts/bench"
+    used = {f"t{number}": stage.conf(number) for number in range(len(stage.clients))}
+    with ExitStack() as stack:
+        daemons = {
+            str(size): stack.enter_context(
+                daemon_with({f"t{number}": CONF for number in range(size)}, lifetime="persistent")
+            )[0]
+            for size in arguments.sizes
+        }
+        in_use, _ = stack.enter_context(daemon_with(used, wait="handshake"))
         time.sleep(SETTLE)  # nothing tells when the last timer is over
-        groups = {
-            f"wg4netnsd, {tunnels} tunnels, never used": _processes(unused, len(never)),
-            f"wg4netnsd, {len(once)} tunnels with sessions": _processes(used, len(once)),
-            STOCK: {"engines": {_stock_engine()}},
+        engines = {name: daemon.engines() for name, daemon in daemons.items()}
+        own = {
+            name: {daemon.pid} | children(daemon.pid) - engines[name]  # the agent
+            for name, daemon in daemons.items()
         }
-        before = _count(groups)
-        time.sleep(seconds)
-        after = _count(groups)
-    rates = {
-        name: {
-            column: _switches(before[name][column], counts) / seconds
-            for column, counts in group.items()
+        largest = engines[str(arguments.sizes[-1])]
+        single = {
+            "wg4netnsd, never used": largest,
+            "wg4netnsd, with a session": in_use.engines(),
+            STOCK: {roots_engine("stock0")},
         }
-        for name, group in after.items()
-    }
-    rates[f"stock, times {tunnels}"] = {"engines": rates[STOCK]["engines"] * tunnels}
-    rows = {
-        name: [*map(rate.get, COLUMNS[:-1]), sum(rate.values())] for name, rate in rates.items()
-    }
-    return grid(f"context switches a second, in {seconds:g} s", COLUMNS, rows)
+        rates = _rates(
+            set().union(*engines.values(), *own.values(), *single.values()), arguments.seconds
+        )
+    alone = {name: sum(rates[pid] for pid in pids) for name, pids in own.items()}
+    both = {name: alone[name] + sum(rates[pid] for pid in pids) for name, pids in engines.items()}
+    return [
+        Table("Daemon and engines", UNIT, {name: [both[name]] for name in both}, axis="tunnels"),
+        Table("The daemon alone", UNIT, {name: [alone[name]] for name in alone}, axis="tunnels"),
+        Table(
+            "One engine",
+            UNIT,
+            {name: [rates[pid] for pid in sorted(pids)] for name, pids in single.items()},
+            STOCK,
+        ),
+    ]
 
 
-Counts = dict[int, int]
-"""Context switches by thread."""
+def _rates(pids: Collection[int], seconds: float) -> dict[int, float]:
+    """Of each process, a second."""
+    before = _count(pids)
+    time.sleep(seconds)
+    after = _count(pids)
+    return {pid: _switches(before[pid], after[pid]) / seconds for pid in pids}
 
 
-def _processes(daemon: Daemon, tunnels: int) -> dict[str, set[int]]:
-    """The daemon's and its children's, by column."""
-    engines = daemon.engines()
-    assert len(engines) == tunnels + 1, "one waits for the next tunnel"
-    return {
-        "daemon": {daemon.pid},
-        "agent": children(daemon.pid) - engines,
-        "engines": engines,
-    }
-
-
-def _stock_engine() -> int:
-    """Root's; its command line is everybody's to read."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            program, *arguments = (entry / "cmdline").read_text().split("\0")
-        except OSError:  # it has ended
-            continue
-        if Path(program).name == "wireguard-go" and arguments[:1] == ["stock0"]:
-            return int(entry.name)
-    raise AssertionError("no stock0: run it by scripts/bench")
-
-
-def _count(groups: dict[str, dict[str, set[int]]]) -> dict[str, dict[str, Counts]]:
-    return {
-        name: {column: _threads(pids) for column, pids in group.items()}
-        for name, group in groups.items()
-    }
-
-
-def _threads(pids: set[int]) -> Counts:
+def _count(pids: Collection[int]) -> Counts:
     """proc(5): voluntary_ctxt_switches and nonvoluntary_ctxt_switches, of each thread alone."""
     return {
-        int(task.name): sum(
-            int(line.split()[1])
-            for line in (task / "status").read_text().splitlines()
-            if "voluntary_ctxt_switches" in line
-        )
+        pid: {
+            int(task.name): sum(
+                int(line.split()[1])
+                for line in (task / "status").read_text().splitlines()
+                if "voluntary_ctxt_switches" in line
+            )
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        }
         for pid in pids
-        for task in Path(f"/proc/{pid}/task").iterdir()
     }
 
 
-def _switches(before: Counts, after: Counts) -> int:
+def _switches(before: dict[int, int], after: dict[int, int]) -> int:
     """In between. A thread that has begun meanwhile counts, one that has ended does not."""
     return sum(count - before.get(thread, 0) for thread, count in after.items())

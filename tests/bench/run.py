@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.create import CONF
-from bench.figures import table
+from bench.record import Table
+from bench.turns import in_turns
 from support.bus import Bus, Client
 from support.ctl import PROGRAM, Ctl
 from support.daemon import Daemon
@@ -26,7 +27,7 @@ from support.stage import Control, read
 UNSHARE = ("unshare", "--user", "--map-current-user", "--net", "--mount")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> list[Table]:
     stage = read()
     assert stage
     control = Control(stage.control)
@@ -38,19 +39,16 @@ def run(arguments: argparse.Namespace) -> None:
         ctl.write("office", CONF)
         with Client(bus.address) as client:
             ways: dict[str, Callable[[], float]] = {
-                "wg4netnsctl run": lambda: _ours(ctl, client, daemon),
-                "Python itself": lambda: _first_byte([_python(), "-c", "print()"]),
-                "slirp4netns, unshare": _slirp4netns,
+                "wg4netnsd": lambda: _ours(ctl, client, daemon),
+                "slirp4netns": _slirp4netns,
                 "pasta": lambda: _first_byte(["pasta", "--quiet", "--config-net", "--", "echo"]),
+                "floor: Python": lambda: _first_byte([_python(), "-c", "print()"]),
             }
-            times: dict[str, list[float]] = {name: [] for name in ways}
-            for _ in range(arguments.rounds):
-                for name, way in ways.items():
-                    times[name].append(way())
+            times = in_turns(ways, arguments.rounds)
         daemon.stop()
         bus.close()
     control.reset()
-    print(table("ms", times))
+    return [Table("From the command to its first byte", "ms", times, "pasta")]
 
 
 def _ours(ctl: Ctl, client: Client, daemon: Daemon) -> float:

@@ -1,7 +1,7 @@
 """From a handshake's end, by its engine's own clock, to the signal in a subscriber's hands.
 
 Beside it, in turns, the same signal from a bus client that does nothing but send it: what the bus
-and the subscriber take by themselves. And what it costs to have all this wait: bench.idle.
+and the subscriber take by themselves.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from typing import NamedTuple, Self
 
 from jeepney import DBusAddress, HeaderFields, new_signal
 
-from bench import idle
-from bench.figures import table
+from bench.record import Table
 from bench.tunnels import daemon_with
 from support import stage as stages
 from support.bus import TUNNEL, Client
@@ -30,12 +29,16 @@ BARE = "/org/wg4netns1/bare/"
 """Where the bare signals come from, as it were."""
 
 
-def run(arguments: argparse.Namespace) -> None:
+BARE_NAME = "floor: a bare signal"
+
+
+def run(arguments: argparse.Namespace) -> list[Table]:
     stage = stages.read()
     assert stage, "run it by scripts/bench"
     assert 1 <= arguments.tunnels <= len(stage.clients), f"the stage has {len(stage.clients)}"
     confs = {f"t{number}": stage.conf(number) for number in range(arguments.tunnels)}
     peer = stage.far.public_key
+    tables = []
     with (
         daemon_with(confs, wait="handshake") as (daemon, paths),
         Client(daemon.address) as sender,
@@ -53,10 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
             for first in list(range(0, len(tunnels), size)) * arguments.rounds:
                 ours += subscriber.time(tunnels[first : first + size], pause)
                 theirs += subscriber.time(bare[first : first + size], pause)
-            rows = {f"wg4netnsd, {how}": ours, f"bare signal, {how}": theirs}
-            print(table("ms", rows), end="\n\n", flush=True)
-    if arguments.idle_seconds:
-        print(idle.measure(stage, arguments.idle_tunnels, arguments.idle_seconds))
+            rows = {"wg4netnsd": ours, BARE_NAME: theirs}
+            title = f"From a handshake to its signal, {how}"
+            tables.append(Table(title, "ms", rows, reference=BARE_NAME))
+    return tables
 
 
 # ---------------------------------------------------------------- who causes signals

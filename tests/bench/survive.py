@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.figures import grid, percentile, table
+from bench.figures import grid, percentile, spread
 from support import stage as stages
 from support.blocks import MARKER
 from support.bus import Client
@@ -287,7 +287,7 @@ def _judge_engine_kills(kills: Sequence[Kill], seen: Seen) -> list[Verdict]:
         "the pings' longest gap": [1e3 * each for each in outages],
         "the stream's, later on": [1e3 * kill.later_stall for kill in kills],
     }
-    print(table("ms after an engine's kill", rows), end="\n\n")
+    print(spread("ms after an engine's kill", rows, "the stream's, later on"), end="\n\n")
     columns = ("p50", "max")
     counts = {
         "pings lost": [kill.tunnel.times.lost(kill.at, kill.end) for kill in kills],
@@ -341,7 +341,7 @@ def _judge_daemon_ends(
         ]
         for name, begun in runs.items()
     }
-    print(table("ms, the longest gap from each end to the next", longest), end="\n\n")
+    print(spread("ms, the longest gap from each end to the next", longest, QUIET), end="\n\n")
     worst = max(all_gaps[WORK])
     beyond = sum(each > worst for each in longest[DISTURBED])
     states = [how for _, how in moments]

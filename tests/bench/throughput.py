@@ -1,58 +1,111 @@
-"""TCP through the tunnel to the far end, one stream, in turns with stock wireguard-go.
+"""TCP and UDP through each contender to the far end, and what a GB of it costs, in turns.
 
-Stock runs as root, on a TUN of its own in the host's namespace, with the same far end, MTU and
-path; the stage has set it up (tests/stage/world).
+A GB is 1e9 bytes that the application has received. "client end" is the contender's own process,
+"far end" the stage's stock engine; softirqs are charged to nobody, so there is "whole machine" too.
 """
 
 import argparse
-import json
-import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from bench.figures import table
-from support import stage as stages
-from support.bus import Bus, Client
-from support.daemon import Daemon
-from support.namespaces import Namespace
+from bench import predecessor
+from bench.contenders import (
+    OURS,
+    PREDECESSOR,
+    SLIRP,
+    STOCK,
+    Way,
+    large,
+    like_for_like,
+    slirp4netns,
+    together,
+)
+from bench.iperf import Kind, Transfer, transfer
+from bench.record import Table
+from bench.turns import in_turns
+from support.stage import Stage, read
+
+Transfers = dict[Kind, dict[str, list[Transfer]]]
 
 
-def run(arguments: argparse.Namespace) -> None:
-    stage = stages.read()
+def run(arguments: argparse.Namespace) -> list[Table]:
+    stage = read()
     assert stage, "run it by scripts/bench"
-    iperf3 = ["iperf3", "--json", "--client", stage.far.ipv4, f"--port={stage.far.iperf3_port}"]
-    iperf3 += [f"--time={arguments.seconds}", "--omit=1"]
-    figures: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="wg-") as directory, Namespace() as namespace:
-        bus = Bus(Path(directory))
-        daemon = Daemon(bus, Path(directory))
-        with Client(bus.address) as client:
-            path = client.create(namespace, stage.conf(0))
-            commands = {
-                f"{direction}: {name}": [*command, *option]
-                for direction, option in (("up", []), ("down", ["--reverse"]))
-                for name, command in (
-                    ("wg4netnsd", namespace.command(*iperf3)),
-                    ("stock, as root", [*iperf3, f"--bind={stage.stock_address}"]),
-                )
-            }
-            for number in range(arguments.rounds):  # there and back: nobody is always the first
-                for name in list(commands)[:: -1 if number % 2 else 1]:
-                    figures.setdefault(name, []).append(_gbits(commands[name]))
-            client.close_tunnel(path)
-        daemon.stop()
-        bus.close()
-    for direction in ("up", "down"):
-        rows = {name: figures[name] for name in commands if name.startswith(direction)}
-        print(table("Gbit/s", rows), end="\n\n")
+    with tempfile.TemporaryDirectory(prefix="wg-") as directory:
+        ways = like_for_like(stage, predecessor.build(Path(directory)))
+        ways[f"{SLIRP}, MTU 1500"] = slirp4netns(stage, 1500)  # its default
+        same = _measure(stage, ways, arguments.protocols, arguments)
+    only_tcp = [each for each in arguments.protocols if each == "TCP"]  # a datagram stays as it is
+    larger = _measure(stage, large(stage), only_tcp, arguments)
+    return [
+        *(table for kind in same for table in _tables(kind, "MTU 1420", same[kind])),
+        *(table for kind in larger for table in _tables(kind, "larger MTU", larger[kind])),
+        *_ratios(same),
+    ]
 
 
-def _gbits(command: list[str]) -> float:
-    """The receiver's word. The server takes one test at a time, and a moment to end one."""
-    while True:
-        done = subprocess.run(command, capture_output=True, text=True)
-        result = json.loads(done.stdout)
-        if "busy" not in result.get("error", ""):
-            break
-    assert "error" not in result, result["error"]
-    return float(result["end"]["sum_received"]["bits_per_second"]) / 1e9
+def _measure(
+    stage: Stage, ways: Mapping[str, Way], protocols: Sequence[str], arguments: argparse.Namespace
+) -> Transfers:
+    port = stage.far.iperf3_port
+    kinds = [
+        Kind(protocol, direction, streams)
+        for protocol in protocols
+        for direction in arguments.directions
+        for streams in arguments.streams
+    ]
+    with together(ways) as contenders:
+        return {
+            kind: in_turns(
+                {
+                    name: partial(transfer, contender, port, kind, arguments.seconds)
+                    for name, contender in contenders.items()
+                },
+                arguments.rounds,
+            )
+            for kind in kinds
+        }
+
+
+def _tables(kind: Kind, mtu: str, rows: Mapping[str, Sequence[Transfer]]) -> list[Table]:
+    what = f"{kind}, {mtu}"
+    encrypting = {name: each for name, each in rows.items() if each[0].far_cpu is not None}
+    stock = next(name for name in rows if name.startswith(STOCK))
+    slirp = next(name for name in rows if name.startswith(SLIRP))
+    tables = [Table(what, "Gbit/s", _each(rows, "gbits"), stock)]
+    if kind.protocol == "UDP":
+        tables.append(Table(f"{what}: lost", "%", _each(rows, "lost")))
+    return [
+        *tables,
+        Table(f"{what}: client end", "CPU-s/GB", _each(rows, "client_cpu"), slirp),
+        Table(f"{what}: far end", "CPU-s/GB", _each(encrypting, "far_cpu"), stock),
+        Table(f"{what}: whole machine", "CPU-s/GB", _each(rows, "machine_cpu"), stock),
+    ]
+
+
+def _each(rows: Mapping[str, Sequence[Transfer]], figure: str) -> dict[str, list[float]]:
+    return {name: [getattr(one, figure) for one in each] for name, each in rows.items()}
+
+
+def _ratios(same: Transfers) -> list[Table]:
+    """What the targets are about: wg4netnsd to one other, round by round."""
+    rates = {
+        f"{kind}: {OURS} / {other}": [
+            our.gbits / their.gbits for our, their in zip(rows[OURS], rows[other], strict=True)
+        ]
+        for other in (STOCK, PREDECESSOR)
+        for kind, rows in same.items()
+    }
+    costs = {
+        f"{kind}: {OURS} / {SLIRP}": [
+            our.client_cpu / their.client_cpu
+            for our, their in zip(rows[OURS], rows[SLIRP], strict=True)
+        ]
+        for kind, rows in same.items()
+    }
+    return [
+        Table("Throughput, MTU 1420, round by round", "ratio", rates),
+        Table("CPU-s/GB at the client end, MTU 1420, round by round", "ratio", costs),
+    ]

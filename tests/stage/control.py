@@ -11,6 +11,7 @@ once the effect is there. This is all there is to ask for:
   host-name NAME.test ADDRESS…    all addresses of the name; none removes it
   engine descriptors PID          what they lead to, as JSON after the `ok`
   engine environment PID          likewise
+  stock mtu 1420|8920             of the stock client, which is there for benchmarks
   capture start MARKER | capture stop           tests/stage/capture.py, on the host; MARKER in hex
   reset                           everything as it was when this program started
 
@@ -90,7 +91,8 @@ class Control:
             case ["engine", "environment", pid]:
                 with self.engine(pid) as proc:
                     return read(proc, "environ").decode().split("\0")[:-1]
-
+            case ["stock", "mtu", "1420" | "8920" as mtu]:
+                ip("link", "set", "stock0", "mtu", mtu)
             case ["capture", "start", marker]:
                 self.capture_start(marker)
             case ["capture", "stop"]:

@@ -47,15 +47,16 @@ class DBusError(Exception):
 class Bus:
     """A dbus-daemon of one's own, as a desktop session without systemd has it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, silent: bool = False) -> None:
         """The directory gets the bus's socket, and is XDG_DATA_HOME: its activation files
-        belong in dbus-1/services."""
+        belong in dbus-1/services. `silent`: what it activates is not heard."""
         self.directory = directory
         self.address = f"unix:path={directory}/bus"
         (directory / "dbus-1/services").mkdir(parents=True)
         self.process = subprocess.Popen(
             [*_DBUS_DAEMON, f"--address={self.address}"],
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if silent else None,
             env=os.environ | {"XDG_DATA_HOME": str(directory)},
         )
         assert self.process.stdout is not None
