@@ -8,7 +8,7 @@ This file is also the wheel's build hook; there WG4NETNSD_ARCH selects another a
 To work on the patch:
 
   ./build.py --source /tmp/wg        upstream's source with the patch applied
-  ... edit and `go test` in /tmp/wg ...
+  ... edit and `go test -ldflags=-checklinkname=0` in /tmp/wg ...
   ./build.py --save-patch /tmp/wg    write wireguard-go.patch anew; its prose header stays
 """
 
@@ -39,6 +39,7 @@ PATCH = ROOT / "wireguard-go.patch"
 BINARY = Path("wg4netnsd/bin/wireguard-go")
 MODULE = "golang.zx2c4.com/wireguard"
 GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
+LINKING = "-checklinkname=0"  # device/idle.go has a variable of the runtime's
 PATCHED_PACKAGES = (".", "./conn", "./device", "./ipc", "./tun")
 
 
@@ -145,7 +146,7 @@ class Go:
         flags = (
             "-trimpath",
             "-buildvcs=false",
-            "-ldflags=-s -w -buildid=",
+            f"-ldflags=-s -w -buildid= {LINKING}",
             "-tags=" + ",".join(tags),
         )
         self.run("build", *flags, "-o", "wireguard-go", ".", cwd=source, GOARCH=GOARCH[arch])
@@ -156,7 +157,8 @@ class Go:
         beside.replace(output)
 
     def test(self, stock: bool) -> None:
-        self.run("test", *PATCHED_PACKAGES, cwd=self.source(self.scratch / "source", stock))
+        tree = self.source(self.scratch / "source", stock)
+        self.run("test", f"-ldflags={LINKING}", *PATCHED_PACKAGES, cwd=tree)
 
     def source(self, tree: Path, stock: bool) -> Path:
         """Put upstream's source, patched unless stock, into the new directory tree."""

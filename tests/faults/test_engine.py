@@ -6,6 +6,7 @@ The interface, its port and what is in the namespace stay all the time.
 """
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -142,6 +143,29 @@ def test_the_engine_is_replaced(
     assert (shown["ListenPort"], shown["RestartCount"]) == (up.port, 1)
     assert shown["LastError"][1].startswith(error)
     assert "goroutine" not in shown["LastError"][1] + up.daemon.log
+
+
+def test_an_engine_without_traffic_is_never_woken(
+    frugal: Daemon, namespace: Callable[..., Namespace], stage: Stage
+) -> None:
+    """Neither by the daemon, which looks every 5 s, nor by Go's runtime, which would do so each
+    minute."""
+    path = frugal.client.create(namespace(), stage.conf(0))
+    tasks = Path(f"/proc/{frugal.client.get(path, 'EnginePID')}/task")
+
+    def rests(seconds: float) -> bool:
+        before = switches()
+        time.sleep(seconds)
+        return switches() == before
+
+    def switches() -> dict[str, list[str]]:
+        return {
+            task.name: re.findall(r"ctxt_switches:\s*(\d+)", (task / "status").read_text())
+            for task in tasks.iterdir()
+        }
+
+    wait_for(lambda: rests(6), "the first check is over", 60)
+    assert rests(62)
 
 
 def test_calls_meet_an_engine_that_hangs(
