@@ -13,6 +13,7 @@ from bench import (
     idle,
     latency,
     memory,
+    pairs,
     run,
     signals,
     survive,
@@ -66,6 +67,12 @@ def main() -> None:
     command.add_argument("--seconds", type=float, default=3, help="up, and as many down")
     command.add_argument("--pause", type=float, default=60, help="seconds after a burst")
     command.set_defaults(run=memory.run)
+
+    command = what.add_parser("pairs", help="TCP between two namespaces, beside the predecessor's")
+    command.add_argument("--rounds", type=int, default=8)
+    command.add_argument("--seconds", type=int, default=2)
+    command.add_argument("--streams", type=int, nargs="+", default=[1, 8])
+    command.set_defaults(run=pairs.run)
 
     command = what.add_parser("run", help="to a command's first byte, beside pasta, slirp4netns")
     command.add_argument("--rounds", type=int, default=50)

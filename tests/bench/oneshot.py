@@ -31,6 +31,7 @@ IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 
 UAPI_KEYS = {
     "PrivateKey": "private_key",
+    "ListenPort": "listen_port",
     "PublicKey": "public_key",
     "PresharedKey": "preshared_key",
     "Endpoint": "endpoint",

@@ -79,6 +79,17 @@ SUBJECTS = (
         ),
     ),
     Subject(
+        "pairs",
+        "From namespace to namespace",
+        "On one machine, both ends made the same way. Where the far end is stock's, as above, "
+        "its offloads help a client that does without them.",
+        (
+            Group("TCP", r"TCP [^:]*", "pairs"),
+            Group("CPU of both engines", r"TCP .*: both engines"),
+            Group("Ratios", ".* round by round"),
+        ),
+    ),
+    Subject(
         "floor",
         "The physical floor",
         "What ChaCha20-Poly1305 and copying take by themselves, on one core.",

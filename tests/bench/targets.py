@@ -109,7 +109,13 @@ TARGETS = (
         at_least=True,
     ),
     Target(
-        "TCP throughput / predecessor's way",
+        "TCP throughput / predecessor's way, both at both ends",
+        4.5,
+        _medians("pairs", "Between two namespaces, round by round", "TCP"),
+        at_least=True,
+    ),
+    Target(
+        "TCP throughput / predecessor's way, the far end stock's",
         4.5,
         _medians("throughput", THROUGHPUT, "TCP", "/ predecessor's way"),
         at_least=True,
