@@ -263,7 +263,7 @@ def test_it_does_not_begin_when_it_is_refused(call: int, message: str) -> None:
     with process, handover, events:
         output = process.communicate(timeout=10)[0].decode()
     assert process.returncode == 1
-    assert f"Failed to restrict itself: {message}: operation not permitted" in output
+    assert f"Failed to restrict itself by {message}: operation not permitted" in output
 
 
 # ---------------------------------------------------------------- a log that nobody reads
