@@ -109,7 +109,8 @@ SUBJECTS = (
         "memory",
         "Memory of an engine",
         "Of the process that carries the packets: new, at most under load (TCP, 8 streams), and "
-        "a minute after that.",
+        "a minute after that. Stock's is the stage's, one process for all rounds: its first value "
+        "alone is of a new one.",
         (
             Group("RSS", "RSS [^/]*", "memory"),
             Group("Anonymous memory", "Anonymous .*"),

@@ -95,11 +95,13 @@ TARGETS = (
         "create (`persistent`), warm p50 / slirp4netns ready",
         1.0,
         _ratio("create", CREATE, "wg4netnsd, persistent", "slirp4netns"),
+        remark="Python in three processes, and a bus: see *Where the rest goes*",
     ),
     Target(
         "create (`namespace`: the link is moved), likewise",
         3.0,
         _ratio("create", CREATE, "wg4netnsd, namespace", "slirp4netns"),
+        remark="the kernel's `rcu_barrier()` in the move alone takes 20 to 28 ms: see there",
     ),
     Target("create p95, the 256th tunnel / the first", 1.5, _growth),
     Target(
@@ -113,12 +115,14 @@ TARGETS = (
         4.5,
         _medians("pairs", "Between two namespaces, round by round", "TCP"),
         at_least=True,
+        remark="the predecessor's engine is today's here, as is its Go: its own could not be had",
     ),
     Target(
         "TCP throughput / predecessor's way, the far end stock's",
         4.5,
         _medians("throughput", THROUGHPUT, "TCP", "/ predecessor's way"),
         at_least=True,
+        remark="down, stock's offloads send its packets in trains, and its own engine is today's",
     ),
     Target(
         "CPU-s per GB of TCP, client end / slirp4netns' (which does not encrypt)",
@@ -143,6 +147,7 @@ TARGETS = (
             5,
             _p99("signals", f"From a handshake to its signal, {how}", "wg4netnsd"),
             "ms",
+            remark="the handshakes themselves keep two cores busy for longer",
         )
         for how in ("one at a time", "25 at once")
     ),
