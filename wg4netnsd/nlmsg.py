@@ -45,23 +45,29 @@ def number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=i", value))
 
 
-def attributes(message: bytes, body: struct.Struct) -> dict[int, bytes]:
-    """Those of a whole message, by their types. `body`: what messages of its kind begin with."""
-    return nested(message[NLMSGHDR.size + body.size :])
+def parse(message: bytes, body: struct.Struct) -> tuple[tuple[int, ...], dict[int, bytes]]:
+    """A whole message: the fields that its kind begins with, and its attributes by their types."""
+    fields = body.unpack_from(message, NLMSGHDR.size)
+    return fields, nested(message[NLMSGHDR.size + body.size :])
 
 
 def nested(data: bytes) -> dict[int, bytes]:
-    """The same, of an attribute's value."""
-    return {kind & NLA_TYPE_MASK: value for kind, value in _attributes(data)}
+    """The attributes that an attribute's value is made of, by their types."""
+    found = {}
+    for record in records(data, RTATTR):
+        _, kind = RTATTR.unpack_from(record)
+        found[kind & NLA_TYPE_MASK] = record[RTATTR.size :]
+    return found
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= RTATTR.size:
-        length, kind = RTATTR.unpack_from(data)
-        if length < RTATTR.size:
+def records(data: bytes, head: struct.Struct) -> Iterator[bytes]:
+    """Those that follow one another, each at a multiple of 4; `head` begins with their length."""
+    while len(data) >= head.size:
+        length, *_ = head.unpack_from(data)
+        if length < head.size:
             return
-        yield kind, data[RTATTR.size : length]
-        data = data[aligned(length) :]
+        yield data[:length]
+        data = data[(length + 3) & ~3 :]
 
 
 def integer(value: bytes) -> int:
@@ -75,14 +81,9 @@ def text(value: bytes) -> str:
 
 def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
     """Its messages, each with its type."""
-    while len(datagram) >= NLMSGHDR.size:
-        length, kind, *_ = NLMSGHDR.unpack_from(datagram)
-        yield kind, datagram[:length]
-        datagram = datagram[aligned(length) :]
-
-
-def aligned(length: int) -> int:
-    return (length + 3) & ~3
+    for message in records(datagram, NLMSGHDR):
+        _, kind, *_ = NLMSGHDR.unpack_from(message)
+        yield kind, message
 
 
 def error_of(answer: bytes) -> int:

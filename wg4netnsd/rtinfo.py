@@ -12,14 +12,13 @@ from typing import NamedTuple, Self
 from wg4netnsd.nlmsg import (
     IFADDRMSG,
     IFINFOMSG,
-    NLMSGHDR,
     RTGENMSG,
     RTMSG,
     RTNEXTHOP,
-    aligned,
-    attributes,
     integer,
     nested,
+    parse,
+    records,
     text,
 )
 
@@ -47,8 +46,7 @@ class LinkInfo(NamedTuple):
 
     @classmethod
     def of(cls, message: bytes) -> Self:
-        family, _, ifindex, flags, _ = IFINFOMSG.unpack_from(message, NLMSGHDR.size)
-        told = attributes(message, IFINFOMSG)
+        (family, _, ifindex, flags, _), told = parse(message, IFINFOMSG)
         return cls(
             family=family,
             ifindex=ifindex,
@@ -69,8 +67,7 @@ class AddressInfo(NamedTuple):
 
     @classmethod
     def of(cls, message: bytes) -> Self:
-        family, prefixlen, flags, scope, ifindex = IFADDRMSG.unpack_from(message, NLMSGHDR.size)
-        told = attributes(message, IFADDRMSG)
+        (family, prefixlen, flags, scope, ifindex), told = parse(message, IFADDRMSG)
         # IFA_ADDRESS is the peer's where the link is point-to-point; IPv6 has IFA_LOCAL only there.
         packed = told.get(IFA_LOCAL) or told[IFA_ADDRESS]
         return cls(ifindex, socket.inet_ntop(family, packed), prefixlen, scope, flags)
@@ -98,10 +95,7 @@ class RouteInfo(NamedTuple):
 
     @classmethod
     def of(cls, message: bytes) -> Self:
-        family, length, _, _, table, protocol, _, type_, flags = RTMSG.unpack_from(
-            message, NLMSGHDR.size
-        )
-        told = attributes(message, RTMSG)
+        (family, length, _, _, table, protocol, _, type_, flags), told = parse(message, RTMSG)
         packed = told.get(RTA_DST) or bytes(4 if family == socket.AF_INET else 16)
         several = told.get(RTA_MULTIPATH)
         return cls(
@@ -118,13 +112,9 @@ class RouteInfo(NamedTuple):
 
 def _hops(data: bytes, family: int) -> Iterator[Hop]:
     """Of struct rtnexthop, each with attributes of its own."""
-    while len(data) >= RTNEXTHOP.size:
-        length, _, _, ifindex = RTNEXTHOP.unpack_from(data)
-        if length < RTNEXTHOP.size:
-            return
-        told = nested(data[RTNEXTHOP.size : length])
-        yield Hop(ifindex, _gateway(told, family))
-        data = data[aligned(length) :]
+    for record in records(data, RTNEXTHOP):
+        _, _, _, ifindex = RTNEXTHOP.unpack_from(record)
+        yield Hop(ifindex, _gateway(nested(record[RTNEXTHOP.size :]), family))
 
 
 def _hop(told: Mapping[int, bytes], family: int) -> Hop:
@@ -142,4 +132,5 @@ def _gateway(told: Mapping[int, bytes], family: int) -> str:
 
 def nsid_of(message: bytes) -> int:
     """By which number a namespace is known, of an RTM_NEWNSID or RTM_DELNSID."""
-    return integer(attributes(message, RTGENMSG)[NETNSA_NSID])
+    _, told = parse(message, RTGENMSG)
+    return integer(told[NETNSA_NSID])

@@ -14,7 +14,6 @@ client have whatever MTU it likes: it tells the far end by its TCP segments' siz
 import contextlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import predecessor
-from support.bus import Bus
-from support.daemon import Daemon
+from bench.tunnels import daemon_with
 from support.namespaces import Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
@@ -86,13 +84,7 @@ def large(stage: Stage) -> dict[str, Way]:
 
 @contextlib.contextmanager
 def wg4netnsd(stage: Stage, mtu: int) -> Iterator[Contender]:
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-")))
-        namespace = stack.enter_context(Namespace())
-        bus = Bus(directory)
-        stack.callback(bus.close)
-        daemon = Daemon(bus, directory)
-        stack.callback(daemon.stop)  # it closes the tunnel
+    with Namespace() as namespace, daemon_with({}) as (daemon, _):  # its end closes the tunnel
         path = daemon.client.create(namespace, stage.conf(0), mtu=("u", mtu))
         engine = int(daemon.client.get(path, "EnginePID"))
         yield Contender(stage.far.ipv4, namespace.command, engine, roots_engine("far-v4"))

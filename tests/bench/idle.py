@@ -3,22 +3,21 @@
 A process that sleeps makes none. In the same window, upstream's engine run as root on a TUN that it
 watches by itself; the stage has set it up (tests/stage/world).
 
-Measure for two minutes, or a multiple: Go's runtime wakes up every minute (sysmon), and two minutes
-after each garbage collection it makes another (forcegcperiod): that is most of what is seen here.
+Measure for two minutes, or a multiple: Go's runtime wakes stock's engine up every minute (sysmon),
+and two minutes after each garbage collection it makes another (forcegcperiod).
 """
 
 import argparse
 import time
 from collections.abc import Collection
 from contextlib import ExitStack
-from pathlib import Path
 
 from bench.contenders import roots_engine
 from bench.create import CONF
 from bench.record import Table
 from bench.tunnels import daemon_with
 from support import stage as stages
-from support.processes import children
+from support.processes import children, switches
 
 SETTLE = 135.0
 """Seconds: 10 after a handshake an engine may still send a keepalive by itself, and within two
@@ -26,9 +25,6 @@ minutes of its last packet it gives memory back and turns its garbage collector 
 
 STOCK = "stock, as root"
 UNIT = "switches/s"
-
-Counts = dict[int, dict[int, int]]
-"""Context switches, by process and thread."""
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
@@ -76,27 +72,12 @@ def run(arguments: argparse.Namespace) -> list[Table]:
 
 def _rates(pids: Collection[int], seconds: float) -> dict[int, float]:
     """Of each process, a second."""
-    before = _count(pids)
+    before = {pid: switches(pid) for pid in pids}
     time.sleep(seconds)
-    after = _count(pids)
-    return {pid: _switches(before[pid], after[pid]) / seconds for pid in pids}
+    after = {pid: switches(pid) for pid in pids}
+    return {pid: _between(before[pid], after[pid]) / seconds for pid in pids}
 
 
-def _count(pids: Collection[int]) -> Counts:
-    """proc(5): voluntary_ctxt_switches and nonvoluntary_ctxt_switches, of each thread alone."""
-    return {
-        pid: {
-            int(task.name): sum(
-                int(line.split()[1])
-                for line in (task / "status").read_text().splitlines()
-                if "voluntary_ctxt_switches" in line
-            )
-            for task in Path(f"/proc/{pid}/task").iterdir()
-        }
-        for pid in pids
-    }
-
-
-def _switches(before: dict[int, int], after: dict[int, int]) -> int:
+def _between(before: dict[int, int], after: dict[int, int]) -> int:
     """In between. A thread that has begun meanwhile counts, one that has ended does not."""
     return sum(count - before.get(thread, 0) for thread, count in after.items())

@@ -17,8 +17,8 @@ from bench import predecessor
 from bench.contenders import OURS, PREDECESSOR, Contender, together
 from bench.iperf import Kind, Transfer, transfer
 from bench.record import Table
+from bench.tunnels import daemon_with
 from bench.turns import in_turns
-from support.bus import Bus
 from support.daemon import Daemon
 from support.namespaces import Namespace
 from support.stage import keys
@@ -32,7 +32,7 @@ Tunnel = Callable[[Namespace, str], AbstractContextManager[int]]
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
-    with tempfile.TemporaryDirectory(prefix="wg-") as directory, _daemon() as daemon:
+    with tempfile.TemporaryDirectory(prefix="wg-") as directory, daemon_with({}) as (daemon, _):
         engine = predecessor.build(Path(directory))
         ways = {
             OURS: _pair(OURS, partial(_tunnel, daemon)),
@@ -105,18 +105,6 @@ def _pair(name: str, tunnel: Tunnel) -> Iterator[Contender]:
         )
         stack.callback(server.terminate)
         yield Contender(ADDRESSES[1], spaces[0].command, *engines)
-
-
-@contextlib.contextmanager
-def _daemon() -> Iterator[Daemon]:
-    with tempfile.TemporaryDirectory(prefix="wg-") as directory:
-        bus = Bus(Path(directory))
-        daemon = Daemon(bus, Path(directory))
-        try:
-            yield daemon
-        finally:
-            daemon.stop()
-            bus.close()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ The interface, its port and what is in the namespace stay all the time.
 """
 
 import os
-import re
 import signal
 import socket
 import stat
@@ -22,7 +21,7 @@ from support.bus import Client, DBusError
 from support.daemon import Daemon
 from support.fds import copied_package
 from support.namespaces import Namespace, ping
-from support.processes import is_alive, wait_for
+from support.processes import is_alive, switches, wait_for
 from support.stage import Stage
 from support.transfer import Transfer
 from wg4netnsd.engine import BINARY
@@ -151,18 +150,12 @@ def test_an_engine_without_traffic_is_never_woken(
     """Neither by the daemon, which looks every 5 s, nor by Go's runtime, which would do so each
     minute."""
     path = frugal.client.create(namespace(), stage.conf(0))
-    tasks = Path(f"/proc/{frugal.client.get(path, 'EnginePID')}/task")
+    pid = frugal.client.get(path, "EnginePID")
 
     def rests(seconds: float) -> bool:
-        before = switches()
+        before = switches(pid)
         time.sleep(seconds)
-        return switches() == before
-
-    def switches() -> dict[str, list[str]]:
-        return {
-            task.name: re.findall(r"ctxt_switches:\s*(\d+)", (task / "status").read_text())
-            for task in tasks.iterdir()
-        }
+        return switches(pid) == before
 
     wait_for(lambda: rests(6), "the first check is over", 60)
     assert rests(62)
