@@ -28,7 +28,7 @@ from wg4netnsd.ctl.doctor import finding
 SHORT = f"~/{SHIPPED.relative_to(Path.home())}"
 STOCK = Path("/run/stock/wireguard-go")
 LIBFAKETIME = "".join(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")))
-PAGE = Path(__file__).parents[1] / "docs/wg4netnsctl.1"
+PAGE = Path(__file__).parents[2] / "docs/wg4netnsctl.1"
 
 IN_USERNS = ("unshare", "--user", "--map-root-user")
 

@@ -34,7 +34,7 @@ from support.fds import memfd, opened
 from support.namespaces import Namespace
 from support.processes import wait_for
 
-CONTRACT = Path(__file__).parents[1] / "contrib/dbus"
+CONTRACT = Path(__file__).parents[2] / "contrib/dbus"
 DBUS = "org.freedesktop.DBus"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 NO_LIMIT = 2**64 - 1

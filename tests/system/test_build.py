@@ -21,7 +21,7 @@ import pytest
 from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.stage import Stage
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PT_DYNAMIC, PT_INTERP = 2, 3
 EM_X86_64, EM_AARCH64 = 62, 183
 

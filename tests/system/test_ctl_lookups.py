@@ -26,7 +26,7 @@ from support.resolvers import RESOLVERS, resolver
 from support.stage import Control, keys
 
 ANSWER = "198.51.100.7"
-DNS = Path(__file__).parent / "support/dns.py"
+DNS = Path(__file__).parents[1] / "support/dns.py"
 MARKER = "marker-of-this-test"
 NAME = f"{MARKER}.example"
 SHORT = ("timeout", "1")  # musl takes 5 s to see that nobody answers

@@ -45,7 +45,7 @@ def bash(lines: list[str]) -> list[list[str]]:
 
 
 def zsh(lines: list[str]) -> list[list[str]]:
-    capture = Path(__file__).parent / "support/complete.zsh"
+    capture = Path(__file__).parents[1] / "support/complete.zsh"
     printed = output("zsh", "-f", capture, INSTALLED / "zsh/site-functions", *lines)
     return [re.findall("<(.*?)>", part) for part in printed.split("~end~")[:-1]]
 

@@ -19,7 +19,7 @@ from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PYTHON = "/usr/bin/python3"  # Debian's, as python3-gi belongs to that
 EXAMPLES = {
     "Python": [PYTHON, str(DOCS / "examples/applet.py")],

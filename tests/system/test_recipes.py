@@ -21,7 +21,7 @@ from support.journal import Journal
 from support.processes import wait_for
 from support.stage import Stage
 
-PAGE = Path(__file__).parents[1] / "docs/containers.md"
+PAGE = Path(__file__).parents[2] / "docs/containers.md"
 DNS, HOST, NONE = "198.51.100.53", "127.0.0.1", ""
 
 NAME_SERVERS = {
