@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support import depth, order
 from support import manager as managers
 from support import stage as stages
 from support.bus import Bus, Client
@@ -17,28 +18,40 @@ from support.leaks import SESSION
 from support.manager import UNIT, UNLIMITED, UserManager, ctl, drop_in
 from support.namespaces import Namespace
 from support.processes import of_program, wait_for
+from support.shared import Share
 from support.stage import Control, Stage
+
+ROOT = Path(__file__).parent
+NEED_NOTHING = [ROOT / "unit", ROOT / "static"]
+"""What does without a stage, and so runs as any user."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help = "how long tests/faults/test_soak.py goes on (default: %(default)s)"
-    parser.addoption("--soak", type=float, default=20, metavar="SECONDS", help=help)
+    help = "test in full depth: all of what is repeated, random examples, ten minutes of soak"
+    parser.addoption("--long", action="store_true", help=help)
+    help = "how long tests/faults/test_soak.py goes on (default: 30, with --long 600)"
+    parser.addoption("--soak", type=float, metavar="SECONDS", help=help)
     parser.addoption("--soak-seed", type=int, metavar="N", help="what it did with this, it repeats")
+    for end in ("--queue", "--results"):
+        help = "a descriptor that tests/stage/suite.py has passed"
+        parser.addoption(end, type=int, metavar="FD", help=help)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if os.geteuid() == 0:
+    depth.choose(config.getoption("--long"))
+    if (queue := config.getoption("--queue")) is not None:
+        config.pluginmanager.register(Share(queue, config.getoption("--results")))
+    SESSION.begin()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0 and not all(set(item.path.parents) & set(NEED_NOTHING) for item in items):
         pytest.exit(
             "the suite tests what an ordinary user can do and does not run as root: "
             "scripts/test makes such a user and runs it as that",
             returncode=3,
         )
-    SESSION.begin()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The search for keys comes last: it is for those of all others too."""
-    items.sort(key=lambda item: item.path.name == "test_secrets.py")
+    order.sort(items)
 
 
 @pytest.fixture(scope="session")

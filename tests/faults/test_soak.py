@@ -10,6 +10,7 @@ from random import SystemRandom
 import pytest
 
 from support.bus import Client
+from support.depth import depth
 from support.installed import crash
 from support.journal import Journal
 from support.manager import UNIT, UserManager
@@ -50,7 +51,7 @@ def test_soak(
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    seconds, journal = request.config.getoption("--soak"), Journal()
+    seconds, journal = request.config.getoption("--soak") or depth(30, 600), Journal()
     with capsys.disabled():
         print(f"\n--soak={seconds:g} --soak-seed={soak.seed}")
     with Client(unlimited.address) as client, Namespace() as inside:
