@@ -16,7 +16,7 @@ from support.daemon import Daemon
 from support.installed import assert_nothing_left, files
 from support.leaks import SESSION
 from support.manager import UNIT, UNLIMITED, UserManager, ctl, drop_in
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import of_program, wait_for
 from support.shared import Share
 from support.stage import Control, Stage
@@ -72,7 +72,7 @@ def control(stage: Stage) -> Iterator[Control]:
 
 
 @pytest.fixture
-def namespace() -> Iterator[Callable[..., Namespace]]:
+def namespace() -> Iterator[MakeNamespace]:
     """Makes network namespaces: namespace(), namespace(nested=True)."""
     with ExitStack() as made:
         yield lambda nested=False: made.enter_context(Namespace(nested))

@@ -19,7 +19,7 @@ from support.daemon import PROGRAM, Daemon
 from support.installed import assert_nothing_left, main_pid, state, wait_successor
 from support.journal import Journal
 from support.manager import UNIT, UserManager, ctl
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, ping
 from support.processes import is_alive, of_program, wait_for
 from support.stage import Stage
 from support.transfer import Transfer
@@ -43,7 +43,7 @@ def restart_the_bus(manager: UserManager) -> None:
 @pytest.mark.parametrize("fault", [kill_the_bus, restart_the_bus])
 def test_tunnels_outlive_the_bus(
     installed: UserManager,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     fault: Callable[[UserManager], None],
 ) -> None:
@@ -73,7 +73,7 @@ def test_tunnels_outlive_the_bus(
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_without_systemd_the_daemon_ends_with_its_bus(
     start_daemon: Callable[..., Daemon],
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     how: signal.Signals,
 ) -> None:
     daemon = start_daemon()
@@ -118,7 +118,7 @@ def test_systemd_does_not_try_for_ever_where_the_name_is_taken(installed: UserMa
 
 
 def test_nothing_is_left_where_the_name_is_taken_meanwhile(
-    installed: UserManager, namespace: Callable[..., Namespace]
+    installed: UserManager, namespace: MakeNamespace
 ) -> None:
     """The next daemon could serve nobody; and it would never be started again by itself."""
     inside = namespace()
@@ -136,7 +136,7 @@ def test_nothing_is_left_where_the_name_is_taken_meanwhile(
 
 
 def test_nobody_can_take_the_name_from_it(
-    start_daemon: Callable[..., Daemon], namespace: Callable[..., Namespace]
+    start_daemon: Callable[..., Daemon], namespace: MakeNamespace
 ) -> None:
     """It does not let itself be replaced: who asks for that is refused."""
     daemon = start_daemon()
@@ -152,7 +152,7 @@ def test_nobody_can_take_the_name_from_it(
 
 
 def test_nothing_outlives_the_session(
-    user_manager: UserManager, namespace: Callable[..., Namespace], stage: Stage
+    user_manager: UserManager, namespace: MakeNamespace, stage: Stage
 ) -> None:
     """The last test here, as there is no user manager after it."""
     ctl("setup")

@@ -21,7 +21,7 @@ from support.configs import Secrets
 from support.fds import copied_package
 from support.installed import assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UNIT, UserManager
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import children, is_alive, of_program, program, wait_for
 from support.stage import Stage
 from support.tamper import changed_unit
@@ -92,7 +92,7 @@ def fragile(installed: UserManager, tmp_path: Path) -> Iterator[UserManager]:
 @pytest.mark.parametrize("fault", [hang, lose_its_agent, fail_unexpectedly])
 def test_tunnels_outlive_a_daemon_that_fails(
     fragile: UserManager,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     client: Client,
     stage: Stage,
     fault: Callable[[UserManager], None],
@@ -112,7 +112,7 @@ def test_tunnels_outlive_a_daemon_that_fails(
 
 
 def test_a_hung_engine_does_not_outlive_stop(
-    installed: UserManager, client: Client, namespace: Callable[..., Namespace]
+    installed: UserManager, client: Client, namespace: MakeNamespace
 ) -> None:
     tunnel = make(client, namespace(), Secrets().conf())
     os.kill(tunnel.before.engine, signal.SIGSTOP)
@@ -122,7 +122,7 @@ def test_a_hung_engine_does_not_outlive_stop(
 
 
 def test_engines_end_when_the_daemon_is_killed_while_it_stops(
-    installed: UserManager, client: Client, namespace: Callable[..., Namespace], tmp_path: Path
+    installed: UserManager, client: Client, namespace: MakeNamespace, tmp_path: Path
 ) -> None:
     """systemd drops what it holds, and nobody holds their handover sockets any more. One that is
     stopped can't notice: the next daemon sees to it."""
@@ -147,7 +147,7 @@ def test_engines_end_when_the_daemon_is_killed_while_it_stops(
 
 
 def test_nothing_is_left_when_systemd_gives_up(
-    installed: UserManager, client: Client, namespace: Callable[..., Namespace]
+    installed: UserManager, client: Client, namespace: MakeNamespace
 ) -> None:
     limits = ["[Unit]", "StartLimitIntervalSec=60", "StartLimitBurst=3"]
     with changed_unit(installed, str, *limits):
@@ -167,9 +167,7 @@ def test_nothing_is_left_when_systemd_gives_up(
 # ---------------------------------------------------------------- many tunnels, many ends
 
 
-def test_64_tunnels(
-    installed: UserManager, client: Client, namespace: Callable[..., Namespace]
-) -> None:
+def test_64_tunnels(installed: UserManager, client: Client, namespace: MakeNamespace) -> None:
     names = [f"{number}._@-{'x' * (number % 40)}" for number in range(64)]
     tunnels = [make(client, namespace(), Secrets().conf(), name=name) for name in names]
     for _ in range(2):
@@ -200,7 +198,7 @@ def change(address: str, inside: Namespace, name: str, stop: threading.Event) ->
 
 
 def test_killed_in_the_middle_of_anything(
-    installed: UserManager, client: Client, namespace: Callable[..., Namespace]
+    installed: UserManager, client: Client, namespace: MakeNamespace
 ) -> None:
     """A tunnel is whole or it isn't there, whatever was under way."""
     client.tunnels()

@@ -20,7 +20,7 @@ import pytest
 from support.bus import Client, DBusError
 from support.daemon import Daemon
 from support.fds import copied_package
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import is_alive, switches, wait_for
 from support.stage import Stage
 from support.transfer import Transfer
@@ -47,7 +47,7 @@ class Up:
 
 
 @pytest.fixture
-def up(frugal: Daemon, namespace: Callable[..., Namespace], stage: Stage) -> Iterator[Up]:
+def up(frugal: Daemon, namespace: MakeNamespace, stage: Stage) -> Iterator[Up]:
     client = frugal.client
     client.subscribe(member="StateChanged")
     inside = namespace()
@@ -145,7 +145,7 @@ def test_the_engine_is_replaced(
 
 
 def test_an_engine_without_traffic_is_never_woken(
-    frugal: Daemon, namespace: Callable[..., Namespace], stage: Stage
+    frugal: Daemon, namespace: MakeNamespace, stage: Stage
 ) -> None:
     """Neither by the daemon, which looks every 5 s, nor by Go's runtime, which would do so each
     minute."""
@@ -162,7 +162,7 @@ def test_an_engine_without_traffic_is_never_woken(
 
 
 def test_calls_meet_an_engine_that_hangs(
-    frugal: Daemon, namespace: Callable[..., Namespace], stage: Stage
+    frugal: Daemon, namespace: MakeNamespace, stage: Stage
 ) -> None:
     """Those that need its answer fail in time; those that end it do so at once. One that nobody
     calls is found by the daemon, which looks every 5 s and waits 10 s for an answer."""
@@ -216,7 +216,7 @@ def test_calls_meet_an_engine_that_hangs(
 
 def test_a_crash_loop_ends_in_failed_and_restart_ends_that(
     start_daemon: Callable[..., Daemon],
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     tmp_path: Path,
 ) -> None:
@@ -264,7 +264,7 @@ def test_a_crash_loop_ends_in_failed_and_restart_ends_that(
 )
 def test_a_program_that_is_none(
     start_daemon: Callable[..., Daemon],
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     tmp_path: Path,
     content: bytes | None,

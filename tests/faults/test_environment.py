@@ -16,7 +16,7 @@ import pytest
 
 from support.bus import MANAGER, ROOT, DBusError
 from support.daemon import Daemon
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, ping
 from support.processes import children, open_fds, program, wait_for
 from support.stage import Stage
 
@@ -97,7 +97,7 @@ FAULTS = pytest.mark.parametrize(
 @FAULTS
 def test_what_is_lacking_is_told_and_passes(
     start_daemon: Callable[..., Daemon],
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     fault: Callable[[Daemon], AbstractContextManager[None]],
     errors: dict[str, str],
@@ -157,7 +157,7 @@ def full(file_system: Path) -> Iterator[None]:
 
 
 def test_a_full_runtime_directory_is_told_and_passes(
-    start_daemon: Callable[..., Daemon], namespace: Callable[..., Namespace], stage: Stage
+    start_daemon: Callable[..., Daemon], namespace: MakeNamespace, stage: Stage
 ) -> None:
     daemon = start_daemon("--runtime-dir", str(SMALL / "engines"))
     up, other = namespace(), namespace()
@@ -187,7 +187,7 @@ def test_the_limit_of_tunnels_follows_from_that_of_fds(
 @pytest.mark.parametrize("jump", ["+1d", "-1d", "+3650d"])
 def test_the_clock_jumps(
     start_daemon: Callable[..., Daemon],
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     tmp_path: Path,
     jump: str,

@@ -11,7 +11,7 @@ import pytest
 from support.bus import DBusError
 from support.configs import Secrets
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 
 FAKE = Path(__file__).parent / "engines/fake.py"
 
@@ -50,7 +50,7 @@ def fake(start_daemon: Callable[..., Daemon], tmp_path: Path, mode: str) -> Daem
     ],
 )
 def test_no_tunnel_comes_of_it(
-    fake: Daemon, namespace: Callable[..., Namespace], error: str, message: str
+    fake: Daemon, namespace: MakeNamespace, error: str, message: str
 ) -> None:
     inside = namespace()
     wait = 1_000_000 if error == "Timeout" else 20_000_000
@@ -67,7 +67,7 @@ def test_no_tunnel_comes_of_it(
 @pytest.mark.parametrize(
     "mode", ["rubbish-events", "flood-of-events", "flood-of-rubbish-events", "flood-of-words"]
 )
-def test_what_it_tells_holds_up_nobody(fake: Daemon, namespace: Callable[..., Namespace]) -> None:
+def test_what_it_tells_holds_up_nobody(fake: Daemon, namespace: MakeNamespace) -> None:
     """The daemon answers, and its log stays one that can be read."""
     path = fake.client.create(namespace(), Secrets().conf())
     begin = time.monotonic()

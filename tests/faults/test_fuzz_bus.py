@@ -31,7 +31,7 @@ from support.bus import (
 )
 from support.configs import Secrets
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import wait_for
 from support.rawbus import Raw, Values
 from support.stage import Stage
@@ -293,7 +293,7 @@ class Fuzzer:
 
 
 @pytest.fixture
-def fds(namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path) -> Iterator[Descriptors]:
+def fds(namespace: MakeNamespace, stage: Stage, tmp_path: Path) -> Iterator[Descriptors]:
     """Of every kind; those of pipes and sockets end at once, as a batch waits for its answers."""
     secrets = Secrets()
     with contextlib.ExitStack() as stack:
@@ -344,7 +344,7 @@ def test_ten_thousand_messages(
     daemon: Daemon,
     client: Client,
     bus: Bus,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     fds: Descriptors,
     tmp_path: Path,
 ) -> None:

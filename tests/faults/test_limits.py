@@ -18,7 +18,7 @@ from support.bus import MANAGER, NAME, ROOT, TUNNEL, Bus, Client, DBusError
 from support.configs import Secrets, key
 from support.daemon import Daemon
 from support.fds import memfd, opened
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, wait_for
 from wg4netnsd.blocking import MAX_OF_ONE, MAX_THREADS
 from wg4netnsd.turns import MAX_CALLS, MAX_FDS
@@ -30,12 +30,12 @@ CREATE = "hha{sv}"
 
 
 @pytest.fixture
-def inside(namespace: Callable[..., Namespace]) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 
 @pytest.fixture
-def tunnel(daemon: Daemon, client: Client, namespace: Callable[..., Namespace]) -> Iterator[str]:
+def tunnel(daemon: Daemon, client: Client, namespace: MakeNamespace) -> Iterator[str]:
     path = client.create(namespace(), Secrets().conf(), name="one")
     yield path
     daemon.close_tunnels()

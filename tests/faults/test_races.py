@@ -25,12 +25,10 @@ from support.crowd import (
 )
 from support.daemon import Daemon
 from support.fds import memfd, opened, pipe
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import children, open_fds, wait_for
 from support.stage import Stage
 from wg4netnsd.names import tunnel_path
-
-Namespaces = Callable[..., Namespace]
 
 Hold = Callable[[Daemon, Stage], contextlib.AbstractContextManager["Held"]]
 
@@ -39,7 +37,7 @@ LIFETIMES = pytest.mark.parametrize("lifetime", ["namespace", "persistent", "cli
 
 
 @pytest.fixture
-def inside(namespace: Namespaces) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 
@@ -79,7 +77,7 @@ CLIENTS, ROUNDS = 20, 40
     ],
 )
 def test_one_of_many_wins(
-    daemon: Daemon, client: Client, bus: Bus, namespace: Namespaces, same: str, lifetime: str
+    daemon: Daemon, client: Client, bus: Bus, namespace: MakeNamespace, same: str, lifetime: str
 ) -> None:
     spaces = [namespace() for _ in range(CLIENTS if same == "name" else 1)]
     names = ["same"] if same == "name" else [f"name{number}" for number in range(CLIENTS)]

@@ -4,7 +4,6 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from support import probe
 from support.bus import NAME, Client
 from support.manager import SHIPPED, UNIT, UserManager, changed, program
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.stage import Stage
 
 SESSION_KEYRING = probe.session_keyring()
@@ -149,7 +148,7 @@ def limits(pid: int) -> dict[str, list[str]]:
 
 
 def test_the_daemon_and_its_engines_are_in_the_sandbox(
-    unit: UserManager, namespace: Callable[..., Namespace], stage: Stage
+    unit: UserManager, namespace: MakeNamespace, stage: Stage
 ) -> None:
     with Client(unit.address) as client:
         path = client.create(namespace(), stage.conf())

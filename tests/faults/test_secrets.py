@@ -29,11 +29,9 @@ from support.installed import crash
 from support.journal import Journal
 from support.leaks import SESSION, Needles
 from support.manager import UserManager
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
-
-Namespaces = Callable[..., Namespace]
 
 END = "org.example.End"
 SIGNALS = [signal.SIGABRT, signal.SIGSEGV, signal.SIGQUIT, signal.SIGKILL]
@@ -135,7 +133,7 @@ def overhears(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 def test_no_key_is_anywhere(
     installed: UserManager,
     start_daemon: Callable[..., Daemon],
-    namespace: Namespaces,
+    namespace: MakeNamespace,
     stage: Stage,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,

@@ -17,7 +17,7 @@ import pytest
 from support.aftermath import Seen, Then, Tunnel, assert_no_strays
 from support.bus import Client
 from support.manager import UserManager
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, ping
 from support.stage import Stage
 from support.tamper import Tampering, changed_unit, tampering
 from wg4netnsd.engine import BINARY
@@ -107,7 +107,7 @@ def unit(installed: UserManager, tmp_path: Path) -> Iterator[Tampering]:
 
 @pytest.fixture
 def scene(
-    unit: Tampering, namespace: Callable[..., Namespace], stage: Stage, lifetime: str
+    unit: Tampering, namespace: MakeNamespace, stage: Stage, lifetime: str
 ) -> Iterator[Scene]:
     address = unit.manager.address
     with ExitStack() as stack:
@@ -153,7 +153,7 @@ def test_while_there_is_no_daemon(
 
 
 def test_an_engine_of_another_version_is_for_the_next_tunnel(
-    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path
+    installed: UserManager, namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     """An upgrade replaces the program's file; what runs goes on until it is replaced too."""
     program = tmp_path / "wireguard-go"

@@ -17,12 +17,10 @@ from support.fds import memfd
 from support.installed import main_pid, wait_successor
 from support.journal import Journal
 from support.manager import UNIT, UserManager
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import is_alive, wait_for
 from support.stage import Stage
 from wg4netnsd.names import tunnel_path
-
-Namespaces = Callable[..., Namespace]
 
 LOST = "NoReply"
 """The bus's answer for a call that the old daemon had got already."""
@@ -111,7 +109,7 @@ def end_namespace(kept: Kept) -> None:
     ids=lambda ask: ask.__name__,
 )
 def test_the_next_daemon_answers(
-    unlimited: UserManager, namespace: Namespaces, stage: Stage, ask: Callable[[Kept], None]
+    unlimited: UserManager, namespace: MakeNamespace, stage: Stage, ask: Callable[[Kept], None]
 ) -> None:
     inside = namespace()
     with Client(unlimited.address) as client:
@@ -185,7 +183,7 @@ class Crowd:
 
 @pytest.mark.parametrize("lifetime", ["namespace", "persistent"])
 def test_a_daemon_that_dies_leaves_no_half_tunnel(
-    unlimited: UserManager, namespace: Namespaces, lifetime: str
+    unlimited: UserManager, namespace: MakeNamespace, lifetime: str
 ) -> None:
     crowd = Crowd(unlimited, [namespace() for _ in range(SPACES)], lifetime)
     with Client(unlimited.address) as client:
@@ -226,7 +224,7 @@ def engines_die(manager: UserManager, lease: int) -> None:
 
 @pytest.mark.parametrize("end", [lease_ends, engines_die], ids=lambda end: end.__name__)
 def test_what_is_stored_may_end_at_any_moment(
-    unlimited: UserManager, namespace: Namespaces, end: Callable[[UserManager, int], None]
+    unlimited: UserManager, namespace: MakeNamespace, end: Callable[[UserManager, int], None]
 ) -> None:
     inside, outcomes, conf, journal = namespace(), Outcomes(), Secrets().conf(), Journal()
     with Client(unlimited.address) as client:

@@ -12,7 +12,7 @@ from support.bus import TUNNEL, Client
 from support.configs import Secrets
 from support.installed import assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UNIT, UserManager
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.stage import Stage
 from support.transfer import Transfer
 
@@ -35,7 +35,7 @@ class Up:
 
 
 @pytest.fixture
-def up(installed: UserManager, namespace: Callable[..., Namespace], stage: Stage) -> Iterator[Up]:
+def up(installed: UserManager, namespace: MakeNamespace, stage: Stage) -> Iterator[Up]:
     inside = namespace()
     with Client(installed.address) as client:
         path = client.create(inside, stage.conf(0), name="kept")
@@ -76,7 +76,7 @@ def test_a_tunnel_stays_as_it_was(
 
 
 def test_resolv_conf_stays_where_it_is_bound(
-    installed: UserManager, namespace: Callable[..., Namespace]
+    installed: UserManager, namespace: MakeNamespace
 ) -> None:
     """The same inode, with the text of the configuration that is in force."""
     conf = Secrets().conf("Address = 10.9.0.2/24\nDNS = 10.2.0.1, lan")

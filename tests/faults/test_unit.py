@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from support.bus import MANAGER, NAME, ROOT, Client, busctl
 from support.daemon import PROGRAM
 from support.journal import Journal
 from support.manager import UNIT, UserManager, changed, program
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import is_alive, wait_for
 from support.stage import Stage
 
@@ -46,7 +45,7 @@ def wait_restarted(manager: UserManager, pid: int, timeout: float = 10) -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_tunnel_works_under_it(
-    unit: UserManager, namespace: Callable[..., Namespace], stage: Stage, nested: bool
+    unit: UserManager, namespace: MakeNamespace, stage: Stage, nested: bool
 ) -> None:
     inside = namespace(nested=nested)
     with Client(unit.address) as client:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -129,6 +129,10 @@ class Namespace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+MakeNamespace = Callable[..., Namespace]
+"""The fixture `namespace`: each call makes one."""
 
 
 def ping(inside: Namespace, address: str) -> None:

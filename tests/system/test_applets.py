@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +14,7 @@ import pytest
 
 from support.bus import NAME, ROOT, Bus, Client
 from support.daemon import Daemon
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, ping
 from support.processes import wait_for
 from support.stage import Stage
 
@@ -25,8 +24,6 @@ EXAMPLES = {
     "Python": [PYTHON, str(DOCS / "examples/applet.py")],
     "JavaScript": ["gjs", "-m", str(DOCS / "examples/applet.js")],
 }
-
-NewNamespace = Callable[..., Namespace]
 
 
 class Applet:
@@ -87,7 +84,7 @@ def test_a_tunnel_s_life(
     ending: int,
     daemon: Daemon,
     client: Client,
-    namespace: NewNamespace,
+    namespace: MakeNamespace,
     stage: Stage,
     tmp_path: Path,
 ) -> None:
@@ -104,7 +101,7 @@ def test_a_tunnel_s_life(
 
 
 def test_the_daemon_comes_and_goes_and_is_never_started(
-    example: list[str], namespace: NewNamespace, stage: Stage, tmp_path: Path
+    example: list[str], namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
         bus = Bus(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-"))))
@@ -170,7 +167,7 @@ class Calls:
         return told
 
 
-def test_calls(daemon: Daemon, namespace: NewNamespace, stage: Stage, tmp_path: Path) -> None:
+def test_calls(daemon: Daemon, namespace: MakeNamespace, stage: Stage, tmp_path: Path) -> None:
     call, inside = Calls(daemon.address), namespace()
     good, bad = tmp_path / "good.conf", tmp_path / "bad.conf"
     for conf, text in ((good, stage.conf(0)), (bad, stage.conf(0, MTU="many"))):

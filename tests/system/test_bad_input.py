@@ -27,15 +27,13 @@ from support.bus import (
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.fds import copied_package, memfd, opened, pipe, udp_port_in_use, without_fds
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 from support.stage import Stage
 
 CREATE = "hha{sv}"
 CREATE_FROM_PATHS = "ssa{sv}"
 NOTHING = ("as", [])
-
-Namespaces = Callable[..., Namespace]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def secrets(module_secrets: Secrets) -> Secrets:
 
 
 @pytest.fixture
-def inside(namespace: Namespaces) -> Iterator[Namespace]:
+def inside(namespace: MakeNamespace) -> Iterator[Namespace]:
     """A namespace that has nothing but lo, and nothing more after a refusal."""
     made = namespace()
     yield made
@@ -429,7 +427,7 @@ def test_an_mtu_that_ipv6_cannot_have(
 
 
 def test_a_name_that_is_taken(
-    refuses: Refuses, client: Client, namespace: Namespaces, inside: Namespace, secrets: Secrets
+    refuses: Refuses, client: Client, namespace: MakeNamespace, inside: Namespace, secrets: Secrets
 ) -> None:
     path = client.create(namespace(), secrets.conf(), name="mine")
     with inside_and_config(inside, secrets) as fds:
@@ -664,7 +662,7 @@ def test_no_engine(
 
 
 def test_as_many_tunnels_as_the_limit_allows(
-    start_daemon: Callable[..., Daemon], package: Path, namespace: Namespaces, secrets: Secrets
+    start_daemon: Callable[..., Daemon], package: Path, namespace: MakeNamespace, secrets: Secrets
 ) -> None:
     manager = package / "manager.py"
     text = manager.read_text()

@@ -6,7 +6,7 @@ import re
 import subprocess
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from support.bus import (
 from support.configs import Secrets, key
 from support.daemon import Daemon
 from support.fds import memfd, opened
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 
 CONTRACT = Path(__file__).parents[2] / "contrib/dbus"
@@ -42,7 +42,7 @@ FAR, FAR_PSK = key(), key()
 
 
 @pytest.fixture
-def inside(namespace: Callable[..., Namespace]) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 

@@ -1,7 +1,6 @@
 """What the survival benchmark sees with: a stream that checks itself, and a look at each packet."""
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from support.blocks import BLOCK, MARKER
 from support.bus import Client
 from support.capture import INITIATION, RESPONSE, Capture
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.stage import Control, Stage
 from support.stream import Stream, Times, gaps
 from support.tunnels import tunnel
@@ -53,7 +52,7 @@ def test_a_capture_looks_from_its_start_to_its_end(control: Control) -> None:
 def test_a_stream_through_a_tunnel(
     daemon: Daemon,
     client: Client,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     control: Control,
     stage: Stage,
     tmp_path: Path,
@@ -83,9 +82,7 @@ def test_a_stream_through_a_tunnel(
     assert max(gaps(times.arrivals, 0, 1e12)) < 1
 
 
-def test_a_stream_that_is_changed_on_its_way(
-    namespace: Callable[..., Namespace], tmp_path: Path
-) -> None:
+def test_a_stream_that_is_changed_on_its_way(namespace: MakeNamespace, tmp_path: Path) -> None:
     """By an echo server of a namespace's own, which repeats a byte."""
     inside = namespace()
     inside.check("ip", "link", "set", "lo", "up")

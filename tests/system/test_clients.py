@@ -1,7 +1,6 @@
 """The same daemon through clients that have nothing in common: busctl, gdbus, jeepney."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,12 @@ from support.bus import (
     gdbus_call,
 )
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.stage import Stage
 
 
 def test_they_are_told_the_same(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     path = client.create(namespace(), stage.conf(0), name="one")
     assert path == "/org/wg4netns1/tunnel/one"
@@ -35,7 +34,7 @@ def test_they_are_told_the_same(
 
 
 def test_gdbus_passes_descriptors(
-    daemon: Daemon, namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path
+    daemon: Daemon, namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     inside = namespace()
     conf = tmp_path / "wg.conf"

@@ -11,7 +11,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from support.bus import Client
 from support.capture import Capture
 from support.ctl import Ctl
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import wait_for
 from support.resolvers import RESOLVERS, resolver
 from support.stage import Control, keys
@@ -33,9 +33,7 @@ SHORT = ("timeout", "1")  # musl takes 5 s to see that nobody answers
 
 
 @pytest.fixture
-def ctl(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], directory: Path
-) -> Iterator[Ctl]:
+def ctl(daemon: Daemon, client: Client, namespace: MakeNamespace, directory: Path) -> Iterator[Ctl]:
     """`desk`, a configuration whose far end has a name server; and `mute`, the same without DNS."""
     ctl = Ctl(daemon.address, directory)
     far, desk, inside = keys(), keys(), namespace()

@@ -22,13 +22,11 @@ from support.bus import NAME, OBJECT_MANAGER, ROOT, TUNNEL, Bus, Client
 from support.configs import key
 from support.ctl import PROGRAM as CTL
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.played import PATH, PEER, Played, objects
 from support.processes import wait_for
 from support.relay import Relay
 from support.stage import Stage, keys
-
-Namespaces = Callable[..., Namespace]
 
 
 class Monitor:
@@ -132,7 +130,7 @@ def assert_consistent(events: list[dict[str, Any]]) -> None:
 def test_a_tunnels_life(
     daemon: Daemon,
     client: Client,
-    namespace: Namespaces,
+    namespace: MakeNamespace,
     stage: Stage,
     monitor: Callable[..., Monitor],
 ) -> None:
@@ -185,7 +183,7 @@ def test_a_tunnels_life(
 
 
 def test_a_peer_that_comes_to_us(
-    daemon: Daemon, client: Client, namespace: Namespaces, monitor: Callable[..., Monitor]
+    daemon: Daemon, client: Client, namespace: MakeNamespace, monitor: Callable[..., Monitor]
 ) -> None:
     watched = monitor(daemon.address, "ours", "--json")
     watched.wait_event("daemon-started")
@@ -208,7 +206,7 @@ def test_a_peer_that_comes_to_us(
 def test_what_there_is_comes_first(
     daemon: Daemon,
     client: Client,
-    namespace: Namespaces,
+    namespace: MakeNamespace,
     stage: Stage,
     monitor: Callable[..., Monitor],
 ) -> None:
@@ -269,7 +267,7 @@ def test_colours_are_for_terminals(own_bus: Bus) -> None:
 
 
 def test_the_daemon_is_waited_for_and_never_started(
-    own_bus: Bus, monitor: Callable[..., Monitor], tmp_path: Path, namespace: Namespaces
+    own_bus: Bus, monitor: Callable[..., Monitor], tmp_path: Path, namespace: MakeNamespace
 ) -> None:
     started = tmp_path / "started"
     service = f"[D-BUS Service]\nName=org.wg4netns1\nExec=/usr/bin/touch {started}\n"
@@ -387,7 +385,7 @@ def test_nobody_reads_on(own_bus: Bus) -> None:
 
 
 def test_only_the_daemons_signals_are_listened_to(
-    daemon: Daemon, client: Client, namespace: Namespaces, monitor: Callable[..., Monitor]
+    daemon: Daemon, client: Client, namespace: MakeNamespace, monitor: Callable[..., Monitor]
 ) -> None:
     """Others' are not, be they for all or for it alone, which the bus delivers unasked."""
     watching = monitor(daemon.address)
@@ -425,7 +423,7 @@ def unique_name(client: Client, pid: int) -> str:
 def test_nothing_is_lost_and_nothing_shown_twice(
     daemon: Daemon,
     client: Client,
-    namespace: Namespaces,
+    namespace: MakeNamespace,
     monitor: Callable[..., Monitor],
     tmp_path: Path,
 ) -> None:
@@ -478,7 +476,7 @@ def test_a_flood(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
 
 
 def test_many_monitors_start_while_tunnels_come(
-    daemon: Daemon, client: Client, namespace: Namespaces, monitor: Callable[..., Monitor]
+    daemon: Daemon, client: Client, namespace: MakeNamespace, monitor: Callable[..., Monitor]
 ) -> None:
     tunnels = [f"t{number}" for number in range(8)]
     monitors = []

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from support.bus import MANAGER, ROOT, Client
 from support.ctl import PROGRAM, Ctl
 from support.daemon import Daemon
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, ping
 from support.processes import wait_for
 from support.stage import Stage
 from wg4netnsd.ctl.client import Client as BusClient
@@ -85,9 +85,7 @@ def test_down_of_several(ctl: Ctl, client: Client, office: str) -> None:
     assert client.tunnels() == []
 
 
-def test_attach(
-    ctl: Ctl, namespace: Callable[..., Namespace], client: Client, stage: Stage
-) -> None:
+def test_attach(ctl: Ctl, namespace: MakeNamespace, client: Client, stage: Stage) -> None:
     inside = namespace()
     assert ctl.check("attach", "--pid", str(inside.pid), "office") == "office\n"
     ping(inside, stage.far.ipv4)

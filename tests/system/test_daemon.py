@@ -11,7 +11,7 @@ import pytest
 from support.bus import TUNNEL, Bus, Client
 from support.configs import Secrets
 from support.daemon import PROGRAM, Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import wait_for
 
 
@@ -47,7 +47,7 @@ def test_a_runtime_directory_is_one_daemons(daemon: Daemon, bus: Bus) -> None:
 
 
 def test_what_a_killed_daemon_left_is_removed(
-    start_daemon: Callable[..., Daemon], namespace: Callable[..., Namespace], tmp_path: Path
+    start_daemon: Callable[..., Daemon], namespace: MakeNamespace, tmp_path: Path
 ) -> None:
     directory = str(tmp_path / "of-both")
     first = start_daemon("--runtime-dir", directory)
@@ -87,7 +87,7 @@ def test_no_bus(address: str, told: str, tmp_path: Path) -> None:
 
 
 def test_a_bus_that_goes_away_ends_the_daemon(
-    start_daemon: Callable[..., Daemon], namespace: Callable[..., Namespace]
+    start_daemon: Callable[..., Daemon], namespace: MakeNamespace
 ) -> None:
     daemon = start_daemon()
     inside = namespace()
@@ -112,7 +112,7 @@ def match_rules(client: Client, name: str) -> list[str]:
 
 
 def test_no_match_rule_outlives_its_call(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace]
+    daemon: Daemon, client: Client, namespace: MakeNamespace
 ) -> None:
     ours = client.bus("GetNameOwner", "s", "org.wg4netns1")
     before = match_rules(client, ours)

@@ -11,13 +11,11 @@ from typing import Any
 from support import tunnels
 from support.bus import TUNNEL, Client
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 
 NAME = "where.test"
-
-NewNamespace = Callable[..., Namespace]
 
 
 @contextmanager
@@ -43,7 +41,7 @@ def look_ups(daemon: Daemon) -> int:
 
 
 def test_a_name_without_an_address_is_asked_for_again(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, control: Control
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     """The tunnel is up meanwhile, says what is missing, and begins when it can."""
     with tunnel(client, namespace(), conf(stage)) as path:
@@ -66,7 +64,7 @@ def test_a_name_without_an_address_is_asked_for_again(
 
 
 def test_the_network_coming_is_a_reason_to_ask_at_once(
-    start_daemon: Callable[..., Daemon], namespace: NewNamespace, stage: Stage, control: Control
+    start_daemon: Callable[..., Daemon], namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     daemon = start_daemon("--verbose")
     client = daemon.client
@@ -81,7 +79,7 @@ def test_the_network_coming_is_a_reason_to_ask_at_once(
 
 
 def test_addresses_are_tried_in_turn(
-    quick: Daemon, namespace: NewNamespace, stage: Stage, control: Control
+    quick: Daemon, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     client = quick.client
     with tunnel(client, namespace(), conf(stage, "dead-first.test", keepalive=1)) as path:
@@ -94,7 +92,7 @@ def test_addresses_are_tried_in_turn(
 
 
 def test_a_far_end_that_moves_while_nobody_talks_is_found_by_its_name(
-    quick: Daemon, namespace: NewNamespace, stage: Stage, control: Control
+    quick: Daemon, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     """No packet tells that it has moved: only the name does, when it does not answer any more."""
     client = quick.client
@@ -110,7 +108,7 @@ def test_a_far_end_that_moves_while_nobody_talks_is_found_by_its_name(
 
 
 def test_a_stale_peer_that_nobody_tries_is_looked_up_once(
-    quick: Daemon, namespace: NewNamespace, stage: Stage, control: Control
+    quick: Daemon, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     client, inside = quick.client, namespace()
     control.host_name(NAME, "192.0.3.2")
@@ -124,7 +122,7 @@ def test_a_stale_peer_that_nobody_tries_is_looked_up_once(
 
 
 def test_a_name_that_is_gone_costs_nothing_that_works(
-    quick: Daemon, namespace: NewNamespace, stage: Stage, control: Control
+    quick: Daemon, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     """The old address is kept, and the error told."""
     client, inside = quick.client, namespace()
@@ -139,7 +137,7 @@ def test_a_name_that_is_gone_costs_nothing_that_works(
 
 
 def test_an_engine_that_is_replaced_finds_its_peers_where_they_were(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, control: Control
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     control.host_name(NAME, "192.0.3.2")
     with tunnel(client, namespace(), conf(stage), wait="handshake") as path:

@@ -27,12 +27,10 @@ from support.configs import Secrets
 from support.daemon import Daemon
 from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.fds import memfd
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, ping
 from support.processes import wait_for
 from support.stage import Stage
 from wg4netnsd.engine import BINARY
-
-Namespaces = Callable[..., Namespace]
 
 SYS_PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]
 SYS_PIDFD_GETFD = 438
@@ -68,7 +66,7 @@ def waiting() -> Iterator[int]:
 def test_a_confined_engine_does_its_work(
     daemon: Daemon,
     client: Client,
-    namespace: Namespaces,
+    namespace: MakeNamespace,
     stage: Stage,
     identity: int,
     family: str,
@@ -114,7 +112,7 @@ def test_its_log_tells_the_local_time(tmp_path: Path) -> None:
 
 
 def test_it_has_the_descriptors_that_it_needs(
-    daemon: Daemon, client: Client, namespace: Namespaces, waiting: int
+    daemon: Daemon, client: Client, namespace: MakeNamespace, waiting: int
 ) -> None:
     """No file of ours, no bus, no directory, no inotify that waits for its socket's end."""
     ready = {

@@ -4,14 +4,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from support.bus import Client
 from support.daemon import Daemon
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, ping
 from support.stage import Stage, keys
 from support.transfer import TRANSFER
 from support.tunnels import tunnel
@@ -26,7 +25,7 @@ def host_link(name: str) -> Any:
 def test_both_families_pass_over_either(
     daemon: Daemon,
     client: Client,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     endpoint: str,
 ) -> None:
@@ -44,7 +43,7 @@ def test_both_families_pass_over_either(
 
 @pytest.mark.parametrize("host", ["far-v4.test", "far-v6.test", "far.test"])
 def test_an_endpoint_may_be_a_hostname(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage, host: str
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, host: str
 ) -> None:
     inside = namespace()
     port = stage.far.endpoint_v4.rpartition(":")[2]
@@ -57,7 +56,7 @@ def test_an_endpoint_may_be_a_hostname(
 def test_what_returns_is_what_was_sent(
     daemon: Daemon,
     client: Client,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     address: str,
 ) -> None:
@@ -73,7 +72,7 @@ def test_what_returns_is_what_was_sent(
 def test_a_stream_at_full_speed_arrives(
     daemon: Daemon,
     client: Client,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     stage: Stage,
     direction: list[str],
 ) -> None:
@@ -85,7 +84,7 @@ def test_a_stream_at_full_speed_arrives(
 
 
 def test_handshake_and_counters_show_in_the_peer(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace()
     with tunnel(client, inside, stage.conf(0, MTU="1380")) as path:
@@ -104,7 +103,7 @@ def test_handshake_and_counters_show_in_the_peer(
 
 
 def test_namespaces_that_each_have_a_wg0_while_the_host_has_one(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     first, second = namespace(), namespace()
     before = host_link("wg0")
@@ -118,7 +117,7 @@ def test_namespaces_that_each_have_a_wg0_while_the_host_has_one(
 
 
 def test_a_nested_user_namespace(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace(nested=True)
     with tunnel(client, inside, stage.conf(0), interface="tunnel0"):
@@ -127,7 +126,7 @@ def test_a_nested_user_namespace(
 
 
 def test_peers_over_both_families_in_one_tunnel(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     """An engine that alternates between IPv4 and IPv6 sends everything where it belongs."""
     here, there = namespace(), namespace()
@@ -154,7 +153,7 @@ def test_peers_over_both_families_in_one_tunnel(
 
 
 def test_one_ends_while_the_other_goes_on(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     first, second = namespace(), namespace()
     with tunnel(client, first, stage.conf(0)):
@@ -165,7 +164,7 @@ def test_one_ends_while_the_other_goes_on(
 
 
 def test_the_same_identity_again_after_close(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace()
     for _ in range(3):
@@ -174,7 +173,7 @@ def test_the_same_identity_again_after_close(
 
 
 def test_twenty_tunnels_at_once(
-    daemon: Daemon, client: Client, namespace: Callable[..., Namespace], stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     spaces = [namespace() for _ in range(20)]
     paths = [client.create(inside, stage.conf(number)) for number, inside in enumerate(spaces)]

@@ -13,7 +13,7 @@ from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_NEWADDR, RTM_NEWROUTE
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 from wg4netnsd.hostnet import (
     ADDRESSES_CHANGED,
@@ -74,7 +74,7 @@ class Watcher:
 
 
 @pytest.fixture
-def host(namespace: Callable[..., Namespace]) -> Namespace:
+def host(namespace: MakeNamespace) -> Namespace:
     """A namespace with two ends of a cable: up0, which has 192.0.2.2 and 2001:db8::2, and far0."""
     inside = namespace()
     for command in (
@@ -156,7 +156,7 @@ def test_a_link_is_deleted(host: Namespace) -> None:
     assert watcher.end() == []
 
 
-def test_a_namespace_without_any_interface(namespace: Callable[..., Namespace]) -> None:
+def test_a_namespace_without_any_interface(namespace: MakeNamespace) -> None:
     inside = namespace()
     changes = "link add up0 type veth peer name far0", "address add 192.0.2.2/24 dev up0"
     assert told_at_once(inside, *changes) == [ADDRESSES_CHANGED]

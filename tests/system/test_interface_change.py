@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from wg4netnsd import agent as agents
 from wg4netnsd import errors, interface, netns
 from wg4netnsd.agent import Agent, Change, Request, Settings
@@ -114,7 +114,7 @@ def _network(shown: str, family: str) -> str:
 
 
 @pytest.fixture
-def inside(namespace: Callable[..., Namespace]) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 

@@ -19,16 +19,15 @@ from support.bus import MANAGER, ROOT, TUNNEL, Bus, Client, DBusError
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.fds import memfd, opened, pipe, udp_port_in_use
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import children, is_alive, open_fds, wait_for
 from support.stage import Stage, keys
 
 CREATE = "hha{sv}"
-Namespaces = Callable[..., Namespace]
 
 
 @pytest.fixture
-def inside(namespace: Namespaces) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 
@@ -358,7 +357,7 @@ def monitored(address: str, log: Path) -> Iterator[None]:
 
 
 def test_secrets_stay_out_of_sight(
-    start_daemon: Callable[..., Daemon], namespace: Namespaces, tmp_path: Path
+    start_daemon: Callable[..., Daemon], namespace: MakeNamespace, tmp_path: Path
 ) -> None:
     started = start_daemon("--verbose")
     client = started.client
@@ -425,7 +424,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def test_a_slow_configuration_delays_nobody(
-    daemon: Daemon, client: Client, bus: Bus, inside: Namespace, namespace: Namespaces
+    daemon: Daemon, client: Client, bus: Bus, inside: Namespace, namespace: MakeNamespace
 ) -> None:
     with opened(inside.path) as netns, pipe() as (config, writer), Client(bus.address) as slow:
         create = slow.message(ROOT, MANAGER, "CreateTunnel", CREATE, (netns, config, {}))
@@ -440,7 +439,7 @@ def test_a_slow_configuration_delays_nobody(
 
 
 def test_many_slow_configurations_use_up_only_their_own_share(
-    daemon: Daemon, client: Client, bus: Bus, namespace: Namespaces
+    daemon: Daemon, client: Client, bus: Bus, namespace: MakeNamespace
 ) -> None:
     inside, other = namespace(), namespace()
     path = client.create(inside, Secrets().conf())
@@ -485,7 +484,7 @@ def resident_kib(pid: int) -> int:
 
 
 def test_a_thousand_cycles_leave_nothing(
-    daemon: Daemon, client: Client, namespace: Namespaces
+    daemon: Daemon, client: Client, namespace: MakeNamespace
 ) -> None:
     spaces = [namespace() for _ in range(4)]
     text = Secrets().conf(peer=None)

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import systemd.journal
@@ -13,7 +13,7 @@ import systemd.journal
 from support.bus import Client
 from support.journal import Journal
 from support.manager import UNIT, UserManager, installed, user_manager
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.stage import Stage, keys
 from wg4netnsd.journal import STATE_CHANGED, level_of_engine
 
@@ -193,7 +193,7 @@ def service(stage: Stage) -> Iterator[UserManager]:
 
 
 def test_a_tunnel_s_life_is_one_entry_a_transition(
-    service: UserManager, namespace: Callable[..., Namespace], stage: Stage, logged: Journal
+    service: UserManager, namespace: MakeNamespace, stage: Stage, logged: Journal
 ) -> None:
     inside = namespace()
     with Client(service.address) as client:
@@ -213,7 +213,7 @@ def test_a_tunnel_s_life_is_one_entry_a_transition(
 
 
 def test_a_peer_s_transition_is_one_entry(
-    service: UserManager, namespace: Callable[..., Namespace], stage: Stage, logged: Journal
+    service: UserManager, namespace: MakeNamespace, stage: Stage, logged: Journal
 ) -> None:
     inside = namespace()
     with Client(service.address) as client:
@@ -229,7 +229,7 @@ def test_a_peer_s_transition_is_one_entry(
 
 
 def test_the_service_logs_nothing_else_and_no_secret(
-    service: UserManager, namespace: Callable[..., Namespace], stage: Stage, logged: Journal
+    service: UserManager, namespace: MakeNamespace, stage: Stage, logged: Journal
 ) -> None:
     mine, me = keys(), stage.clients[0]
     bad = stage.conf().replace(me.private_key, mine.private).replace("Address", "Adress")

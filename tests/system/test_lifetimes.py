@@ -16,13 +16,13 @@ from support.bus import Bus, Client, DBusError
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.fds import opened, pipe
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, wait_for
 from wg4netnsd.engine import BINARY
 
 
 @pytest.fixture
-def inside(namespace: Callable[..., Namespace]) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 
@@ -49,7 +49,7 @@ END_TIME = 2.0
 
 
 @pytest.fixture
-def holder(namespace: Callable[..., Namespace], request: pytest.FixtureRequest) -> Namespace:
+def holder(namespace: MakeNamespace, request: pytest.FixtureRequest) -> Namespace:
     return namespace(nested=request.param == "nested")
 
 
@@ -124,7 +124,7 @@ def test_another_clients_leaving_does_not_matter(
 
 
 def test_all_tunnels_of_a_client_end_with_it(
-    daemon: Daemon, client: Client, bus: Bus, namespace: Callable[..., Namespace]
+    daemon: Daemon, client: Client, bus: Bus, namespace: MakeNamespace
 ) -> None:
     spaces = [namespace() for _ in range(3)]
     with Client(bus.address) as owner:

@@ -1,6 +1,6 @@
 """What the namespace's owner does with the interface, and what a client sees of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ import pytest
 from support.bus import TUNNEL, Client
 from support.daemon import Daemon
 from support.fds import memfd
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("lifetime", ["namespace", "persistent"])
 
 
 @pytest.fixture
-def inside(namespace: Callable[..., Namespace]) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 

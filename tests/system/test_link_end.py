@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from support.interfaces import NAME, create
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from wg4netnsd import agent as agents
 from wg4netnsd import journal, link, netns
 from wg4netnsd.agent import Agent
@@ -25,7 +25,7 @@ def agent() -> Iterator[Agent]:
 
 @pytest.mark.parametrize("pins", [True, False], ids=["in place", "sibling"])
 def test_another_process_has_the_tun_a_moment_longer(
-    agent: Agent, namespace: Callable[..., Namespace], pins: bool
+    agent: Agent, namespace: MakeNamespace, pins: bool
 ) -> None:
     inside = namespace()
 
@@ -42,7 +42,7 @@ def test_another_process_has_the_tun_a_moment_longer(
 
 def test_somebody_keeps_it(
     agent: Agent,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

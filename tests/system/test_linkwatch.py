@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support.interfaces import NAME, SOON, Watching
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, wait_for
 from wg4netnsd import agent as agents
 from wg4netnsd import linkwatch, netns, tun
@@ -32,7 +32,7 @@ def agent() -> Iterator[Agent]:
 
 
 @pytest.fixture
-def watching(agent: Agent, namespace: Callable[..., Namespace]) -> Iterator[Make]:
+def watching(agent: Agent, namespace: MakeNamespace) -> Iterator[Make]:
     """Makes an interface in a namespace of its own, with all that was told until it was up."""
     before = open_fds(os.getpid())
     with contextlib.ExitStack() as stack:
@@ -203,7 +203,7 @@ def test_its_last_process_is_killed(sibling: Watching) -> None:
     assert sibling.told(Gone.ENDED) == [Gone.ENDED]
 
 
-def test_a_nested_one_ends(watching: Make, namespace: Callable[..., Namespace]) -> None:
+def test_a_nested_one_ends(watching: Make, namespace: MakeNamespace) -> None:
     subject = watching(False, namespace(nested=True))
     subject.watch()
     subject.inside.empty()

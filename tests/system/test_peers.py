@@ -20,7 +20,7 @@ from jeepney import HeaderFields
 from support.bus import TUNNEL, Client, DBusError
 from support.configs import key
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transfer import Transfer
@@ -32,7 +32,6 @@ REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_ATTEMPT_TIME = 180 / 20, 120 / 20, 90
 INITIATION_GAP = 0.05  # more than what a far end grants between two of them, 1/50 s
 
 Start = Callable[..., Daemon]
-NewNamespace = Callable[..., Namespace]
 
 
 def keepalive(stage: Stage, number: int = 0, seconds: int = 1, endpoint: str | None = None) -> str:
@@ -61,7 +60,7 @@ class Told:
 
 
 def test_a_handshake_is_told_by_both_sides(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     told = Told(client)
     before = time.time_ns() // 1000
@@ -78,7 +77,7 @@ def test_a_handshake_is_told_by_both_sides(
 
 
 def test_states_and_handshakes_come_in_order(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace()
     with tunnel(client, inside, stage.conf(0)) as path:
@@ -108,7 +107,7 @@ def _state(client: Client, path: str) -> str:
 
 
 def test_waiting_for_a_handshake_that_does_not_come_leaves_nothing(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace()
     nowhere = stage.conf(0, "127.0.0.1:9")
@@ -119,7 +118,7 @@ def test_waiting_for_a_handshake_that_does_not_come_leaves_nothing(
 
 
 def test_waiting_for_a_handshake_needs_a_peer(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     interface, _ = stage.conf(0).split("[Peer]")
     with pytest.raises(DBusError, match=r"InvalidConfig: no \[Peer\] section"):
@@ -129,7 +128,7 @@ def test_waiting_for_a_handshake_needs_a_peer(
 
 
 def test_without_it_nothing_is_sent_unasked(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     with tunnel(client, namespace(), stage.conf(0)) as path:
         client.tunnel(path, "Restart")
@@ -141,7 +140,7 @@ def test_without_it_nothing_is_sent_unasked(
 
 
 def test_a_far_end_that_dies_and_comes_back(
-    quick: Daemon, namespace: NewNamespace, stage: Stage, control: Control
+    quick: Daemon, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     """Keepalives want a session, so a new one is tried from REKEY_AFTER_TIME on. It is stale when
     that has gone on for REKEY_ATTEMPT_TIME, and active again as soon as it can be."""
@@ -175,7 +174,7 @@ def _newest_handshake(client: Client, path: str) -> tuple[str, int, str]:
 
 
 def test_a_silent_peer_goes_stale_and_traffic_wakes_it(
-    quick: Daemon, namespace: NewNamespace, stage: Stage
+    quick: Daemon, namespace: MakeNamespace, stage: Stage
 ) -> None:
     client, inside = quick.client, namespace()
     with tunnel(client, inside, stage.conf(0), wait="handshake") as path:
@@ -185,7 +184,7 @@ def test_a_silent_peer_goes_stale_and_traffic_wakes_it(
         assert told.until_state("active")[2] == "handshaking"
 
 
-def test_a_peer_that_never_answers(quick: Daemon, namespace: NewNamespace, stage: Stage) -> None:
+def test_a_peer_that_never_answers(quick: Daemon, namespace: MakeNamespace, stage: Stage) -> None:
     client, inside = quick.client, namespace()
     with tunnel(client, inside, stage.conf(0, "127.0.0.1:9")) as path:
         told = Told(client, path)
@@ -195,7 +194,7 @@ def test_a_peer_that_never_answers(quick: Daemon, namespace: NewNamespace, stage
 
 
 def test_sessions_end_with_their_engine_and_begin_anew(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     """The far end sends into a session that is lost, until it is told of a new one: at once."""
     with tunnel(client, namespace(), stage.conf(0), wait="handshake") as path:
@@ -212,7 +211,7 @@ def test_sessions_end_with_their_engine_and_begin_anew(
 
 
 def test_a_far_end_that_moves_in_mid_stream(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, control: Control
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     inside = namespace()
     conf = stage.conf(0, stage.moving.endpoint_v4)
@@ -235,7 +234,7 @@ def test_a_far_end_that_moves_in_mid_stream(
 
 @pytest.mark.parametrize("family", ["4", "6"])
 def test_a_host_that_moves_begins_anew_at_once(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, control: Control,
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, control: Control,
     family: str,
 ) -> None:  # fmt: skip
     """With peers that are in use; one that nobody has spoken to yet is left in peace."""
@@ -257,7 +256,7 @@ def test_a_host_that_moves_begins_anew_at_once(
 
 
 def test_a_peer_that_went_stale_in_silence_is_not_woken(
-    quick: Daemon, namespace: NewNamespace, stage: Stage, control: Control
+    quick: Daemon, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     client = quick.client
     with (
@@ -273,7 +272,7 @@ def test_a_peer_that_went_stale_in_silence_is_not_woken(
 
 
 def test_another_default_route_too(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, control: Control
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, control: Control
 ) -> None:
     with tunnel(client, namespace(), stage.conf(0), wait="handshake") as path:
         told = Told(client, path)
@@ -309,7 +308,7 @@ def _hex(public_key: str) -> str:
 
 
 def test_many_handshakes_are_told_slower_and_the_last_one_always(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     with tunnel(client, namespace(), stage.conf(0), wait="handshake", name="busy") as path:
         Told(client, path)
@@ -335,7 +334,7 @@ def _newer(client: Client, path: str, than: int) -> int:
 
 
 def test_events_that_were_lost_are_asked_for(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, tmp_path: Path
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     """The daemon stands still until the engine's pipe is full, which the engine survives.
 
@@ -378,7 +377,7 @@ def _settled(daemon: Daemon, name: str, stage: Stage, before: int) -> int:
 
 
 def test_an_event_that_is_none_does_no_harm(
-    start_daemon: Start, namespace: NewNamespace, stage: Stage, tmp_path: Path
+    start_daemon: Start, namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     """A fake, as the real engine can't be made to write rubbish: the real one, but noisy."""
     noisy = tmp_path / "noisy"
@@ -397,7 +396,7 @@ def test_an_event_that_is_none_does_no_harm(
 
 
 def test_the_events_of_two_engines_are_kept_apart(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     with (
         tunnel(client, namespace(), stage.conf(0)) as quiet,
@@ -408,7 +407,7 @@ def test_the_events_of_two_engines_are_kept_apart(
 
 
 def test_describe_has_it_too(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     with tunnel(client, namespace(), stage.conf(0), wait="handshake"):
         (described,) = json.loads(client.manager("Describe"))["tunnels"]

@@ -32,12 +32,10 @@ from support import processes
 from support.bus import PROPERTIES, TUNNEL, Bus, Client, DBusError
 from support.daemon import Daemon
 from support.fds import memfd, pipe, udp_port_in_use
-from support.namespaces import Namespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import wait_for
 from support.stage import Control, Keys, Stage, keys, preshared_key
 from support.transfer import TRANSFER
-
-Namespaces = Callable[..., Namespace]
 
 PAIRS = [keys() for _ in range(5)]
 SECRETS = [preshared_key() for _ in range(2)]
@@ -293,7 +291,7 @@ Make = Callable[..., Tunnel]
 
 
 @pytest.fixture
-def inside(namespace: Namespaces) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 
@@ -466,7 +464,7 @@ MOVES = {
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("order", [1, -1])
 def test_an_allowed_ip_moves(
-    tunnel: Make, daemon: Daemon, client: Client, namespace: Namespaces, move: str, order: int
+    tunnel: Make, daemon: Daemon, client: Client, namespace: MakeNamespace, move: str, order: int
 ) -> None:
     one, other = (Conf(peers=peers[::order]) for peers in MOVES[move])
     subject = tunnel(one)
@@ -587,7 +585,7 @@ def test_another_endpoint_of_the_same_session(
 
 @pytest.mark.parametrize("configured", ["", "127.0.0.1:9"])
 def test_where_a_peer_has_moved_to(
-    tunnel: Make, daemon: Daemon, client: Client, namespace: Namespaces, configured: str
+    tunnel: Make, daemon: Daemon, client: Client, namespace: MakeNamespace, configured: str
 ) -> None:
     roamer = peer(1, "10.9.0.1/32", endpoint=configured)
     base = Conf(peers=(roamer,))
@@ -854,7 +852,9 @@ def test_many_at_once(tunnel: Make, client: Client) -> None:
     assert subject.restarts() == 0
 
 
-def test_close_meanwhile(daemon: Daemon, client: Client, namespace: Namespaces, bus: Bus) -> None:
+def test_close_meanwhile(
+    daemon: Daemon, client: Client, namespace: MakeNamespace, bus: Bus
+) -> None:
     inside = namespace()
     for number in range(20):
         subject = Tunnel(daemon, client, inside, ONE)

@@ -25,12 +25,10 @@ from support.configs import Secrets
 from support.containers import Container
 from support.daemon import Daemon
 from support.fds import memfd, udp_port_in_use
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from wg4netnsd.errors import InvalidConfig
 from wg4netnsd.resolvconf import render
 from wg4netnsd.wgquick import parse
-
-Namespaces = Callable[..., Namespace]
 
 NONE = "# It has no name server, so look-ups fail: the host's are not asked."
 KEYS = Secrets().conf("Address = 10.9.0.2/24, 10.9.0.3/24, fd09::2/64")
@@ -76,7 +74,7 @@ class Tunnel:
 
 
 @pytest.fixture
-def inside(namespace: Namespaces) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 
@@ -320,7 +318,7 @@ NO_SPACE = r"EngineFailed: .*/resolv\.conf: No space left on device"
 
 
 def test_a_full_runtime_directory(
-    start_daemon: Callable[..., Daemon], inside: Namespace, namespace: Namespaces
+    start_daemon: Callable[..., Daemon], inside: Namespace, namespace: MakeNamespace
 ) -> None:
     daemon, other = start_daemon("--runtime-dir", str(SMALL / "tunnels")), namespace()
     tunnel = Tunnel(daemon.client, daemon.client.create(inside, conf("DNS = 10.2.0.1")))

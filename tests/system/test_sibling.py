@@ -7,13 +7,13 @@ import os
 import resource
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from support.interfaces import NAME, SETTINGS, create
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import children, is_alive, open_fds, wait_for
 from wg4netnsd import agent as agents
 from wg4netnsd import errors, netns, tun
@@ -39,7 +39,7 @@ def agent(shared_agent: Agent) -> Iterator[Agent]:
 
 
 @pytest.fixture
-def inside(namespace: Callable[..., Namespace]) -> Namespace:
+def inside(namespace: MakeNamespace) -> Namespace:
     return namespace()
 
 
@@ -64,7 +64,7 @@ def shape(inside: Namespace) -> tuple[Any, ...]:
     return {key: link[key] for key in link if key != "ifindex"}, addresses["addr_info"], routes
 
 
-def test_it_looks_the_same_from_inside(agent: Agent, namespace: Callable[..., Namespace]) -> None:
+def test_it_looks_the_same_from_inside(agent: Agent, namespace: MakeNamespace) -> None:
     shapes = []
     for pins in (True, False):
         inside = namespace()
@@ -75,9 +75,7 @@ def test_it_looks_the_same_from_inside(agent: Agent, namespace: Callable[..., Na
 
 @both_ways
 @pytest.mark.parametrize("nested", [False, True])
-def test_its_end(
-    agent: Agent, namespace: Callable[..., Namespace], pins: bool, nested: bool
-) -> None:
+def test_its_end(agent: Agent, namespace: MakeNamespace, pins: bool, nested: bool) -> None:
     inside = namespace(nested=nested)
     was = inside.id
     with made(agent, inside, pins) as interface:
@@ -243,7 +241,7 @@ def forks_may(agent: Agent, succeed: bool) -> None:
 
 @both_ways
 def test_an_agent_that_cannot_fork_says_so(
-    own_agent: Agent, namespace: Callable[..., Namespace], pins: bool
+    own_agent: Agent, namespace: MakeNamespace, pins: bool
 ) -> None:
     inside, other = namespace(), namespace()
 

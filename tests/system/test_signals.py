@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -30,13 +29,11 @@ from support.configs import Secrets
 from support.daemon import Daemon
 from support.fds import memfd
 from support.monitors import Busctl, Gdbus, Gio, Message, Signal, as_signal
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transfer import Transfer
 from support.tunnels import tunnel
-
-NewNamespace = Callable[..., Namespace]
 
 MOVED = "192.0.3.77"
 PATH = f"{ROOT}/tunnel/watched"
@@ -94,7 +91,7 @@ class Life:
 
 
 @pytest.fixture
-def life(client: Client, namespace: NewNamespace, stage: Stage, control: Control) -> Life:
+def life(client: Client, namespace: MakeNamespace, stage: Stage, control: Control) -> Life:
     return Life(client, namespace(), stage, control)
 
 
@@ -245,7 +242,7 @@ def test_glib_sees_a_tunnel_s_life(daemon: Daemon, life: Life) -> None:
 
 
 def test_glib_has_the_peers_as_they_are_once_it_asks_again(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside, key = namespace(), stage.far.public_key
     with Gio(daemon.address) as applet, tunnel(client, inside, stage.conf(0)) as path:
@@ -266,7 +263,7 @@ def test_glib_has_the_peers_as_they_are_once_it_asks_again(
 
 
 def test_glib_finds_what_was_there_before_it(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     with (
         tunnel(client, namespace(), stage.conf(0), name="one") as one,
@@ -291,7 +288,7 @@ def test_glib_finds_what_was_there_before_it(
         applet.wait_event("object-added", path=one)
 
 
-def test_glib_waits_for_the_daemon_and_survives_it(namespace: NewNamespace, stage: Stage) -> None:
+def test_glib_waits_for_the_daemon_and_survives_it(namespace: MakeNamespace, stage: Stage) -> None:
     with ExitStack() as stack:
         own_bus = Bus(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-"))))
         stack.callback(own_bus.close)
@@ -323,7 +320,7 @@ def test_glib_waits_for_the_daemon_and_survives_it(namespace: NewNamespace, stag
 
 
 def test_traffic_and_questions_say_nothing(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside, key = namespace(), stage.far.public_key
     with (
@@ -348,7 +345,7 @@ def test_traffic_and_questions_say_nothing(
 
 
 def test_what_is_no_change_is_not_announced(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     """Restarts that are served together, and a second Close."""
     inside = namespace()
@@ -373,7 +370,7 @@ def test_what_is_no_change_is_not_announced(
 
 
 def test_an_engine_that_crashes_and_crashes(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     """Attempts to start it are no edges. In the end there is none, and no session either: whoever
     asks is told as much as those who listened."""
@@ -421,7 +418,7 @@ def assert_a_chain(signals: list[Signal], member: str) -> None:
 
 
 def test_each_state_begins_where_the_last_one_ended(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace()
     with Busctl(daemon.address) as monitor:
@@ -443,7 +440,7 @@ def test_each_state_begins_where_the_last_one_ended(
 
 
 def test_nothing_is_said_of_a_tunnel_before_it_is_announced_or_after_it_is_gone(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace()
     with Busctl(daemon.address) as monitor:
@@ -460,7 +457,7 @@ def test_nothing_is_said_of_a_tunnel_before_it_is_announced_or_after_it_is_gone(
 
 
 def test_what_a_call_causes_comes_before_its_reply(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     inside = namespace()
     with Busctl(daemon.address) as monitor:
@@ -540,7 +537,7 @@ class Asker:
 
 
 def test_whoever_asks_at_a_signal_is_told_no_less(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, tmp_path: Path
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     conf = tmp_path / "wg.conf"
     conf.touch(mode=0o600)
@@ -563,7 +560,7 @@ def test_whoever_asks_at_a_signal_is_told_no_less(
 
 
 def test_no_watcher_sees_a_secret(
-    daemon: Daemon, client: Client, namespace: NewNamespace, stage: Stage, tmp_path: Path
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     """By descriptor and by path, in calls that work and in those that fail."""
     inside, secrets = namespace(), Secrets()

@@ -5,7 +5,6 @@ import os
 import socket
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from support.bus import Bus, Client, busctl
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import wait_for
 from support.stage import Control, ControlError, Stage, keys, preshared_key
 
@@ -94,9 +93,7 @@ def test_the_far_end_is_reached_from_the_host(stage: Stage, host: str) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_namespace_starts_with_nothing_but_lo(
-    namespace: Callable[..., Namespace], nested: bool
-) -> None:
+def test_a_namespace_starts_with_nothing_but_lo(namespace: MakeNamespace, nested: bool) -> None:
     inside = namespace(nested=nested)
     assert set(inside.links()) == {"lo"}
     assert inside.check("id", "-u") == "0\n"
@@ -289,7 +286,7 @@ def test_nothing_else_can_be_asked_for(control: Control, request_: str) -> None:
 def test_a_tunnel_to_the_far_end_that_starts_anew_and_moves(
     daemon: Daemon,
     client: Client,
-    namespace: Callable[..., Namespace],
+    namespace: MakeNamespace,
     control: Control,
     stage: Stage,
 ) -> None:

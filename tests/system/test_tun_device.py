@@ -2,14 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.bus import NAME, Client, DBusError
 from support.daemon import PROGRAM
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import children, is_alive, wait_for
 from support.stage import Stage
 
@@ -36,7 +36,7 @@ def client_there(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Clien
 
 
 def test_creating_fails_and_leaves_nothing(
-    client_there: Client, namespace: Callable[..., Namespace], stage: Stage
+    client_there: Client, namespace: MakeNamespace, stage: Stage
 ) -> None:
     pid = client_there.bus("GetConnectionUnixProcessID", "s", NAME)
     client_there.tunnels()

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
 from support.installed import HOME, INSTALLED, assert_nothing_left, files, main_pid
 from support.manager import TEMPLATE, UNIT, UserManager, ctl
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import of_program, wait_for
 from support.stage import Stage
 
@@ -48,7 +47,7 @@ def test_setup_starts_a_bus_that_was_installed_after_the_login(user_manager: Use
 
 
 def test_setup_of_another_version_has_it_take_over(
-    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage
+    installed: UserManager, namespace: MakeNamespace, stage: Stage
 ) -> None:
     with Client(installed.address) as client:
         path = client.create(namespace(), stage.conf(0))
@@ -97,7 +96,7 @@ def test_start_and_stop_by_systemctl(installed: UserManager) -> None:
 
 
 def test_stop_leaves_no_process_interface_or_file(
-    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage
+    installed: UserManager, namespace: MakeNamespace, stage: Stage
 ) -> None:
     spaces = [namespace(), namespace(nested=True)]
     with Client(installed.address) as client:
@@ -114,7 +113,7 @@ def test_stop_leaves_no_process_interface_or_file(
 
 
 def test_scripts_make_a_tunnel_by_paths(
-    installed: UserManager, namespace: Callable[..., Namespace], stage: Stage, tmp_path: Path
+    installed: UserManager, namespace: MakeNamespace, stage: Stage, tmp_path: Path
 ) -> None:
     inside = namespace()
     conf = tmp_path / "wg.conf"
