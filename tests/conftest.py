@@ -78,6 +78,12 @@ def namespace() -> Iterator[MakeNamespace]:
         yield lambda nested=False: made.enter_context(Namespace(nested))
 
 
+@pytest.fixture
+def inside(namespace: MakeNamespace) -> Namespace:
+    """The one network namespace of a test that needs no other."""
+    return namespace()
+
+
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Path]:
     """A short path, as a socket's may have 107 bytes."""

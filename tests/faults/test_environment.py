@@ -18,9 +18,8 @@ from support.bus import MANAGER, ROOT, DBusError
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, ping
 from support.processes import children, open_fds, program, wait_for
-from support.stage import Stage
+from support.stage import LIBFAKETIME, SMALL, Stage
 
-LIBFAKETIME = "".join(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")))
 SPACE = 4  # namespaces that a test has
 
 
@@ -134,10 +133,6 @@ def test_what_is_lacking_is_told_and_passes(
     assert "Traceback" not in daemon.log
     daemon.client.close_tunnel(path)
     wait_for(lambda: daemon.footprint() == daemon.idle, "it is as it was")
-
-
-SMALL = Path("/run/small")
-"""The stage's, with room for a few dozen files."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from jeepney import HeaderFields, Message, MessageFlag, MessageType
 
 from support import rawbus
-from support.bus import MANAGER, NAME, ROOT, TUNNEL, Bus, Client, DBusError
+from support.bus import CREATE, MANAGER, NAME, NO_LIMIT, ROOT, TUNNEL, Bus, Client, DBusError
 from support.configs import Secrets, key
 from support.daemon import Daemon
 from support.fds import memfd, opened
@@ -24,14 +24,6 @@ from wg4netnsd.blocking import MAX_OF_ONE, MAX_THREADS
 from wg4netnsd.turns import MAX_CALLS, MAX_FDS
 from wg4netnsd.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE
 from wg4netnsd.wire import MAX_MESSAGE
-
-NO_LIMIT = 2**64 - 1
-CREATE = "hha{sv}"
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support.bus import MANAGER, ROOT, Bus, Client, DBusError
+from support.bus import CREATE, MANAGER, ROOT, Bus, Client, DBusError
 from support.configs import Secrets
 from support.crowd import (
     CLOSED,
@@ -28,17 +28,12 @@ from support.fds import memfd, opened, pipe
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import children, open_fds, wait_for
 from support.stage import Stage
+from support.tunnels import reconfigure
 from wg4netnsd.names import tunnel_path
 
 Hold = Callable[[Daemon, Stage], contextlib.AbstractContextManager["Held"]]
 
-CREATE = "hha{sv}"
 LIFETIMES = pytest.mark.parametrize("lifetime", ["namespace", "persistent", "client", "lease"])
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
 
 
 @contextlib.contextmanager
@@ -266,11 +261,6 @@ def test_a_caller_leaves_while(
 # ---------------------------------------------------------------- all at once on one tunnel
 
 ADDRESSES = [f"10.9.0.{number}/24" for number in range(2, 8)]
-
-
-def reconfigure(client: Client, path: str, conf: str) -> None:
-    with memfd(conf) as config:
-        client.tunnel(path, "Reconfigure", "ha{sv}", config, {})
 
 
 def kill_engines(daemon: Daemon) -> None:

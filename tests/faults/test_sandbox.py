@@ -13,6 +13,7 @@ from support import probe
 from support.bus import NAME, Client
 from support.manager import SHIPPED, UNIT, UserManager, changed, program
 from support.namespaces import MakeNamespace
+from support.processes import status
 from support.stage import Stage
 
 SESSION_KEYRING = probe.session_keyring()
@@ -137,11 +138,6 @@ def test_no_directive_is_forgotten_here(unit: UserManager) -> None:
 # ---------------------------------------------------------------- processes and limits
 
 
-def status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
 def limits(pid: int) -> dict[str, list[str]]:
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
     return {line[:26].strip(): line[26:].split()[:2] for line in lines}
@@ -154,7 +150,7 @@ def test_the_daemon_and_its_engines_are_in_the_sandbox(
         path = client.create(namespace(), stage.conf())
         pids = [int(unit.property(UNIT, "MainPID")), int(client.get(path, "EnginePID"))]
         for pid in pids:
-            seen = status(pid)
+            seen = status(Path(f"/proc/{pid}"))
             assert (seen["NoNewPrivs"], seen["Seccomp"], seen["Umask"]) == ("1", "2", "0077")
             assert limits(pid)["Max core file size"] == ["1", "1"]
             assert limits(pid)["Max open files"] == ["8192", "8192"]

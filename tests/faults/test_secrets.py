@@ -24,7 +24,6 @@ from support import leaks
 from support.bus import MANAGER, OBJECT_MANAGER, ROOT, Client, DBusError
 from support.configs import Secrets, key
 from support.daemon import Daemon
-from support.fds import memfd
 from support.installed import crash
 from support.journal import Journal
 from support.leaks import SESSION, Needles
@@ -32,6 +31,7 @@ from support.manager import UserManager
 from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
+from support.tunnels import reconfigure
 
 END = "org.example.End"
 SIGNALS = [signal.SIGABRT, signal.SIGSEGV, signal.SIGQUIT, signal.SIGKILL]
@@ -92,11 +92,6 @@ def try_both(client: Client, inside: Namespace, path: str, conf: str) -> bool:
             reconfigure(client, path, conf)
         return True
     return False
-
-
-def reconfigure(client: Client, path: str, conf: str) -> None:
-    with memfd(conf) as config:
-        client.tunnel(path, "Reconfigure", "ha{sv}", config, {})
 
 
 def ask_everything(client: Client, path: str) -> None:

@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 
+from support import tunnels
 from support.bus import Client, DBusError
 from support.configs import Secrets
 from support.crowd import CLOSED, Outcomes, by_clients, engines_of, interfaces
-from support.fds import memfd
 from support.installed import main_pid, wait_successor
 from support.journal import Journal
 from support.manager import UNIT, UserManager
@@ -70,9 +70,7 @@ def restart(kept: Kept) -> None:
 
 
 def reconfigure(kept: Kept) -> None:
-    conf = kept.stage.conf(0, MTU="1300")
-    with memfd(conf) as config:
-        kept.client.tunnel(kept.path, "Reconfigure", "ha{sv}", config, {})
+    tunnels.reconfigure(kept.client, kept.path, kept.stage.conf(0, MTU="1300"))
     assert kept.inside.links()["wg0"]["mtu"] == 1300 == kept.client.get(kept.path, "Mtu")
     assert kept.client.get(kept.path, "EnginePID") == kept.engine
     kept.works()

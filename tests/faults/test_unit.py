@@ -10,6 +10,7 @@ import pytest
 
 from support.bus import MANAGER, NAME, ROOT, Client, busctl
 from support.daemon import PROGRAM
+from support.installed import main_pid, wait_successor
 from support.journal import Journal
 from support.manager import UNIT, UserManager, changed, program
 from support.namespaces import MakeNamespace
@@ -24,20 +25,6 @@ def script(directory: Path, code: str, *arguments: str) -> list[str]:
     path = directory / "program.py"
     path.write_text(IMPORTS + code)
     return program(sys.executable, str(path), *arguments)
-
-
-def main_pid(manager: UserManager) -> int:
-    return int(manager.property(UNIT, "MainPID"))
-
-
-def wait_restarted(manager: UserManager, pid: int, timeout: float = 10) -> None:
-    wait_for(
-        lambda: (
-            main_pid(manager) not in (0, pid) and manager.property(UNIT, "ActiveState") == "active"
-        ),
-        "systemd has started it again",
-        timeout,
-    )
 
 
 # ---------------------------------------------------------------- all that it is for
@@ -73,7 +60,7 @@ def test_a_daemon_that_crashes_now_and_then_is_restarted_each_time(unit: UserMan
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL):
         pid = main_pid(unit)
         os.kill(pid, number)
-        wait_restarted(unit, pid)
+        wait_successor(unit, pid)
         called = busctl(unit.address, "call", NAME, ROOT, MANAGER, "ListTunnels")
         assert called["data"] == [[]]
     assert unit.property(UNIT, "NRestarts") == "4"
@@ -125,7 +112,7 @@ def test_a_daemon_that_hangs_is_replaced(unit: UserManager, tmp_path: Path) -> N
     with changed(unit, *silent, "WatchdogSec=500ms"):
         unit.systemctl("start", UNIT)
         pid = main_pid(unit)
-        wait_restarted(unit, pid)
+        wait_successor(unit, pid)
         assert not is_alive(pid)
 
 
@@ -167,7 +154,7 @@ def test_the_store_keeps_the_descriptors_of_256_tunnels(unit: UserManager, tmp_p
         wait_for(lambda: unit.property(UNIT, "NFileDescriptorStore") == "4096", "all are kept", 60)
         pid = main_pid(unit)
         os.kill(pid, signal.SIGKILL)
-        wait_restarted(unit, pid, 30)
+        wait_successor(unit, pid, 30)
         assert had.read_text() == "4096"
 
 
@@ -188,7 +175,7 @@ def test_what_the_daemon_started_lives_on_without_it(unit: UserManager, tmp_path
             children.append(int((tmp_path / "program.py.child").read_text()))
             unit.systemctl(*end, UNIT)
             if end != ["stop"]:
-                wait_restarted(unit, pid)
+                wait_successor(unit, pid)
         assert all(map(is_alive, children))
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -202,7 +189,7 @@ def test_the_runtime_directory_lives_until_the_stop(unit: UserManager, tmp_path:
         (directory / "kept").touch()
         pid = main_pid(unit)
         unit.systemctl("kill", "--signal=SIGKILL", UNIT)
-        wait_restarted(unit, pid)
+        wait_successor(unit, pid)
         assert (directory / "kept").exists()
         unit.systemctl("restart", UNIT)
         assert (directory / "kept").exists()
@@ -228,7 +215,7 @@ def test_it_is_back_when_the_bus_is(unit: UserManager, bus_unit: str) -> None:
     unit.systemctl("start", UNIT)
     pid = main_pid(unit)
     unit.systemctl("restart", bus_unit)
-    wait_restarted(unit, pid)
+    wait_successor(unit, pid)
     with Client(unit.address) as client:
         wait_for(client.has_owner, "it owns its name")
         assert client.tunnels() == []

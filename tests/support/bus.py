@@ -27,6 +27,10 @@ MANAGER = "org.wg4netns1.Manager"
 TUNNEL = "org.wg4netns1.Tunnel"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
+CREATE = "hha{sv}"
+"""CreateTunnel's signature."""
+NO_LIMIT = 2**64 - 1
+"""A timeout that never comes."""
 
 _DBUS_DAEMON = ["dbus-daemon", "--session", "--nofork", "--nosyslog", "--print-address=1"]
 
@@ -154,7 +158,7 @@ class Client:
         try:
             with open(write_end, "w") as writer:
                 writer.write(conf)
-            return str(self.manager("CreateTunnel", "hha{sv}", netns, read_end, variants))
+            return str(self.manager("CreateTunnel", CREATE, netns, read_end, variants))
         finally:
             os.close(netns)
             os.close(read_end)

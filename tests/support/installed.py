@@ -33,7 +33,7 @@ def main_pid(manager: UserManager) -> int:
     return int(manager.property(UNIT, "MainPID"))
 
 
-def wait_successor(manager: UserManager, before: int) -> int:
+def wait_successor(manager: UserManager, before: int, timeout: float = 20) -> int:
     """Return the pid of the daemon that has come after the one with pid `before`, and serves."""
 
     def successor() -> int:
@@ -41,7 +41,7 @@ def wait_successor(manager: UserManager, before: int) -> int:
         active = manager.property(UNIT, "ActiveState") == "active"
         return pid if active and pid not in (0, before) else 0
 
-    return wait_for(successor, "systemd starts it again", 20)
+    return wait_for(successor, "systemd starts it again", timeout)
 
 
 def crash(manager: UserManager, signal: str = "SIGKILL") -> int:

@@ -77,6 +77,12 @@ def _status(pid: int) -> tuple[str, str]:
     return head.partition("(")[2], tail.split()[0]
 
 
+def status(process: Path) -> dict[str, str]:
+    """The fields of its `status` (proc(5)), or of one of its threads': /proc/PID/task/TID."""
+    lines = (process / "status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def switches(pid: int) -> dict[int, int]:
     """Context switches of either kind so far, by thread (proc(5)): what sleeps makes none."""
     return {

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from support.bus import (
+    CREATE,
     MANAGER,
     OBJECT_MANAGER,
     PROPERTIES,
@@ -31,7 +32,6 @@ from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 from support.stage import Stage
 
-CREATE = "hha{sv}"
 CREATE_FROM_PATHS = "ssa{sv}"
 NOTHING = ("as", [])
 

@@ -17,6 +17,7 @@ from jeepney import HeaderFields, Message
 from support.bus import (
     MANAGER,
     NAME,
+    NO_LIMIT,
     OBJECT_MANAGER,
     PROPERTIES,
     ROOT,
@@ -31,19 +32,13 @@ from support.bus import (
 from support.configs import Secrets, key
 from support.daemon import Daemon
 from support.fds import memfd, opened
-from support.namespaces import MakeNamespace, Namespace
+from support.namespaces import Namespace
 from support.processes import wait_for
 
 CONTRACT = Path(__file__).parents[2] / "contrib/dbus"
 DBUS = "org.freedesktop.DBus"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
-NO_LIMIT = 2**64 - 1
 FAR, FAR_PSK = key(), key()
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from support.ctl import PROGRAM, Ctl
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, ping
 from support.processes import wait_for
-from support.stage import Stage
+from support.stage import SMALL, Stage
 from wg4netnsd.ctl.client import Client as BusClient
 from wg4netnsd.ctl.failure import Failure
 
@@ -322,7 +322,7 @@ def test_wg(ctl: Ctl, office: str, stage: Stage) -> None:
 def test_wg_reads_files_of_the_hosts(ctl: Ctl, office: str, stage: Stage, tmp_path: Path) -> None:
     """Also those in /run, where its sockets are."""
     before = set(os.listdir("/run"))
-    for directory in (tmp_path, Path("/run/small")):
+    for directory in (tmp_path, SMALL):
         key = directory / "psk"
         key.write_text(stage.clients[0].preshared_key)
         ctl.check(

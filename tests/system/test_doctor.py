@@ -21,13 +21,12 @@ from support.daemon import Daemon
 from support.doctor import PROGRAM, Finding, ask, problems, read
 from support.manager import SHIPPED, UNIT, UserManager, changed, drop_in, program
 from support.processes import of_program, wait_for
-from support.stage import Stage
+from support.stage import LIBFAKETIME, Stage
 from wg4netnsd.ctl import doctor
 from wg4netnsd.ctl.doctor import finding
 
 SHORT = f"~/{SHIPPED.relative_to(Path.home())}"
 STOCK = Path("/run/stock/wireguard-go")
-LIBFAKETIME = "".join(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")))
 PAGE = Path(__file__).parents[2] / "docs/wg4netnsctl.1"
 
 IN_USERNS = ("unshare", "--user", "--map-root-user")

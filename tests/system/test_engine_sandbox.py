@@ -26,21 +26,16 @@ from support.bus import Client
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.engines import ask, connect, serve_uapi, waiting_engine
-from support.fds import memfd
 from support.namespaces import MakeNamespace, ping
-from support.processes import wait_for
+from support.processes import status, wait_for
 from support.stage import Stage
+from support.tunnels import reconfigure
 from wg4netnsd.engine import BINARY
 
 SYS_PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]
 SYS_PIDFD_GETFD = 438
 PTRACE_SEIZE = 0x4206
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def status(thread: Path) -> dict[str, str]:
-    lines = (thread / "status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def is_confined(pid: int) -> bool:
@@ -79,8 +74,8 @@ def test_a_confined_engine_does_its_work(
     port = client.get(path, "ListenPort")
     for _ in range(3):
         port = 40000 + (port + 1) % 20000
-        with memfd(stage.conf(identity, endpoint, ListenPort=str(port))) as config:
-            client.tunnel(path, "Reconfigure", "ha{sv}", config, {})  # binds UDP sockets anew
+        conf = stage.conf(identity, endpoint, ListenPort=str(port))
+        reconfigure(client, path, conf)  # binds UDP sockets anew
         assert client.get(path, "ListenPort") == port
         for address in (stage.far.ipv4, stage.far.ipv6):
             ping(inside, address)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from support.namespaces import MakeNamespace, Namespace
+from support.namespaces import Namespace
 from wg4netnsd import agent as agents
 from wg4netnsd import errors, interface, netns
 from wg4netnsd.agent import Agent, Change, Request, Settings
@@ -25,13 +25,6 @@ MTU = 1420
 
 def of(*cidrs: str, routes: str = "", mtu: int = MTU) -> Settings:
     return Settings(mtu, list(cidrs), routes.split())
-
-
-@pytest.fixture(scope="module")
-def agent() -> Iterator[Agent]:
-    forked = agents.fork()
-    yield forked
-    forked.end()
 
 
 class Tunnel:
@@ -111,11 +104,6 @@ def _network(shown: str, family: str) -> str:
     if shown == "default":
         return "0.0.0.0/0" if family == "-4" else "::/0"
     return str(ip_network(shown))
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
 
 
 @pytest.fixture

@@ -15,20 +15,13 @@ from typing import Any
 import pytest
 
 from support import doctor, engines
-from support.bus import MANAGER, ROOT, TUNNEL, Bus, Client, DBusError
+from support.bus import CREATE, MANAGER, ROOT, TUNNEL, Bus, Client, DBusError
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.fds import memfd, opened, pipe, udp_port_in_use
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import children, is_alive, open_fds, wait_for
 from support.stage import Stage, keys
-
-CREATE = "hha{sv}"
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
 
 
 def engines_with_a_tun(daemon: Daemon) -> set[int]:

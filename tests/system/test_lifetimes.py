@@ -22,11 +22,6 @@ from wg4netnsd.engine import BINARY
 
 
 @pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
-
-
-@pytest.fixture
 def conf() -> str:
     return Secrets().conf()
 

@@ -7,17 +7,12 @@ import pytest
 
 from support.bus import TUNNEL, Client
 from support.daemon import Daemon
-from support.fds import memfd
-from support.namespaces import MakeNamespace, Namespace, ping
+from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
+from support.tunnels import reconfigure
 
 pytestmark = pytest.mark.parametrize("lifetime", ["namespace", "persistent"])
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
 
 
 @pytest.fixture
@@ -55,8 +50,7 @@ def test_down_and_up_again(
     assert next_change(client, path)["LinkState"] == "up"
     # The kernel has dropped the routes, and IPv6 addresses too.
     assert not inside.ip("route", "show", "default")
-    with memfd(stage.conf(0)) as fd:
-        client.tunnel(path, "Reconfigure", "ha{sv}", fd, {})
+    reconfigure(client, path, stage.conf(0))
     ping(inside, stage.far.ipv4)
     ping(inside, stage.far.ipv6)
     client.close_tunnel(path)
@@ -69,8 +63,7 @@ def test_renamed(client: Client, inside: Namespace, path: str, stage: Stage, lif
     assert next_change(client, path)["Interface"] == "uplink"
     owner(inside, "set", "uplink", "up")
     next_change(client, path)
-    with memfd(stage.conf(0)) as fd:  # which finds it under its new name
-        client.tunnel(path, "Reconfigure", "ha{sv}", fd, {})
+    reconfigure(client, path, stage.conf(0))  # which finds it under its new name
     ping(inside, stage.far.ipv4)
     client.close_tunnel(path)
     assert set(inside.links()) == {"lo"}

@@ -3,24 +3,15 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
 
 import pytest
 
 from support.interfaces import NAME, create
 from support.namespaces import MakeNamespace, Namespace
-from wg4netnsd import agent as agents
 from wg4netnsd import journal, link, netns
 from wg4netnsd.agent import Agent
 
 LONGER = 0.3  # seconds
-
-
-@pytest.fixture(scope="module")
-def agent() -> Iterator[Agent]:
-    forked = agents.fork()
-    yield forked
-    forked.end()
 
 
 @pytest.mark.parametrize("pins", [True, False], ids=["in place", "sibling"])

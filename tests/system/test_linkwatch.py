@@ -13,7 +13,6 @@ import pytest
 from support.interfaces import NAME, SOON, Watching
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, wait_for
-from wg4netnsd import agent as agents
 from wg4netnsd import linkwatch, netns, tun
 from wg4netnsd.agent import Agent
 from wg4netnsd.linkwatch import Gone, LinkStatus
@@ -22,13 +21,6 @@ UP, DOWN = LinkStatus(NAME, True), LinkStatus(NAME, False)
 LAST = LinkStatus("last", True)
 
 Make = Callable[..., Watching]
-
-
-@pytest.fixture(scope="module")
-def agent() -> Iterator[Agent]:
-    forked = agents.fork()
-    yield forked
-    forked.end()
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import wait_for
 from support.stage import Control, Keys, Stage, keys, preshared_key
 from support.transfer import TRANSFER
+from support.tunnels import reconfigure
 
 PAIRS = [keys() for _ in range(5)]
 SECRETS = [preshared_key() for _ in range(2)]
@@ -125,8 +126,7 @@ class Tunnel:
 
     def reconfigure(self, conf: object, client: Client | None = None, **options: Any) -> None:
         """The options are ("signature", value) pairs."""
-        with memfd(str(conf)) as fd:
-            (client or self.client).tunnel(self.path, "Reconfigure", "ha{sv}", fd, options)
+        reconfigure(client or self.client, self.path, str(conf), **options)
 
     def error_of(self, conf: object) -> str:
         """The name of the error of a change; empty for none."""
@@ -288,11 +288,6 @@ def _hex(key: str) -> str:
 
 
 Make = Callable[..., Tunnel]
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
 
 
 @pytest.fixture

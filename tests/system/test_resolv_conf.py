@@ -24,8 +24,10 @@ from support.bus import Client, DBusError
 from support.configs import Secrets
 from support.containers import Container
 from support.daemon import Daemon
-from support.fds import memfd, udp_port_in_use
+from support.fds import udp_port_in_use
 from support.namespaces import MakeNamespace, Namespace
+from support.stage import SMALL
+from support.tunnels import reconfigure
 from wg4netnsd.errors import InvalidConfig
 from wg4netnsd.resolvconf import render
 from wg4netnsd.wgquick import parse
@@ -69,13 +71,7 @@ class Tunnel:
         return Seen.at(self.file)
 
     def reconfigure(self, text: str) -> None:
-        with memfd(text) as fd:
-            self.client.tunnel(self.path, "Reconfigure", "ha{sv}", fd, {})
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
+        reconfigure(self.client, self.path, text)
 
 
 # ---------------------------------------------------------------- what it says
@@ -293,8 +289,6 @@ def test_a_change_that_is_undone(daemon: Daemon, client: Client, inside: Namespa
 
 # ---------------------------------------------------------------- it can't be written
 
-SMALL = Path("/run/small")
-"""The stage's, with room for 64 pages."""
 MANY = conf(f"DNS = {', '.join(f'fd02::{number:x}' for number in range(1, 500))}")
 """Its text takes more than a page."""
 

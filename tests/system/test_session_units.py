@@ -14,13 +14,12 @@ import pytest
 
 from support import processes
 from support.bus import Client, DBusError
-from support.installed import crash, wait_successor
+from support.installed import HOME, crash, wait_successor
 from support.journal import Journal
 from support.manager import UNIT, UserManager, ctl, installed, user_manager
 from support.processes import is_alive, of_program, wait_for
 from support.stage import Stage
 
-HOME = Path(os.environ["HOME"])
 CONFIGURATIONS = HOME / ".config/wg4netnsd"
 UNITS = HOME / ".config/systemd/user"
 DOCUMENTED = Path("docs/session.md")

@@ -22,25 +22,13 @@ from wg4netnsd.agent import Agent, Change, Request, Settings
 both_ways = pytest.mark.parametrize("pins", [True, False], ids=["in place", "sibling"])
 
 
-@pytest.fixture(scope="module")
-def shared_agent() -> Iterator[Agent]:
-    forked = agents.fork()
-    yield forked
-    forked.end()
-
-
 @pytest.fixture
-def agent(shared_agent: Agent) -> Iterator[Agent]:
+def agent(agent: Agent) -> Iterator[Agent]:
     """An agent. Nothing is left of what it was asked, but what the test closes."""
     before = open_fds(os.getpid())
-    yield shared_agent
+    yield agent
     assert open_fds(os.getpid()) == before
-    wait_for(lambda: len(children(shared_agent.pid)) == 1, "only the next request's child is left")
-
-
-@pytest.fixture
-def inside(namespace: MakeNamespace) -> Namespace:
-    return namespace()
+    wait_for(lambda: len(children(agent.pid)) == 1, "only the next request's child is left")
 
 
 def make(agent: Agent, inside: Namespace, pins: bool, settings: Settings = SETTINGS) -> netns.Tun:

@@ -27,13 +27,12 @@ from support.bus import (
 )
 from support.configs import Secrets
 from support.daemon import Daemon
-from support.fds import memfd
 from support.monitors import Busctl, Gdbus, Gio, Message, Signal, as_signal
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transfer import Transfer
-from support.tunnels import tunnel
+from support.tunnels import reconfigure, tunnel
 
 MOVED = "192.0.3.77"
 PATH = f"{ROOT}/tunnel/watched"
@@ -463,8 +462,7 @@ def test_what_a_call_causes_comes_before_its_reply(
     with Busctl(daemon.address) as monitor:
         path = client.create(inside, stage.conf(0), wait="handshake")
         client.tunnel(path, "Restart")
-        with memfd(stage.conf(0, MTU="1400").encode()) as conf:
-            client.tunnel(path, "Reconfigure", "ha{sv}", conf, {})
+        reconfigure(client, path, stage.conf(0, MTU="1400"))
         client.close_tunnel(path)
         messages = monitor.catch_up()
     key = stage.far.public_key
