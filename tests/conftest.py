@@ -1,5 +1,7 @@
 """The fixtures. `scripts/test` builds the stage they stand on: tests/stage/world draws it."""
 
+# ruff: noqa: E402, pytest rewrites assertions only of what is imported later
+
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -7,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+pytest.register_assert_rewrite("support")
 
 from support import depth, order
 from support import manager as managers
