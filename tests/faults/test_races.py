@@ -15,14 +15,7 @@ import pytest
 
 from support.bus import CREATE, MANAGER, ROOT, Bus, Client, DBusError
 from support.configs import Secrets
-from support.crowd import (
-    CLOSED,
-    Outcomes,
-    by_clients,
-    engines_of,
-    interfaces,
-    sampled,
-)
+from support.crowd import CLOSED, Outcomes, by_clients, engines_of, interfaces, sampled
 from support.daemon import Daemon
 from support.fds import memfd, opened, pipe
 from support.namespaces import MakeNamespace, Namespace

@@ -268,7 +268,7 @@ def test_the_same_dns_is_not_written_again(
 
 
 def test_a_change_that_is_undone(daemon: Daemon, client: Client, inside: Namespace) -> None:
-    """By the interface, and by the engine; test_reconfigure.py has all the other ways."""
+    """By the interface, and by the engine; reconfigure/ has all the other ways."""
     for command in (
         "ip tuntap add other mode tun",
         "ip link set other up",
