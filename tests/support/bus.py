@@ -230,6 +230,16 @@ class Client:
         self.close()
 
 
+def body_of(signals: Sequence[Message], member: str, path: str | None = None) -> list[Any]:
+    """The bodies of those so named, of that object if one is given."""
+    return [
+        s.body
+        for s in signals
+        if s.header.fields[HeaderFields.member] == member
+        and path in (None, s.header.fields[HeaderFields.path])
+    ]
+
+
 def _variant(value: Any) -> tuple[str, Any]:
     match value:
         case bool():
