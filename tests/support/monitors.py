@@ -281,3 +281,23 @@ manager.connect("notify::name-owner", owned)
 tell("started", root, owner=manager.get_property("name-owner"), objects=objects(manager))
 GLib.MainLoop().run()
 """
+
+
+def changes(signals: list[Signal]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Of each PropertiesChanged the new values, and the names of what was invalidated."""
+    return [
+        ({name: value["data"] for name, value in each.body[1].items()}, each.body[2])
+        for each in signals
+        if each.member == "PropertiesChanged"
+    ]
+
+
+def assert_a_chain(signals: list[Signal], member: str) -> None:
+    """Each begins where the last one ended, and ends elsewhere."""
+    at, state = {"StateChanged": (0, "starting"), "PeerStateChanged": (1, "idle")}[member]
+    bodies = [each.body for each in signals if each.member == member]
+    assert bodies
+    for body in bodies:
+        new, old = body[at : at + 2]
+        assert old == state != new, bodies
+        state = new

@@ -1,38 +1,24 @@
 """What the daemon says unasked, as those hear it who will: busctl, gdbus and GLib, all real."""
 
 import base64
-import json
-import os
 import re
-import signal
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jeepney import HeaderFields
 
-from support.bus import (
-    MANAGER,
-    NAME,
-    OBJECT_MANAGER,
-    PROPERTIES,
-    ROOT,
-    TUNNEL,
-    Bus,
-    Client,
-    DBusError,
-)
+from support.bus import NAME, OBJECT_MANAGER, PROPERTIES, ROOT, TUNNEL, Bus, Client, DBusError
 from support.configs import Secrets
 from support.daemon import Daemon
-from support.monitors import Busctl, Gdbus, Gio, Message, Signal, as_signal
+from support.monitors import Busctl, Gdbus, Gio, Signal, changes
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transfer import Transfer
-from support.tunnels import reconfigure, tunnel
+from support.tunnels import tunnel
 
 MOVED = "192.0.3.77"
 PATH = f"{ROOT}/tunnel/watched"
@@ -104,15 +90,6 @@ def edges(signals: list[Signal]) -> list[tuple[str, ...]]:
 
 def strings(body: Any) -> list[str]:
     return re.findall("'([^']*)'", body) if isinstance(body, str) else list(body)
-
-
-def changes(signals: list[Signal]) -> list[tuple[dict[str, Any], list[str]]]:
-    """Of each PropertiesChanged the new values, and the names of what was invalidated."""
-    return [
-        ({name: value["data"] for name, value in each.body[1].items()}, each.body[2])
-        for each in signals
-        if each.member == "PropertiesChanged"
-    ]
 
 
 def last(member: str, signals: list[Signal]) -> bool:
@@ -313,245 +290,6 @@ def test_glib_waits_for_the_daemon_and_survives_it(namespace: MakeNamespace, sta
             wait_for(lambda: applet.of("name-owner")[-1]["owner"] is None, "the daemon is gone")
             assert applet.of("name-owner")[-1]["objects"] == {}
             assert len(applet.of("object-removed")) == number
-
-
-# ---------------------------------------------------------------- on edges only
-
-
-def test_traffic_and_questions_say_nothing(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
-) -> None:
-    inside, key = namespace(), stage.far.public_key
-    with (
-        tunnel(client, inside, stage.conf(0), wait="handshake") as path,
-        Busctl(daemon.address) as monitor,
-    ):
-        before = client.peers(path)[key]
-        inside.check("ping", "-n", "-i0.01", "-c150", "-W10", stage.far.ipv4)
-        after = client.peers(path)[key]
-        assert after["rx_bytes"] - before["rx_bytes"] > 150 * 64
-        assert after["tx_bytes"] - before["tx_bytes"] > 150 * 64
-        client.get(path, "Peers")
-        client.get(path, "State")
-        client.get_all(path)
-        client.call(ROOT, OBJECT_MANAGER, "GetManagedObjects")
-        client.manager("Describe")
-        client.manager("ListTunnels")
-        client.tunnel(path, "WaitForState", "ast", ["up"], 0)
-        client.tunnel(path, "OpenNetns").close()
-        assert monitor.signals() == []
-        assert len(monitor.catch_up()) >= 2 * 10  # it does hear the calls and their replies
-
-
-def test_what_is_no_change_is_not_announced(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
-) -> None:
-    """Restarts that are served together, and a second Close."""
-    inside = namespace()
-    with Busctl(daemon.address) as monitor:
-        path = client.create(inside, stage.conf(0), wait="handshake")
-        for _ in range(3):
-            client.send(client.message(path, TUNNEL, "Restart"))
-        client.tunnel(path, "Restart")
-        client.send(client.message(path, TUNNEL, "Close"))
-        client.close_tunnel(path)
-        signals = monitor.signals()
-    members = [each.member for each in signals]
-    assert (members.count("InterfacesAdded"), members.count("InterfacesRemoved")) == (1, 1)
-    for member in ("StateChanged", "PeerStateChanged"):
-        assert_a_chain(signals, member)
-    announced = signals[members.index("InterfacesAdded") :]
-    known = {name: each["data"] for name, each in announced[0].body[1][TUNNEL].items()}
-    for values, _ in changes(announced):
-        for name, value in values.items():
-            assert known[name] != value, f"{name} is announced twice"
-        known |= values
-
-
-def test_an_engine_that_crashes_and_crashes(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
-) -> None:
-    """Attempts to start it are no edges. In the end there is none, and no session either: whoever
-    asks is told as much as those who listened."""
-    inside, key = namespace(), stage.far.public_key
-    with Busctl(daemon.address) as monitor:
-        path = client.create(inside, stage.conf(0), wait="handshake")
-        client.get(path, "Peers")
-
-        def is_given_up() -> bool:
-            if pid := client.get(path, "EnginePID"):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return bool(client.get(path, "State") == "failed")
-
-        def is_told_stale() -> bool:
-            bodies = [e.body for e in monitor.signals() if e.member == "PeerStateChanged"]
-            return bool(bodies[-1][1] == "stale")
-
-        wait_for(is_given_up, "it is given up", 40)
-        wait_for(is_told_stale, "the last change is told, perhaps a second later")
-        signals = monitor.signals()
-    assert_a_chain(signals, "StateChanged")
-    assert_a_chain(signals, "PeerStateChanged")
-    (described,) = json.loads(client.manager("Describe"))["tunnels"]
-    (managed,) = client.call(ROOT, OBJECT_MANAGER, "GetManagedObjects").values()
-    assert {
-        "Get": client.get(path, "Peers").get(key, {}).get("state"),
-        "GetManagedObjects": managed[TUNNEL]["Peers"][1].get(key, {}).get("state"),
-        "Describe": described["Peers"].get(key, {}).get("state"),
-    } == {"Get": ("s", "stale"), "GetManagedObjects": ("s", "stale"), "Describe": "stale"}
-
-
-def assert_a_chain(signals: list[Signal], member: str) -> None:
-    """Each begins where the last one ended, and ends elsewhere."""
-    at, state = {"StateChanged": (0, "starting"), "PeerStateChanged": (1, "idle")}[member]
-    bodies = [each.body for each in signals if each.member == member]
-    assert bodies
-    for body in bodies:
-        new, old = body[at : at + 2]
-        assert old == state != new, bodies
-        state = new
-
-
-# ---------------------------------------------------------------- order
-
-
-def test_each_state_begins_where_the_last_one_ended(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
-) -> None:
-    inside = namespace()
-    with Busctl(daemon.address) as monitor:
-        with tunnel(client, inside, stage.conf(0), wait="handshake") as path:
-            for _ in range(3):
-                client.tunnel(path, "Restart")
-        signals = monitor.signals()
-    assert_a_chain(signals, "StateChanged")
-    assert_a_chain(signals, "PeerStateChanged")
-    # The property is there first.
-    property_ = "starting"
-    for each in signals:
-        if each.member == "PropertiesChanged":
-            property_ = each.body[1].get("State", {"data": property_})["data"]
-        elif each.member == "StateChanged":
-            assert property_ == each.body[0]
-    states = [values["State"] for values, _ in changes(signals) if "State" in values]
-    assert states == [each.body[0] for each in signals if each.member == "StateChanged"]
-
-
-def test_nothing_is_said_of_a_tunnel_before_it_is_announced_or_after_it_is_gone(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
-) -> None:
-    inside = namespace()
-    with Busctl(daemon.address) as monitor:
-        for _ in range(5):
-            with tunnel(client, inside, stage.conf(0), wait="handshake", name="watched"):
-                pass
-        signals = monitor.signals()
-    known = False
-    for each in signals:
-        if each.path == ROOT:
-            known = each.member == "InterfacesAdded"
-        else:
-            assert known, each
-
-
-def test_what_a_call_causes_comes_before_its_reply(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
-) -> None:
-    inside = namespace()
-    with Busctl(daemon.address) as monitor:
-        path = client.create(inside, stage.conf(0), wait="handshake")
-        client.tunnel(path, "Restart")
-        reconfigure(client, path, stage.conf(0, MTU="1400"))
-        client.close_tunnel(path)
-        messages = monitor.catch_up()
-    key = stage.far.public_key
-
-    created = before_the_reply(messages, "CreateTunnel")
-    assert ("StateChanged", "up") in created
-    assert ("Handshake", key) in created
-    assert ("InterfacesAdded", path) in created
-    restarted = before_the_reply(messages, "Restart")
-    assert restarted.index(("StateChanged", "restarting")) < restarted.index(("StateChanged", "up"))
-    assert before_the_reply(messages, "Reconfigure")[-1] == ("PropertiesChanged", TUNNEL)
-    closed = before_the_reply(messages, "Close")
-    assert closed.index(("StateChanged", "stopping")) < closed.index(("StateChanged", "closed"))
-    assert closed[-1] == ("InterfacesRemoved", path)
-
-
-def before_the_reply(messages: list[Message], member: str) -> list[tuple[str, Any]]:
-    """The signals from a call to its reply: their names and first values."""
-    (call,) = (m for m in messages if m["type"] == "method_call" and m["member"] == member)
-    (reply,) = (
-        m
-        for m in messages
-        if (m.get("destination"), m.get("reply_cookie")) == (call["sender"], call["cookie"])
-    )
-    between = messages[messages.index(call) : messages.index(reply)]
-    signals = [as_signal(each) for each in between if each["type"] == "signal"]
-    return [(each.member, each.body[0]) for each in signals]
-
-
-class Asker:
-    """A subscriber who, at each signal about a state, asks for that state."""
-
-    def __init__(self, client: Client, applet: Client, key: str) -> None:
-        self.client, self.applet, self.key = client, applet, key
-        self.told: dict[str, list[str]] = {"StateChanged": [], "PeerStateChanged": []}
-        self.found: dict[str, list[str]] = {"StateChanged": [], "PeerStateChanged": []}
-        applet.subscribe(interface=TUNNEL)
-
-    def listen_until(self, *states: str, peer: str) -> None:
-        """Until the tunnel has been in all these, and its peer is in that."""
-
-        def told() -> bool:
-            for message in self.applet.pending_signals():
-                if (member := message.header.fields[HeaderFields.member]) in self.told:
-                    self.told[member].append(message.body[1 if member == "PeerStateChanged" else 0])
-                    self.found[member].append(self._ask(member))
-            newest = self.told["PeerStateChanged"][-1:]
-            return self.told["StateChanged"] == list(states) and newest == [peer]
-
-        wait_for(told, f"the tunnel has been {states}, its peer is {peer}", 20)
-
-    def _ask(self, member: str) -> str:
-        try:
-            if member == "StateChanged":
-                return str(self.client.get(PATH, "State"))
-            peers = self.client.get(PATH, "Peers")
-            return str(peers[self.key]["state"][1]) if self.key in peers else "not there"
-        except DBusError as error:
-            if error.short_name != "UnknownObject":
-                raise
-            return "gone"
-
-    def assert_never_behind(self) -> None:
-        """Each answer is what the signal said, or what a later one did."""
-        for member, told in self.told.items():
-            for number, answer in enumerate(self.found[member]):
-                assert answer in [*told[number:], "gone"], (
-                    f"{member} {told}: after number {number}, it is {answer}"
-                )
-
-
-def test_whoever_asks_at_a_signal_is_told_no_less(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage, tmp_path: Path
-) -> None:
-    conf = tmp_path / "wg.conf"
-    conf.touch(mode=0o600)
-    conf.write_text(stage.conf(0))
-    inside = namespace()
-    options = {"name": ("s", "watched"), "wait": ("s", "handshake")}
-    create = (inside.path, str(conf), options)
-    with Client(daemon.address) as applet:
-        asker = Asker(client, applet, stage.far.public_key)
-        client.send(client.message(ROOT, MANAGER, "CreateTunnelFromPaths", "ssa{sv}", create))
-        asker.listen_until("up", peer="active")
-        client.send(client.message(PATH, TUNNEL, "Restart"))
-        asker.listen_until("up", "restarting", "up", peer="active")
-        client.send(client.message(PATH, TUNNEL, "Close"))
-        asker.listen_until("up", "restarting", "up", "stopping", "closed", peer="stale")
-    asker.assert_never_behind()
 
 
 # ---------------------------------------------------------------- secrets
