@@ -1,4 +1,4 @@
-"""The order of signals: relative to each other, to a call's reply, and to what a subscriber then reads."""
+"""The order of signals: among themselves, to a call's reply, to what a subscriber reads then."""
 
 from pathlib import Path
 from typing import Any
