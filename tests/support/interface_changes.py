@@ -1,0 +1,102 @@
+"""An interface without an engine that gets other settings."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from support.interfaces import NAME
+from support.namespaces import Namespace
+from wg4netnsd import errors, netns
+from wg4netnsd.agent import Agent, Change, Request, Settings
+
+MTU = 1420
+
+
+def of(*cidrs: str, routes: str = "", mtu: int = MTU) -> Settings:
+    return Settings(mtu, list(cidrs), routes.split())
+
+
+class Interface:
+    """An interface without an engine: the agent makes it and changes it."""
+
+    def __init__(self, agent: Agent, namespace: Namespace, first: Settings) -> None:
+        self.agent, self.namespace, self.settings = agent, namespace, first
+        self.tun = asyncio.run(self._create(first))
+
+    async def _create(self, first: Settings) -> int:
+        inside = netns.identify(self.namespace.open())
+        try:
+            async with netns.provision(self.agent, inside, Request(NAME, first)) as provisioning:
+                tun, watched = await provisioning.tun()
+                os.close(watched.fd)
+                await provisioning.configured()
+                return tun
+        finally:
+            inside.close()
+
+    def change(self, new: Settings) -> None:
+        asyncio.run(self._change(new))
+        self.settings = new
+
+    async def _change(self, new: Settings) -> None:
+        inside = netns.identify(self.namespace.open())
+        try:
+            await netns.change(self.agent, inside, Change(NAME, self.settings, new))
+        finally:
+            inside.close()
+
+    def refused(self, new: Settings) -> str:
+        """The error's text of a change that must fail and leave all as it was."""
+        before = self.state()
+        with pytest.raises(errors.TunFailed) as refusal:
+            self.change(new)
+        assert self.state() == before
+        return str(refusal.value)
+
+    def addresses(self) -> list[str]:
+        """In the kernel's order, by family."""
+        (shown,) = self.namespace.ip("address", "show", "dev", NAME)
+        return [f"{each['local']}/{each['prefixlen']}" for each in shown["addr_info"]]
+
+    def routes(self, details: bool = False) -> set[Any]:
+        """Those of the main table, as (destination, who made it) or with all that is told."""
+        shown = [
+            {**each, "dst": _network(each["dst"], family)}
+            for family in ("-4", "-6")
+            for each in self.namespace.ip(family, "route", "show", "dev", NAME, "table", "main")
+        ]
+        if details:
+            return {repr(sorted(each.items())) for each in shown}
+        return {(each["dst"], each.get("protocol", "boot")) for each in shown}
+
+    def mtu(self) -> int:
+        return int(self.namespace.links()[NAME]["mtu"])
+
+    def state(self) -> tuple[int, list[str], set[Any]]:
+        return self.mtu(), self.addresses(), self.routes(details=True)
+
+    def shape(self) -> tuple[int, set[str], set[Any]]:
+        """The state without what depends on the order in which the addresses came."""
+        return self.mtu(), set(self.addresses()), self.routes()
+
+    def close(self) -> None:
+        os.close(self.tun)
+
+
+Make = Callable[[Settings], Interface]
+
+
+def run(inside: Namespace, *commands: str) -> None:
+    """As the namespace's owner."""
+    for command in commands:
+        inside.check(*command.split())
+
+
+def _network(shown: str, family: str) -> str:
+    if shown == "default":
+        return "0.0.0.0/0" if family == "-4" else "::/0"
+    return str(ip_network(shown))

@@ -1,0 +1,39 @@
+"""An interface to change."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from support.interface_changes import Interface, Make
+from support.namespaces import Namespace
+from wg4netnsd.agent import Agent, Settings
+
+
+@pytest.fixture
+def tunnel(agent: Agent, inside: Namespace) -> Iterator[Make]:
+    made: list[Interface] = []
+
+    def make(first: Settings) -> Interface:
+        made.append(Interface(agent, inside, first))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def changed_as_created(tunnel: Make, agent: Agent, namespace: Any) -> Callable[..., Interface]:
+    """Changes through the settings given; each must look as if it had been made so."""
+
+    def check(*stations: Settings) -> Interface:
+        subject = tunnel(stations[0])
+        for station in stations[1:]:
+            subject.change(station)
+            fresh = Interface(agent, namespace(), station)
+            assert subject.shape() == fresh.shape()
+            fresh.close()
+        return subject
+
+    return check
