@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from support.depth import depth
 from support.fds import udp_port_in_use
 from support.namespaces import Namespace
 from support.reconfiguration import BROKEN, PAIRS, SECRETS, Conf, free_port, own_things, peer
@@ -81,8 +82,12 @@ def refusals(conf: Conf, busy: int) -> set[str]:
     return errors
 
 
+RUNS = depth(15, 50)
+"""Of twenty reconfigurations each."""
+
+
 @pytest.mark.timeout(300)
-def test_a_thousand(tunnel: Make, inside: Namespace) -> None:
+def test_many_reconfigurations(tunnel: Make, inside: Namespace) -> None:
     """Engine, interface and D-Bus agree with the last valid one."""
     own_things(inside)
     base = Conf(port=free_port())
@@ -93,7 +98,7 @@ def test_a_thousand(tunnel: Make, inside: Namespace) -> None:
 
     @given(st.lists(some_conf(), min_size=20, max_size=20))
     @settings(
-        max_examples=50,
+        max_examples=RUNS,
         deadline=None,
         phases=[Phase.generate],  # to shrink what takes a second would take the test's time
         suppress_health_check=[*HealthCheck],
@@ -116,6 +121,9 @@ def test_a_thousand(tunnel: Make, inside: Namespace) -> None:
 
     with bound:
         all_agree()
-    assert outcomes.total() >= 1000
-    assert all(outcomes[each] > 30 for each in ("InvalidConfig", "TunFailed", "EngineFailed"))
-    assert outcomes[""] > 300
+    assert outcomes.total() >= 20 * RUNS
+    assert all(
+        outcomes[each] > 0.03 * outcomes.total()
+        for each in ("InvalidConfig", "TunFailed", "EngineFailed")
+    )
+    assert outcomes[""] > 0.3 * outcomes.total()
