@@ -1,10 +1,10 @@
-"""Runs the suite in several worlds at a time:  suite.py WORLDS LOGS COMMAND…
+"""Runs the suite in several worlds at a time:  suite.py WORLDS COMMAND…
 
 COMMAND enters a world and runs pytest in it: tests/stage/enter with its arguments. The worlds
 share a queue of test modules, a pipe that holds the numbers 0, 1, 2 …: all of them collect the
 same modules in the same order, and the one that reads a number runs that module. Each reports its
-tests through a pipe of its own (tests/support/shared.py is the other end), and pytest's output
-goes to LOGS/world-N.log. Ends with 0 if all worlds did, and every test passed or was skipped.
+tests through a pipe of its own (tests/support/shared.py is the other end). Ends with 0 if every
+world came to its end, and every test passed or was skipped; else what the worlds printed is kept.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -122,16 +123,14 @@ def follow(worlds: list[World], summary: Summary) -> None:
 
 
 def main() -> int:
-    many, logs, *command = sys.argv[1:]
-    shutil.rmtree(logs, ignore_errors=True)
-    Path(logs).mkdir(parents=True)
+    many, *command = sys.argv[1:]
+    logs = Path(tempfile.mkdtemp(prefix="wg4netnsd-test-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     queue, summary = queue_of_numbers(), Summary()
     worlds: list[World] = []
     try:
         for number in range(1, int(many) + 1):
-            log = Path(logs, f"world-{number}.log")
-            worlds.append(World(number, command, queue, log))
+            worlds.append(World(number, command, queue, logs / f"world-{number}.log"))
         follow(worlds, summary)
     finally:
         for world in worlds:
@@ -139,8 +138,13 @@ def main() -> int:
         for world in worlds:
             with contextlib.suppress(KeyboardInterrupt):
                 world.process.wait()
+    passed = summary.count["passed"] and not summary.count["failed"]
+    if passed:
+        shutil.rmtree(logs)
+    else:
+        print(f"What the worlds printed is in {logs}")
     summary.print()
-    return 1 if summary.count["failed"] or not summary.count["passed"] else 0
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

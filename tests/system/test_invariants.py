@@ -421,9 +421,7 @@ def resident_kib(pid: int) -> int:
     return int(line.split()[1])
 
 
-def test_cycles_leave_nothing(
-    daemon: Daemon, client: Client, namespace: MakeNamespace
-) -> None:
+def test_cycles_leave_nothing(daemon: Daemon, client: Client, namespace: MakeNamespace) -> None:
     spaces = [namespace() for _ in range(4)]
     text = Secrets().conf(peer=None)
 
