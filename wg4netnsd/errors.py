@@ -29,7 +29,13 @@ from typing import ClassVar, Final
 from wg4netnsd import names
 
 _KEY_LIKE: Final = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
-
+_HALF_A_KEY: Final = re.compile(r"[A-Za-z0-9+/]{21,}")
+"""Of the 43 characters before a key's `=`, so many stand in a row still if any one is wrong."""
+_BETWEEN: Final = re.compile(r"[^A-Za-z0-9+/.:-]+")
+"""May have come in between a key's characters; without those that addresses and host names have."""
+_WORD: Final = re.compile(r"[a-z0-9]{1,7}|[A-Z0-9]{1,7}|([A-Z]?[a-z]{3,}|[A-Z]{2,}s?)+")
+"""Upper and lower case as people mix them: VPN.Example.org, AllowedIPs."""
+_MAX_SHOWN: Final = 60  # characters
 
 LACKING: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
 """What the kernel says where a process, memory or a descriptor is lacking; the last of these where
@@ -39,6 +45,32 @@ too many are on their way through sockets. Such an OSError is a LimitExceeded.""
 def redact(text: str) -> str:
     """`text` without anything that may be a key: 40 or more characters of base64 or hex."""
     return _KEY_LIKE.sub("…", text)
+
+
+def may_hold_key(text: str, value: str = "", line: str = "") -> bool:
+    """Could `text` be a part of a key, however mangled? It was cut out of `value`, that of `line`.
+
+    Half a key in a row is told by its length: in `line`, and in `value` whatever stands between its
+    characters. A shorter part is told by its upper and lower case, which are not mixed as in words.
+    """
+    joined = (_BETWEEN.sub("", each) for each in (text, value))
+    if len(text) > _MAX_SHOWN or any(map(_HALF_A_KEY.search, (line, *joined))):
+        return True
+    parts = re.findall(r"[A-Za-z0-9+/]+", text)
+    characters = "".join(parts)
+    return (
+        len(characters) >= 8
+        and characters not in (characters.lower(), characters.upper())
+        and not all(map(_WORD.fullmatch, parts))
+    )
+
+
+def quote(text: str, value: str = "", line: str = "") -> str:
+    """`text` for an error, printable, unless it may be a part of a key: see may_hold_key().
+
+    Whatever an error shows of a configuration has to come through here.
+    """
+    return "'…' (hidden: it may hold a key)" if may_hold_key(text, value, line) else repr(text)
 
 
 class Error(Exception):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from wg4netnsd import names
 from wg4netnsd.bus import Variant
 from wg4netnsd.config import MAX_MTU, MIN_MTU
-from wg4netnsd.errors import InvalidArgs
+from wg4netnsd.errors import InvalidArgs, quote
 from wg4netnsd.lifetime import Lifetime
 from wg4netnsd.wgquick import IGNORABLE
 
@@ -49,7 +49,7 @@ def parse(
     for key, variant in options.items():
         if key not in known_options:
             known = ", ".join(known_options)
-            raise InvalidArgs(f"unknown option '{key[:32]}': expected one of {known}")
+            raise InvalidArgs(f"unknown option {quote(key)}: expected one of {known}")
         if variant.signature != _SIGNATURES[key]:
             raise _refuse(key, f"expected type {_SIGNATURES[key]}, got {variant.signature[:32]}")
         values[key] = variant.value
@@ -91,7 +91,7 @@ def _check(options: Options) -> None:
         raise _refuse("timeout_usec", "expected more than 0")
     for key in options.ignore:
         if key.lower() not in map(str.lower, IGNORABLE):
-            raise _refuse("ignore", f"'{key[:32]}': expected some of {', '.join(IGNORABLE)}")
+            raise _refuse("ignore", f"{quote(key)}: expected some of {', '.join(IGNORABLE)}")
 
 
 def _refuse(option: str, expected: str) -> InvalidArgs:

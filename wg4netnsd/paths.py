@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from wg4netnsd.errors import InvalidArgs
+from wg4netnsd.errors import InvalidArgs, quote
 
 
 def refuse_relative(path: str, argument: str) -> None:
@@ -14,7 +14,7 @@ def refuse_relative(path: str, argument: str) -> None:
     """
     normal = "/" + os.path.normpath(path).lstrip("/")  # which leaves a leading "//"
     if not path.startswith("/") or "\0" in path:
-        raise InvalidArgs(f"{argument}: {path!r}: expected an absolute path")
+        raise InvalidArgs(f"{argument}: {quote(path)}: expected an absolute path")
     if normal.startswith(("/proc/self", "/proc/thread-self", "/dev/fd", "/dev/std")):
         raise InvalidArgs(
             f"{argument}: {path!r} is the daemon's own file: expected /proc/PID/…, or pass an fd"

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import SecretBytes, ValidationError
 
-from wg4netnsd.config import TABLES, Config, Endpoint, Interface, Network, Peer, Section, quote
-from wg4netnsd.errors import InvalidConfig, LimitExceeded
+from wg4netnsd.config import TABLES, VALUE, Config, Endpoint, Interface, Network, Peer, Section
+from wg4netnsd.errors import InvalidConfig, LimitExceeded, may_hold_key, quote
 
 MAX_SIZE: Final = 1 << 20
 """Bytes; twice what MAX_PEERS take."""
@@ -47,9 +47,21 @@ _HARMLESS: Final = {"fwmark": ("off", "0", "0x0"), "saveconfig": ("false",)}
 """Values that ask for nothing."""
 
 
-class _Entry(NamedTuple):
-    line: int
+class _Line(NamedTuple):
+    number: int
     text: str
+    """With its comment."""
+    value: str
+
+
+class _Entry(NamedTuple):
+    line: _Line
+    text: str
+    """All of the line's value, or one of several."""
+
+    @property
+    def quoted(self) -> str:
+        return quote(self.text, self.line.value, self.line.text)
 
 
 class _RawSection(NamedTuple):
@@ -85,7 +97,7 @@ def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -
     try:
         config.mtu()
     except InvalidConfig as error:
-        raise InvalidConfig(f"line {interfaces[0].entries['MTU'][0].line}: {error.text}") from None
+        raise InvalidConfig(f"line {interfaces[0].entries['MTU'][0].line.number}: {error.text}") from None
     return config
 
 
@@ -122,7 +134,7 @@ def _sections(text: str, ignore: Collection[str]) -> Iterator[_RawSection]:
         if line.startswith("["):
             if current:
                 yield current
-            current = _RawSection(_model(line, number), number, {})
+            current = _RawSection(_model(line, number, raw), number, {})
             continue
         if current is None:
             raise InvalidConfig(
@@ -131,26 +143,26 @@ def _sections(text: str, ignore: Collection[str]) -> Iterator[_RawSection]:
         key, equals, value = (part.strip() for part in line.partition("="))
         if not equals:
             raise InvalidConfig(f"line {number}: expected 'Key = value'")
-        _add_entry(current, number, key, value, ignore)
+        _add_entry(current, key, _Line(number, raw, value), ignore)
     if current:
         yield current
 
 
-def _model(header: str, number: int) -> type[Section]:
+def _model(header: str, number: int, raw: str) -> type[Section]:
     match header.lower():
         case "[interface]":
             return Interface
         case "[peer]":
             return Peer
         case _:
+            shown = quote(header, line=raw)
             raise InvalidConfig(
-                f"line {number}: unknown section {quote(header)}: expected [Interface] or [Peer]"
+                f"line {number}: unknown section {shown}: expected [Interface] or [Peer]"
             )
 
 
-def _add_entry(
-    section: _RawSection, number: int, key: str, value: str, ignore: Collection[str]
-) -> None:
+def _add_entry(section: _RawSection, key: str, line: _Line, ignore: Collection[str]) -> None:
+    number, value = line.number, line.value
     ignorable = _IGNORABLE if section.model is Interface else {}
     if key.lower() in ignorable and (
         value.lower() in _HARMLESS.get(key.lower(), ())
@@ -165,23 +177,29 @@ def _add_entry(
             f"remove it, or pass the option ignore=['{name}']"
         )
     if alias is None:
-        # A mangled line may hold a key where the key's name should be, or its end: "bg8=".
-        shown = f" '{key}'" if value and re.fullmatch(r"[A-Za-z]{1,24}", key) else ""
-        raise InvalidConfig(f"line {number}: unknown key{shown} in [{section.model.__name__}]")
+        raise InvalidConfig(
+            f"line {number}: unknown key{_name(key, line)} in [{section.model.__name__}]"
+        )
     entries = section.entries.setdefault(alias, [])
     if alias in MAX_REPEATED:
         values = _list(alias, value)
         if len(values) > MAX_REPEATED[alias]:
             raise LimitExceeded(f"{alias}: {len(values)} values: at most {MAX_REPEATED[alias]}")
-        entries += [_Entry(number, text) for text in values]
+        entries += [_Entry(line, text) for text in values]
     elif entries:
         raise InvalidConfig(
-            f"line {number}: {alias} is given twice, first in line {entries[0].line}"
+            f"line {number}: {alias} is given twice, first in line {entries[0].line.number}"
         )
     elif not value:
         raise InvalidConfig(f"line {number}: {alias} has no value")
     else:
-        entries.append(_Entry(number, value))
+        entries.append(_Entry(line, value))
+
+
+def _name(key: str, line: _Line) -> str:
+    """An unknown key's, if it is one: a mangled line has a key there, or its end, as in `bg8=`."""
+    is_name = line.value and re.fullmatch(r"[A-Za-z]{1,24}", key)
+    return f" '{key}'" if is_name and not may_hold_key(key, line=line.text) else ""
 
 
 def _list(alias: str, value: str) -> list[str]:
@@ -206,8 +224,9 @@ def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:
     if not entries:
         raise InvalidConfig(f"line {section.line}: [{model.__name__}] has no {alias}")
     index = next((part for part in first["loc"][1:] if isinstance(part, int)), 0)
-    message = first["msg"].removeprefix("Value error, ")
-    raise InvalidConfig(f"line {entries[index].line}: {alias}: {message}")
+    entry = entries[index]
+    message = first["msg"].removeprefix("Value error, ").replace(VALUE, entry.quoted)
+    raise InvalidConfig(f"line {entry.line.number}: {alias}: {message}")
 
 
 def _refuse_repeated_addresses(interface: Interface, section: _RawSection) -> None:
@@ -216,10 +235,10 @@ def _refuse_repeated_addresses(interface: Interface, section: _RawSection) -> No
     for address, entry in zip(interface.addresses, section.entries["Address"], strict=True):
         if address.ip in lines:
             raise InvalidConfig(
-                f"line {entry.line}: Address: {address.ip} is given twice, "
+                f"line {entry.line.number}: Address: {address.ip} is given twice, "
                 f"first in line {lines[address.ip]}"
             )
-        lines[address.ip] = entry.line
+        lines[address.ip] = entry.line.number
 
 
 def _refuse_clashes(config: Config, sections: list[_RawSection]) -> None:

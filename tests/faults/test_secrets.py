@@ -22,7 +22,7 @@ import systemd.journal
 
 from support import leaks
 from support.bus import MANAGER, OBJECT_MANAGER, ROOT, Client, DBusError
-from support.configs import Secrets, key
+from support.configs import SHOWN, Secrets, key
 from support.daemon import Daemon
 from support.installed import crash
 from support.journal import Journal
@@ -79,7 +79,8 @@ def mangled(conf: str, secret: str) -> Iterator[str]:
         "[Peer]\nAllowedIPs = {}", "[Peer]\nPersistentKeepalive = {}", "[Peer]\nPresharedKey = {}",
         "[{0}]\n{0} = {0}", "\x00{}", "[Peer]\nPublicKey =\nPresharedKey = {}",
     ):  # fmt: skip
-        yield f"{conf.partition('[Peer]')[0]}\n{line.format(secret)}\n"
+        for shape in (secret, f"{secret[:8]}\t{secret[8:]}"):
+            yield f"{conf.partition('[Peer]')[0]}\n{line.format(shape)}\n"
 
 
 def try_both(client: Client, inside: Namespace, path: str, conf: str) -> bool:
@@ -162,6 +163,7 @@ def test_no_key_is_anywhere(
         ]
         refused = [try_both(client, two, path, bad) for one in lines for bad in mangled(conf, one)]
         assert refused.count(True) > 0.9 * len(refused)
+        assert Needles(lines, SHOWN).search(leaks.messages(SESSION)) == []
         assert SESSION.needles.search(leaks.processes()) == []
         client.close_tunnel(path)
     SESSION.keep_log(daemon)

@@ -22,13 +22,13 @@ WINDOW = 20
 RAW_WINDOW = 16  # bytes
 MAX_SIZE = 64 << 20
 
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]{20,}")
-
 
 class Needles:
     """Keys, in whatever shape they may be written: base64, hex, or as they are."""
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
+    def __init__(self, keys: Iterable[str] = (), window: int = WINDOW) -> None:
+        self._window = window
+        self._run = re.compile(rb"[A-Za-z0-9+/]{%d,}" % window)
         self._text: dict[bytes, str] = {}
         self._raw: dict[bytes, str] = {}
         self.count = 0
@@ -41,18 +41,18 @@ class Needles:
         raw = base64.b64decode(key)
         name = f"key {self.count}"
         for shape, text in (("base64", key.rstrip("=")), ("hex", raw.hex())):
-            for at in range(len(text) - WINDOW + 1):
-                self._text[text[at : at + WINDOW].encode()] = f"{name} as {shape}"
+            for at in range(len(text) - self._window + 1):
+                self._text[text[at : at + self._window].encode()] = f"{name} as {shape}"
         for at in (0, len(raw) - RAW_WINDOW):
             self._raw[raw[at : at + RAW_WINDOW]] = f"{name} as bytes"
 
     def find(self, data: bytes) -> set[str]:
         """Which of them are in it, and how."""
         found = set()
-        for run in _BASE64.finditer(data):
+        for run in self._run.finditer(data):
             exact, lower = run[0], run[0].lower()
-            for at in range(len(exact) - WINDOW + 1):
-                for window in (exact[at : at + WINDOW], lower[at : at + WINDOW]):
+            for at in range(len(exact) - self._window + 1):
+                for window in (exact[at : at + self._window], lower[at : at + self._window]):
                     if window in self._text:
                         found.add(self._text[window])
         if not data.isascii():

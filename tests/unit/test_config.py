@@ -1,14 +1,12 @@
-"""The wg-quick format: what is taken, what each mistake is told, and that no key is ever shown."""
+"""The wg-quick format: what is taken, and what each mistake is told."""
 
 import base64
-import hashlib
-import traceback
 from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -257,12 +255,13 @@ def test_dns_as_providers_have_it(line: str, wanted: tuple[str, ...] | None) -> 
 
 PLAIN_KEY = "wG4" * 14 + "k"
 """Of a key without its `=`; every fourth has neither `+` nor `/`."""
+HIDDEN = "'…' (hidden: it may hold a key)"
 
 
 @pytest.mark.parametrize("value", ["{}", "{}.", "lan, {}", "{}.lan", "fe80::1%{}", "a.{}x"])
 def test_a_key_is_no_domain(value: str) -> None:
     message = refusal(f"{INTERFACE}DNS = {value.format(PLAIN_KEY)}\n")
-    assert message == "line 4: DNS: '…' is neither an IP address nor a domain"
+    assert message == f"line 4: DNS: {HIDDEN} is neither an IP address nor a domain"
     assert "neither an IP" in refusal(f"{INTERFACE}{PEER}Endpoint = {PLAIN_KEY}:51820\n")
 
 
@@ -405,7 +404,7 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
         ),
         pytest.param(  # once took years
             f"{INTERFACE}DNS = {'a' * 60}!",
-            "line 4: DNS: '…' is neither an IP address nor a domain",
+            f"line 4: DNS: {HIDDEN} is neither an IP address nor a domain",
             id="dns-long",
         ),
         pytest.param(
@@ -671,104 +670,3 @@ def test_a_valid_configuration_comes_back(
         assert list(peer.allowed_ips) == wanted["AllowedIPs"]
         assert peer.endpoint == wanted["Endpoint"]
         assert peer.persistent_keepalive == (wanted["PersistentKeepalive"] or 0)
-
-
-# ---------------------------------------------------------------- keys stay out of sight
-
-SHOWN = 8
-"""Characters of a key, one after another, that no message may show."""
-SHOWN_OF_TWO = 20
-"""Where a key was torn in two, its shorter part can't be told from other short words."""
-
-# Unlike `keys`, which shrink to AAA…, these never share so many.
-secrets = st.integers(0, 1 << 64).map(
-    lambda seed: base64.b64encode(hashlib.sha256(b"%d" % seed).digest()).decode()
-)
-
-places = st.sampled_from(
-    [
-        *(
-            f"{INTERFACE}{name} = %s\n"
-            for name in (
-                *("PrivateKey", "Address", "DNS", "ListenPort", "MTU", "Table", "FwMark", "PostUp"),
-                *("Address = 10.0.0.3,", "Unknown", ""),
-            )
-        ),
-        *(
-            f"{INTERFACE}{PEER}{name} = %s\n"
-            for name in (
-                *("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
-                *("AllowedIPs = ::/0,", "Unknown"),
-            )
-        ),
-        "[Interface]\nAddress = 10.0.0.2\nPrivateKey = %s\n",
-        "[Interface]\nAddress = 10.0.0.2\nPrivateKey %s\n",
-        f"{INTERFACE}{PEER}Endpoint = %s:51820\n",
-        f"{INTERFACE}{PEER}Endpoint = [%s]:51820\n",
-        f"{INTERFACE}{PEER}AllowedIPs = %s/32\n",
-        f"{INTERFACE}%s\n",
-        f"{INTERFACE}%s = 1\n",
-        f"{INTERFACE}%s: 1\n",
-        f"{INTERFACE}[%s]\n",
-        f"{INTERFACE}[Peer %s]\n",
-        f"{INTERFACE}[%s\n",
-        f"%s\n{INTERFACE}",
-    ]
-)
-
-
-def mangled(secret: str, how: str, at: int) -> str:
-    match how:
-        case "whole":
-            return secret
-        case "cut":
-            return secret[:-1]
-        case "twice":
-            return secret + secret
-        case "hex":
-            return base64.b64decode(secret).hex()
-        case "lost":
-            return secret[:at] + secret[at + 1 :]
-        case character:
-            return secret[:at] + character + secret[at + 1 :]
-
-
-def assert_hidden(secret: str, *texts: str, shown: int = SHOWN) -> None:
-    for shape in (secret.rstrip("="), base64.b64decode(secret).hex()):
-        for start in range(len(shape) - shown + 1):
-            for text in texts:
-                assert shape[start : start + shown] not in text
-
-
-@settings(deadline=None, max_examples=500)
-@given(
-    secrets,
-    places,
-    st.sampled_from(["whole", "cut", "twice", "hex", "lost", *"-_.: ,=#%&\t\r\n\0ü"]),
-    st.integers(0, 43),
-)
-@example(PRIVATE, f"{INTERFACE}{PEER}Endpoint = %s\n", "-", 21)
-def test_no_error_shows_a_key(secret: str, place: str, how: str, at: int) -> None:
-    try:
-        config = parsed(place.replace("%s", mangled(secret, how, at)))
-    except InvalidConfig as error:
-        told = "".join(traceback.format_exception(error))
-        shown = SHOWN_OF_TWO if how in "=,#\r\n" else SHOWN
-        assert_hidden(secret, str(error), repr(error), told, shown=shown)
-    else:
-        # As a public key, a domain or a hook it is what it claims to be.
-        assert_hidden(secret, repr(config.interface.private_key))
-
-
-@given(st.lists(secrets, min_size=3, max_size=3, unique=True))
-def test_no_model_shows_a_key(keys: list[str]) -> None:
-    private, preshared, public = keys
-    config = parsed(
-        f"[Interface]\nPrivateKey = {private}\nAddress = 10.0.0.2\n"
-        f"[Peer]\nPublicKey = {public}\nPresharedKey = {preshared}\n"
-    )
-    models = (config, config.interface, config.peers, config.peers[0])
-    texts = [show(model) for model in models for show in (repr, str, "{}".format)]
-    assert_hidden(private, *texts, config.model_dump_json())
-    assert_hidden(preshared, *texts, config.model_dump_json())
-    assert any(public in text for text in texts)
