@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wg4netnsd import __version__, agent, fdstore, journal, systemd
+from wg4netnsd import __version__, agent, fdstore, journal, signals, systemd
 from wg4netnsd.tasks import log_defect
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def main() -> None:
     """Entry point of `wg4netnsd`."""
     arguments = _parse_arguments()
     journal.set_up(logging.DEBUG if arguments.verbose else logging.INFO)
+    signals.reset()
     try:
         _refuse_wrong_places()
         _set_limits()
@@ -275,7 +276,8 @@ def _watch_host(manager: Manager) -> contextlib.ExitStack:
 
 
 def _stop_on_signals() -> asyncio.Future[str]:
-    """A future that SIGTERM and SIGINT resolve; a second one changes nothing."""
+    """A future that SIGTERM resolves, and SIGINT unless it is ignored; a second one changes
+    nothing."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
 
@@ -284,7 +286,8 @@ def _stop_on_signals() -> asyncio.Future[str]:
             stop.set_result(number.name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+        if not signals.is_ignored(number):
+            loop.add_signal_handler(number, on_signal, number)
     return stop
 
 

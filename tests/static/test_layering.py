@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backoff": set(),
     "process": set(),
     "rundir": set(),
+    "signals": set(),
     "tasks": set(),
     "blocking": {"errors"},
     "paths": {"errors"},
@@ -87,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "daemon": {
         "agent", "bus", "engine", "fdstore", "hostnet", "journal", "manager", "restore", "service",
-        "services", "suspend", "systemd", "tasks",
+        "services", "signals", "suspend", "systemd", "tasks",
     },
     "__main__": {"daemon"},
     "__init__": set(),
@@ -97,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.failure": {"names"},
     "ctl.client": {"addresses", "ctl.failure", "names"},
     "ctl.changes": {"ctl.client", "names"},
-    "ctl.monitor": {"ctl.changes", "ctl.client", "ctl.colours", "ctl.failure", "names"},
+    "ctl.monitor": {"ctl.changes", "ctl.client", "ctl.colours", "ctl.failure", "names", "signals"},
     "ctl.progress": {"ctl.client"},
     "ctl.mounts": {"syscalls"},
     "ctl.namespaces": {"ctl.failure", "ctl.mounts", "syscalls"},
@@ -109,7 +110,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ctl.namespaces",
     },
     "ctl.foreground": {
-        "ctl.client", "ctl.create", "ctl.failure", "ctl.namespaces", "names", "systemd",
+        "ctl.client", "ctl.create", "ctl.failure", "ctl.namespaces", "names", "signals", "systemd",
     },
     "ctl.tunnels": {
         "ctl.client", "ctl.create", "ctl.failure", "ctl.foreground", "ctl.namespaces",

@@ -125,8 +125,7 @@ def _ended_children() -> list[tuple[int, int]]:
 
 
 def _reset_signals() -> None:
-    # Python ignores the first two. Who ignores the third is never told that a child has ended.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
         signal.signal(number, signal.SIG_DFL)
 
 

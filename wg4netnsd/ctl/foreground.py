@@ -17,7 +17,7 @@ import time
 from argparse import Namespace as Arguments
 from typing import Any, Final, NamedTuple
 
-from wg4netnsd import names, systemd
+from wg4netnsd import names, signals, systemd
 from wg4netnsd.ctl import create, namespaces
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import UNREACHABLE, Failure
@@ -43,8 +43,7 @@ class _Tunnel(NamedTuple):
 
 def run(arguments: Arguments) -> int:
     """0 when the tunnel was closed, by a signal to us or by somebody else; Failure if it failed."""
-    for number in _ENDING:
-        signal.signal(number, _tell)
+    signals.catch(_ENDING, _tell)
     with contextlib.suppress(_Told), contextlib.ExitStack() as at_end:
         try:
             client, tunnel = _up(arguments, at_end)

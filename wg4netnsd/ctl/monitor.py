@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from wg4netnsd import names
+from wg4netnsd import names, signals
 from wg4netnsd.ctl import colours
 from wg4netnsd.ctl.changes import Changes, Event
 from wg4netnsd.ctl.client import Client, Signal, now_usec
@@ -26,9 +26,8 @@ from wg4netnsd.ctl.failure import UNREACHABLE, Failure, NotRunning
 def run(arguments: Arguments) -> None:
     """Until interrupted, or nobody reads on."""
     wanted, as_json = arguments.names, arguments.json
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not by sys.exit(): Python would flush what a reader may never take.
-        signal.signal(number, lambda *_: os._exit(0))
+    # Not by sys.exit(): Python would flush what a reader may never take.
+    signals.catch((signal.SIGINT, signal.SIGTERM), lambda *_: os._exit(0))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where the locale has no arrow
     lines = Lines(wanted, arguments.full)

@@ -19,6 +19,8 @@ from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
 def main() -> None:
     """The whole program."""
     _open_standard_streams()
+    # Where it is ignored, as supervisors may, nobody is told how a child has ended (wait(2)).
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.exit(_do(sys.argv[1:]))
 
 
