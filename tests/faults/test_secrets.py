@@ -302,6 +302,37 @@ def test_it_would_be_found_in_a_file(
         path.unlink()
 
 
+@pytest.mark.parametrize("shape", [str.encode, base64.b64decode])
+def test_it_would_be_found_in_a_large_file(shape: Callable[[str], bytes], tmp_path: Path) -> None:
+    secret, path = key(), tmp_path / "core"
+    with path.open("wb") as file:
+        file.write(b"\x7fELF" + bytes(3 * leaks.PIECE))
+        file.seek(2 * leaks.PIECE - len(shape(secret)) // 2)  # half in one piece, half in the next
+        file.write(shape(secret))
+    assert Needles([secret]).search(leaks.files())
+    path.unlink()
+
+
+def test_files_that_are_older_than_the_suite_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, path = key(), tmp_path / "file"
+    path.write_text(secret)
+    since = wait_for(lambda: moment_after(path), "the clock of files has gone on")
+    assert Needles([secret]).search(leaks.files(since=since)) == []
+    with monkeypatch.context() as clock:
+        boot_ns = leaks._boot_ns() - 60 * 10**9  # the clock has been set back by a minute
+        clock.setattr(leaks, "_boot_ns", lambda: boot_ns)
+        assert Needles([secret]).search(leaks.files(since=since))
+    path.write_text(secret)
+    assert Needles([secret]).search(leaks.files(since=since))
+
+
+def moment_after(path: Path) -> leaks.Moment | None:
+    now = leaks.Moment()
+    return now if now.is_after(path.stat()) else None
+
+
 @pytest.mark.parametrize("signature", ["s", "ay", "v"])
 def test_it_would_be_found_on_the_bus(
     daemon: Daemon, client: Client, tmp_path: Path, signature: str

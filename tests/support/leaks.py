@@ -6,9 +6,11 @@ import os
 import re
 import stat
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from support import bus, configs, stage
 from support.daemon import Daemon
@@ -20,7 +22,9 @@ WINDOW = 20
 """Characters of a key that give it away: half of it, as one that was mangled is a secret still."""
 
 RAW_WINDOW = 16  # bytes
-MAX_SIZE = 64 << 20
+
+PIECE = 16 << 20
+"""Bytes of a file that are searched at a time."""
 
 
 class Needles:
@@ -63,8 +67,29 @@ class Needles:
         return [f"{where}: {what}" for where, data in place for what in sorted(self.find(data))]
 
 
+class Moment:
+    """Now, to tell older files from what was written since: by ctime, which nobody can set."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile() as file:  # whose clock is up to 10 ms late
+            self._ctime_ns = os.fstat(file.fileno()).st_ctime_ns
+        self._boot_ns = _boot_ns()
+
+    def is_after(self, file: os.stat_result) -> bool:
+        """Whether the file was last written, renamed or linked before it."""
+        set_back_ns = max(0, self._boot_ns - _boot_ns())
+        return file.st_ctime_ns < self._ctime_ns - set_back_ns
+
+
+def _boot_ns() -> int:
+    """When the machine was booted, which changes only when somebody sets the clock."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 class Session:
     """All keys of this run of the suite, and what clients and logs have been told in it."""
+
+    began: Moment
 
     def __init__(self) -> None:
         self.needles = Needles()
@@ -73,6 +98,7 @@ class Session:
 
     def begin(self) -> None:
         """From now on whatever makes a key or an error, or ends a daemon, is followed."""
+        self.began = Moment()
         self._follow(configs.Secrets, "new", lambda made, *_: self.needles.add(made))
         self._follow(stage, "_wg", self._wg)
         for error in (bus.DBusError, bus.CommandFailed):
@@ -143,29 +169,40 @@ def processes() -> Found:
     yield "/proc/net/unix", Path("/proc/net/unix").read_bytes()
 
 
-def files(*inputs: Path) -> Found:
-    """All that this user may read where anybody could have written; not the suite's own inputs."""
+def files(*inputs: Path, since: Moment | None = None) -> Found:
+    """All that was written since the session began and this user may read, wherever anybody could
+    have written; not the suite's own inputs."""
     roots = ["/tmp", "/var/tmp", "/run", "/dev/shm", "/var/crash", "/var/lib/systemd/coredump"]
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     cores = [os.path.dirname(pattern)] if pattern.startswith("/") else []
     seen = {str(each) for each in inputs}
     for root in dict.fromkeys([*roots, *cores, os.environ["HOME"], os.getcwd()]):
-        for path in _walk(root, seen):
+        for path in _walk(root, seen, since or SESSION.began):
             seen.add(path)
-            with contextlib.suppress(OSError):
-                yield path, os.fsencode(os.path.basename(path)) + b"\0" + Path(path).read_bytes()
+            yield path, os.fsencode(os.path.basename(path))
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                for piece in _pieces(file):
+                    yield path, piece
 
 
-def _walk(root: str, without: set[str]) -> Iterator[str]:
+def _walk(root: str, without: set[str], since: Moment) -> Iterator[str]:
     for directory, inner, names in os.walk(root):
         inner[:] = [name for name in inner if os.path.join(directory, name) not in without]
         for name in names:
             path = os.path.join(directory, name)
             with contextlib.suppress(OSError):
                 status = os.lstat(path)
-                if path not in without and stat.S_ISREG(status.st_mode):
-                    assert status.st_size <= MAX_SIZE, f"{path} is too large to be searched"
-                    yield path
+                if path in without or not stat.S_ISREG(status.st_mode) or since.is_after(status):
+                    continue
+                yield path
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """Each with the last one's end before it, so that what a piece cuts is whole in the next."""
+    end = b""
+    while read := file.read(PIECE):
+        yield end + read
+        end = read[-2 * WINDOW :]
 
 
 def captured(captures: Sequence[Path]) -> Found:
