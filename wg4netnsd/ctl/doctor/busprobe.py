@@ -1,5 +1,4 @@
-"""The session bus, asked by `wg4netnsctl doctor`: never for longer than a moment, and so that
-nobody is started for it."""
+"""The session bus, asked by `wg4netnsctl doctor` so that nobody is started for it."""
 
 from __future__ import annotations
 
@@ -14,8 +13,9 @@ from wg4netnsd.ctl.client import plain
 
 __all__ = ["AuthenticationError", "Bus", "Unanswered"]
 
-ANSWER_TIME: Final = 0.5
-"""Seconds for each answer; a bus or a daemon that is well takes a hundredth of that."""
+ANSWER_TIME: Final = 5.0
+"""Seconds for each answer. A bus or a daemon that is well takes a thousandth of that, but a machine
+may be busy."""
 
 
 class Unanswered(Exception):

@@ -47,8 +47,8 @@ MOUNT_NAMESPACE: Final = "a mount namespace"
 PID_NAMESPACE: Final = "a PID namespace"
 PROC: Final = "mounting its /proc"
 
-_TIME: Final = 1.0
-"""Seconds that all steps have; they need a hundredth of that."""
+_TIME: Final = 10.0
+"""Seconds that all steps have. They need a thousandth of that, but a machine may be busy."""
 
 _SIOCSIFFLAGS: Final = 0x8914  # linux/sockios.h
 _IFF_UP: Final = 1  # linux/if.h
