@@ -8,7 +8,6 @@ The messages follow from a seed, which a failure names; WG_FUZZ_SEED sets it.
 import contextlib
 import os
 import random
-import resource
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from support.bus import (
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace
-from support.processes import wait_for
+from support.processes import resident, wait_for
 from support.rawbus import Raw, Values
 from support.stage import Stage
 from wg4netnsd import errors
@@ -388,9 +387,3 @@ def test_ten_thousand_messages(
     assert daemon.log.count("→ up: created") > 1.2 * own
     daemon.assert_idle()
     client.close_tunnel(client.create(home, secrets.conf()))
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize()

@@ -19,7 +19,7 @@ from support.configs import Secrets, key
 from support.daemon import Daemon
 from support.fds import memfd, opened
 from support.namespaces import MakeNamespace, Namespace
-from support.processes import open_fds, wait_for
+from support.processes import open_fds, resident, wait_for
 from wg4netnsd.blocking import MAX_OF_ONE, MAX_THREADS
 from wg4netnsd.turns import MAX_CALLS, MAX_FDS
 from wg4netnsd.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE
@@ -184,21 +184,15 @@ def test_a_configuration_at_its_limit(
 
 @pytest.mark.parametrize("size", [MAX_MESSAGE, 1_000_000, 8_000_000])
 def test_a_message_that_is_too_long(daemon: Daemon, client: Client, size: int) -> None:
-    before = memory(daemon)
+    before = resident(daemon.pid)
     for signature, body in (("s", ("x" * size,)), ("ay", (bytes(size),)), ("u", (1,))):
         path = f"/{'x' * size}" if signature == "u" else ROOT
         with pytest.raises(DBusError, match=f"at most {MAX_MESSAGE}") as refused:
             client.call(path, MANAGER, "GetTunnel", signature, body)
         assert refused.value.short_name == "LimitExceeded"
-    assert memory(daemon) - before < 32 << 20
+    assert resident(daemon.pid) - before < 32 << 20
     with pytest.raises(DBusError, match="NoSuchTunnel"):
         client.manager("GetTunnel", "s", "x" * (MAX_MESSAGE - 300))
-
-
-def memory(daemon: Daemon) -> int:
-    """Bytes that it holds."""
-    statm = Path(f"/proc/{daemon.pid}/statm").read_text().split()
-    return int(statm[1]) * resource.getpagesize()
 
 
 def test_calls_under_way(client: Client, tunnel: str, flood: Flood) -> None:
@@ -312,7 +306,7 @@ def test_a_flood_keeps_nobody_waiting(
     daemon: Daemon, client: Client, bus: Bus, tunnel: str, kind: str, answered: bool
 ) -> None:
     """Nor makes it the daemon grow."""
-    before = memory(daemon)
+    before = resident(daemon.pid)
     took = []
     with flooding(bus, *FLOODS[kind], answered=answered) as sent:
         wait_for(lambda: sum(sent) >= 10 * FLOODS[kind][3], "the flood is there")
@@ -326,7 +320,7 @@ def test_a_flood_keeps_nobody_waiting(
     # daemon, calls pile up there; without these limits they did everywhere.
     assert took[10] < 4
     assert took[-1] < 12
-    assert memory(daemon) - before < 16 << 20
+    assert resident(daemon.pid) - before < 16 << 20
 
 
 @contextlib.contextmanager

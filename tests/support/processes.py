@@ -83,6 +83,11 @@ def status(process: Path) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory that it has, VmRSS of proc(5)."""
+    return int(status(Path(f"/proc/{pid}"))["VmRSS"].split()[0]) * 1024
+
+
 def switches(pid: int) -> dict[int, int]:
     """Context switches of either kind so far, by thread (proc(5)): what sleeps makes none."""
     return {

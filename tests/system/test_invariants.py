@@ -21,7 +21,7 @@ from support.daemon import Daemon
 from support.depth import depth
 from support.fds import memfd, opened, udp_port_in_use
 from support.namespaces import MakeNamespace, Namespace
-from support.processes import children, is_alive, open_fds, wait_for
+from support.processes import children, is_alive, open_fds, resident, wait_for
 from support.stage import Stage, keys
 
 
@@ -415,12 +415,6 @@ LIFETIMES = ["persistent", "client", "persistent", "namespace"]
 """The last takes five times as long as the others."""
 
 
-def resident_kib(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1])
-
-
 def test_cycles_leave_nothing(daemon: Daemon, client: Client, namespace: MakeNamespace) -> None:
     spaces = [namespace() for _ in range(4)]
     text = Secrets().conf(peer=None)
@@ -434,11 +428,11 @@ def test_cycles_leave_nothing(daemon: Daemon, client: Client, namespace: MakeNam
     for number in range(100):
         cycle(number)
     daemon.assert_idle()
-    fds, family, memory = daemon.idle.fds, daemon.idle.children, resident_kib(daemon.pid)
+    fds, family, memory = daemon.idle.fds, daemon.idle.children, resident(daemon.pid)
     for number in range(CYCLES):
         cycle(number)
     daemon.assert_idle()
     assert (len(open_fds(daemon.pid)), len(children(daemon.pid))) == (fds, family)
     # What a cycle leaves behind adds up; a kilobyte each would show.
-    assert resident_kib(daemon.pid) - memory < CYCLES
+    assert (resident(daemon.pid) - memory) / 1024 < CYCLES
     assert all(set(inside.links()) == {"lo"} for inside in spaces)
