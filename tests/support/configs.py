@@ -8,6 +8,7 @@ from collections.abc import Iterator
 def key() -> str:
     return base64.b64encode(os.urandom(32)).decode()
 
+
 SHOWN = 12
 """Characters of a key in a row that are no coincidence, in hex neither."""
 

@@ -164,11 +164,31 @@ def test_a_configuration_in_place_of_a_path_is_not_shown() -> None:
 @pytest.mark.parametrize(
     "mistake",
     [
-        *("10.0.0.0/33", "10.0.0.256", "fd00::/129", "2001:DB8::1:2:3/200", "0.0.0.0 / 0", "10.0.0"),
-        *("example.org", "Example.ORG:0", "VPN.Example.org:70000", "exam ple.org:1", "[::1", "a..b"),
+        *(
+            "10.0.0.0/33",
+            "10.0.0.256",
+            "fd00::/129",
+            "2001:DB8::1:2:3/200",
+            "0.0.0.0 / 0",
+            "10.0.0",
+        ),
+        *(
+            "example.org",
+            "Example.ORG:0",
+            "VPN.Example.org:70000",
+            "exam ple.org:1",
+            "[::1",
+            "a..b",
+        ),
         *("ec2-203-0-113-25.eu-central-1.compute.example.com:1:1", "2001:db8::1:51820"),
         *("1380x", "-1", "٣", "autoo", "0xca6c", "[Peers]", "[Interfaces]", "[Peer", "all", ""),
-        *("PersistentKeepalive", "AllowedIPs", "Endpoint", "ExcludedApplications", "10.0.0.0/8 lan"),
+        *(
+            "PersistentKeepalive",
+            "AllowedIPs",
+            "Endpoint",
+            "ExcludedApplications",
+            "10.0.0.0/8 lan",
+        ),
     ],
 )
 def test_an_ordinary_mistake_is_shown(mistake: str) -> None:
