@@ -5,7 +5,7 @@ import contextlib
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from support import doctor
 from support.bus import Bus, Client
 from support.ctl import Ctl
 from support.daemon import Daemon
-from support.namespaces import Namespace
+from support.namespaces import MakeNamespace
 from support.processes import descendants, is_alive, wait_for
 from support.stage import Stage
 
@@ -76,7 +76,7 @@ def test_it_ends_when_it_is_told_to(heedless: Daemon) -> None:
 
 
 def test_the_programs_that_it_starts_ignore_nothing(
-    heedless: Daemon, namespace: Callable[..., Namespace], stage: Stage
+    heedless: Daemon, namespace: MakeNamespace, stage: Stage
 ) -> None:
     engine = heedless.client.get(heedless.client.create(namespace(), stage.conf(0)), "EnginePID")
     assert signals(engine, "SigIgn").isdisjoint(NOHUP | BACKGROUND | OTHERS)
