@@ -97,7 +97,9 @@ def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -
     try:
         config.mtu()
     except InvalidConfig as error:
-        raise InvalidConfig(f"line {interfaces[0].entries['MTU'][0].line.number}: {error.text}") from None
+        raise InvalidConfig(
+            f"line {interfaces[0].entries['MTU'][0].line.number}: {error.text}"
+        ) from None
     return config
 
 
