@@ -5,6 +5,7 @@ import itertools
 import re
 import sys
 import types
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,7 +14,7 @@ try:
 except ModuleNotFoundError:  # it takes a compiler, and nothing here calls it
     sys.modules["systemd"] = sys.modules["systemd.daemon"] = types.ModuleType("systemd")
 
-from wg4netnsd import contract, errors, names
+from wg4netnsd import blocking, configfile, contract, errors, names, options, turns, wgquick, wire
 from wg4netnsd.objects import Interface, snake_case
 from wg4netnsd.service import _PROPERTIES_OF, ManagerInterface, TunnelInterface
 
@@ -28,36 +29,56 @@ def interface(request: pytest.FixtureRequest) -> contract.Interface:
     return contract.load(request.param)
 
 
-def test_every_member_is_bound(interface: contract.Interface) -> None:
+def test_every_member_is_bound_and_nothing_else(interface: contract.Interface) -> None:
     bound = vars(BOUND[interface.name])
-    for method in interface.methods:
-        assert inspect.iscoroutinefunction(bound[snake_case(method)]), method
-    assert {f"read_{snake_case(p)}" for p in interface.properties} == {
+    coroutines = {name for name in bound if inspect.iscoroutinefunction(bound[name])}
+    public = {name for name in coroutines if not name.startswith("_")}
+    assert {snake_case(method) for method in interface.methods} == public - {"refresh"}
+    assert {f"read_{snake_case(prop)}" for prop in interface.properties} == {
         name for name in bound if name.startswith("read_")
     }
 
 
 def test_every_member_is_documented(interface: contract.Interface) -> None:
     text = contract.resource(f"dbus/{interface.name}.xml").decode()
-    for member in (*interface.methods, *interface.signals):
-        comment = re.search(rf"<!--\s+{member}:(.*?)-->", text, re.DOTALL)
-        assert comment, member
-        element = re.search(rf'name="{member}"(/>|.*?</(?:method|signal)>)', text, re.DOTALL)
-        assert element
-        for argument in re.findall(r'<arg type="[^"]+" name="([^"]+)"', element[1]):
-            assert f"@{argument}:" in comment[1], f"{member}'s {argument}"
-    for prop in interface.properties:
-        assert re.search(rf"<!--\s+{prop}:", text), prop
+    members = {
+        element.attrib["name"]: element
+        for element in ElementTree.fromstring(text).iter()
+        if element.tag in ("method", "signal", "property")
+    }
+    assert members.keys() == {*interface.methods, *interface.signals, *interface.properties}
+    for name, element in members.items():
+        comment = re.search(rf"<!--\s+{name}:(.*?)-->", text, re.DOTALL)
+        assert comment, name
+        for argument in element.iter("arg"):
+            assert f"@{argument.attrib['name']}:" in comment[1], name
 
 
-def test_what_is_announced_as_changed_is_not_constant() -> None:
+def test_all_that_is_said_to_change_is_announced_and_nothing_else() -> None:
     properties = contract.load(names.TUNNEL).properties
-    for name in itertools.chain(*_PROPERTIES_OF.values()):
-        assert properties[name].emits in ("true", "invalidates"), name
+    assert set(itertools.chain(*_PROPERTIES_OF.values())) == {
+        name for name, prop in properties.items() if prop.emits in ("true", "invalidates")
+    }
 
 
 def test_documented_errors_exist(interface: contract.Interface) -> None:
-    known = {e.__name__ for e in errors.Error.__subclasses__()}
-    for listed in re.findall(r"org\.wg4netns1\.Error\.(\w+(?:,\s+\w+)*)", interface.xml):
-        for name in re.split(r",\s+", listed):
-            assert name in known, name
+    lists = re.findall(r"org\.wg4netns1\.Error\.(\w+(?:,\s+\w+)*)", interface.xml)
+    documented = {name for listed in lists for name in re.split(r",\s+", listed)}
+    assert documented
+    assert documented <= {error.__name__ for error in errors.Error.__subclasses__()}
+
+
+def test_the_limits_that_are_documented_are_the_codes() -> None:
+    text = " ".join(contract.resource(f"dbus/{names.MANAGER}.xml").decode().split())
+    for limit in (
+        f"a message of {wire.MAX_MESSAGE >> 10} KiB",
+        f"{turns.MAX_CALLS} calls under way, and {turns.MAX_FDS} file descriptors",
+        f"{blocking.MAX_OF_ONE} files of one client, and {blocking.MAX_THREADS} in all",
+        f"{wgquick.MAX_SIZE >> 20} MiB, {wgquick.MAX_PEERS} peers",
+        f"{wgquick.MAX_REPEATED['AllowedIPs']} values of AllowedIPs",
+        f"or {wgquick.MAX_REPEATED['Address']} of Address or of DNS",
+        f"read to its end within {configfile.READ_TIME:g} s",
+        f"default {options.parse({}).timeout_usec // 10**6} s",
+    ):
+        assert limit in text, limit
+    assert wgquick.MAX_REPEATED["Address"] == wgquick.MAX_REPEATED["DNS"]

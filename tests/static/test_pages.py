@@ -22,10 +22,15 @@ def test_the_examples_are_in_the_page_as_they_are(file: str, language: str) -> N
     assert f"\n```{language}\n{example}```\n" in page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+def test_links_lead_to_files() -> None:
+    """On all pages; not each of them has one."""
+    links = [
+        page.parent / target
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    ]
+    assert ROOT / "docs/reliability.md" in links
+    assert [link for link in links if not link.exists()] == []
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.name)
