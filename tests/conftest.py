@@ -98,7 +98,7 @@ def directory() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def bus(directory: Path) -> Iterator[Bus]:
     """A session bus without systemd."""
-    started = Bus(directory)
+    started = Bus(directory, counts_rules=True)
     yield started
     started.close()
 
@@ -120,8 +120,9 @@ def running_daemon(bus: Bus, directory: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def daemon(running_daemon: Daemon) -> Iterator[Daemon]:
-    """The daemon. Whatever the test does with it, it must be back to idle afterwards."""
+def daemon(running_daemon: Daemon, client: Client) -> Iterator[Daemon]:
+    """The daemon. Whatever the test does with it, it must be back to idle afterwards: before its
+    client leaves, with whom the daemon forgets what it has kept for that."""
     yield running_daemon
     running_daemon.assert_idle()
 
@@ -133,7 +134,7 @@ def start_daemon() -> Iterator[Callable[..., Daemon]]:
 
         def start(*arguments: str, **environment: str) -> Daemon:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-")))
-            own_bus = Bus(path)
+            own_bus = Bus(path, counts_rules=True)
             stack.callback(own_bus.close)
             started = Daemon(own_bus, path, *arguments, **environment)
             stack.callback(started.stop_if_running)

@@ -21,6 +21,8 @@ from jeepney import (
 )
 from jeepney.io.blocking import open_dbus_connection
 
+from support.rules import MatchRules
+
 NAME = "org.wg4netns1"
 ROOT = "/org/wg4netns1"
 MANAGER = "org.wg4netns1.Manager"
@@ -51,9 +53,10 @@ class DBusError(Exception):
 class Bus:
     """A dbus-daemon of one's own, as a desktop session without systemd has it."""
 
-    def __init__(self, directory: Path, silent: bool = False) -> None:
+    def __init__(self, directory: Path, silent: bool = False, counts_rules: bool = False) -> None:
         """The directory gets the bus's socket, and is XDG_DATA_HOME: its activation files
-        belong in dbus-1/services. `silent`: what it activates is not heard."""
+        belong in dbus-1/services. `silent`: what it activates is not heard. `counts_rules`: of
+        those who connect, `rules` knows the match rules."""
         self.directory = directory
         self.address = f"unix:path={directory}/bus"
         (directory / "dbus-1/services").mkdir(parents=True)
@@ -65,8 +68,11 @@ class Bus:
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline(), "dbus-daemon does not start"
+        self.rules = MatchRules(self.address) if counts_rules else None
 
     def close(self) -> None:
+        if self.rules:
+            self.rules.close()
         self.process.terminate()
         self.process.wait(10)
         assert self.process.stdout is not None

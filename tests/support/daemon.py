@@ -5,11 +5,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.bus import Bus, Client, DBusError
-from support.processes import children, open_fds, program, wait_for
+from support.bus import NAME, Bus, Client, DBusError
+from support.processes import (
+    children,
+    children_or_none,
+    open_fds,
+    program,
+    wait_for,
+    watched_fds,
+)
 
 PROGRAM = Path(sys.executable).parent / "wg4netnsd"
 
@@ -19,8 +27,15 @@ class Footprint:
     """What the daemon holds. Idle, it is always the same."""
 
     fds: int
+    watched: int
+    """Descriptors that its event loop, or an epoll of a lease's own, waits for."""
+    threads: int
     children: int
+    grandchildren: int
+    """Those of the agent."""
     files: frozenset[str]
+    rules: Counter[str]
+    """The match rules that the bus keeps for it, where the bus counts them."""
 
 
 class Daemon:
@@ -28,6 +43,7 @@ class Daemon:
 
     def __init__(self, bus: Bus, directory: Path, *arguments: str, **environment: str) -> None:
         self.address = bus.address
+        self._rules = bus.rules
         self.runtime = directory / "runtime"
         self.runtime.mkdir(mode=0o700)
         self.log_path = directory / "wg4netnsd.log"
@@ -46,6 +62,7 @@ class Daemon:
         self.client = Client(bus.address)
         try:
             wait_for(self._is_ready, "wg4netnsd owns its name")
+            self._unique_name = self.client.bus("GetNameOwner", "s", NAME)
             self.client.tunnels()
             self.idle = self.footprint()
         except BaseException:
@@ -75,12 +92,17 @@ class Daemon:
         return {pid for pid in children(self.pid) if program(pid) == "wireguard-go"}
 
     def footprint(self) -> Footprint:
+        family = children(self.pid)
         return Footprint(
             fds=len(open_fds(self.pid)),
-            children=len(children(self.pid)),
+            watched=len(watched_fds(self.pid)),
+            threads=len(list(Path(f"/proc/{self.pid}/task").iterdir())),
+            children=len(family),
+            grandchildren=sum(len(children_or_none(child)) for child in family),
             files=frozenset(
                 str(each.relative_to(self.runtime)) for each in self.runtime.rglob("*")
             ),
+            rules=self._rules.of(self._unique_name) if self._rules else Counter(),
         )
 
     def close_tunnels(self) -> None:

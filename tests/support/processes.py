@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +38,13 @@ def descendants(pid: int) -> set[int]:
     found: set[int] = set()
     new = {pid}
     while new:
-        new = set().union(*(_children_or_none(each) for each in new)) - found
+        new = set().union(*(children_or_none(each) for each in new)) - found
         found |= new
     return found
 
 
-def _children_or_none(pid: int) -> set[int]:
+def children_or_none(pid: int) -> set[int]:
+    """The same; none of a process that has ended."""
     try:
         return children(pid)
     except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
@@ -109,6 +111,17 @@ def open_fds(pid: int) -> dict[int, str]:
         except FileNotFoundError:  # closed since it was listed
             continue
     return links
+
+
+def watched_fds(pid: int) -> list[int]:
+    """Those that its epoll instances wait for, one after the other; proc_pid_fdinfo(5)."""
+    found = []
+    for fd, link in open_fds(pid).items():
+        if link == "anon_inode:[eventpoll]":
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+                found += [int(each) for each in re.findall(r"^tfd: +(\d+)", info, re.M)]
+    return found
 
 
 def of_program(name: str) -> set[int]:

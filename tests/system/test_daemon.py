@@ -11,6 +11,7 @@ import pytest
 from support.bus import TUNNEL, Bus, Client
 from support.configs import Secrets
 from support.daemon import PROGRAM, Daemon
+from support.fds import pipe
 from support.namespaces import MakeNamespace
 from support.processes import wait_for
 
@@ -100,24 +101,33 @@ def test_a_bus_that_goes_away_ends_the_daemon(
     assert "Traceback" not in daemon.log
 
 
-def match_rules(client: Client, name: str) -> list[str]:
-    """The rules that a connection has set, as dbus-daemon counts them."""
-    everyone = client.call(
-        "/org/freedesktop/DBus",
-        "org.freedesktop.DBus.Debug.Stats",
-        "GetAllMatchRules",
-        destination="org.freedesktop.DBus",
-    )
-    return list(everyone[name])
+# ---------------------------------------------------------------- what it keeps of its callers
+
+
+def test_what_it_holds_for_a_caller_is_counted(
+    daemon: Daemon, client: Client, namespace: MakeNamespace
+) -> None:
+    """Else nobody would see what it forgets: after each test, `daemon` looks for that."""
+    never = (["failed"], 2**64 - 1)
+    with pipe() as (lease, _), pipe() as (config, _):
+        path = client.create(namespace(), Secrets().conf(), lifetime="lease", lease=("h", lease))
+        for call in (("WaitForState", "ast", never), ("Reconfigure", "ha{sv}", (config, {}))):
+            client.connection.send(client.message(path, TUNNEL, *call))
+        wait_for(
+            lambda: all(
+                getattr(daemon.footprint(), kind) > getattr(daemon.idle, kind)
+                for kind in ("fds", "watched", "threads", "children", "files", "rules")
+            ),
+            "each count tells of it",
+        )
+        daemon.assert_idle()
 
 
 def test_no_match_rule_outlives_its_call(
     daemon: Daemon, client: Client, namespace: MakeNamespace
 ) -> None:
-    ours = client.bus("GetNameOwner", "s", "org.wg4netns1")
-    before = match_rules(client, ours)
     path = client.create(namespace(), Secrets().conf())
+    before = daemon.footprint().rules
     for _ in range(20):
-        assert client.call(path, TUNNEL, "WaitForState", "ast", (["up"], 0)) == "up"
-    client.close_tunnel(path)
-    assert match_rules(client, ours) == before
+        assert client.tunnel(path, "WaitForState", "ast", ["up"], 0) == "up"
+    wait_for(lambda: daemon.footprint().rules == before, "none is left")
