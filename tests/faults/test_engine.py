@@ -26,6 +26,8 @@ from support.stage import Stage
 from support.transfer import Transfer
 from wg4netnsd.engine import BINARY
 
+pytestmark = pytest.mark.long
+
 MEMORY = 96 << 20
 """What an engine may have in `frugal`, in place of 1 GiB."""
 

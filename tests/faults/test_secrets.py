@@ -33,6 +33,8 @@ from support.processes import wait_for
 from support.stage import Stage
 from support.tunnels import reconfigure
 
+pytestmark = pytest.mark.long
+
 END = "org.example.End"
 SIGNALS = [signal.SIGABRT, signal.SIGSEGV, signal.SIGQUIT, signal.SIGKILL]
 """Go answers all but the last with a traceback, which shows arguments."""

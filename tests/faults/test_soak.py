@@ -20,6 +20,8 @@ from support.soak import Holdings, Soak, assert_settles, holdings, memory_kib
 from support.stage import Stage
 from support.transfer import Transfer
 
+pytestmark = pytest.mark.long
+
 THREADS, PLACES = 4, 8
 WARM_UP = 4.0  # seconds, at most
 PARTS = 6

@@ -17,6 +17,8 @@ from support.fds import memfd
 from support.processes import descendants, is_alive, wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.long
+
 ENDING = sorted(
     {
         number

@@ -18,6 +18,8 @@ from support.processes import of_program
 from wg4netnsd.ctl import doctor
 from wg4netnsd.ctl.doctor import finding
 
+pytestmark = pytest.mark.long
+
 SHORT = f"~/{SHIPPED.relative_to(Path.home())}"
 PAGE = Path(__file__).parents[2] / "docs/wg4netnsctl.1"
 

@@ -24,6 +24,8 @@ from support.namespaces import MakeNamespace, Namespace
 from support.processes import children, is_alive, open_fds, resident, wait_for
 from support.stage import Stage, keys
 
+pytestmark = pytest.mark.long
+
 
 def engines_with_a_tun(daemon: Daemon) -> set[int]:
     """Those that carry packets; the one that waits for the next tunnel has no TUN."""

@@ -27,6 +27,8 @@ from support.transfer import Transfer
 from support.tunnels import tunnel
 from wg4netnsd.engine import BINARY
 
+pytestmark = pytest.mark.long
+
 # The short engine's, in seconds.
 REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_ATTEMPT_TIME = 180 / 20, 120 / 20, 90 / 20
 INITIATION_GAP = 0.05  # more than what a far end grants between two of them, 1/50 s

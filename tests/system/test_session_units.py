@@ -20,6 +20,8 @@ from support.manager import UNIT, UserManager, ctl, installed, user_manager
 from support.processes import is_alive, of_program, wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.long
+
 CONFIGURATIONS = HOME / ".config/wg4netnsd"
 UNITS = HOME / ".config/systemd/user"
 DOCUMENTED = Path("docs/session.md")

@@ -16,6 +16,8 @@ from support.namespaces import MakeNamespace
 from support.processes import of_program, wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.long
+
 MANUAL = HOME / ".local/share/man"
 
 

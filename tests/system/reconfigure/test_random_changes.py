@@ -13,6 +13,8 @@ from support.namespaces import Namespace
 from support.reconfiguration import BROKEN, PAIRS, SECRETS, Conf, free_port, own_things, peer
 from support.witnesses import Make, expected, routed
 
+pytestmark = pytest.mark.long
+
 ADDRESSES = (
     "10.9.0.1/24", "10.9.0.2/24", "10.9.0.3/32", "10.9.1.1/16", "10.20.0.1/16",
     "fd09::1/64", "fd09::2/64", "fd09::3/128", "fd20::1/64",
