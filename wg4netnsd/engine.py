@@ -67,6 +67,8 @@ class Engine:
 
     def __init__(self, process: Process, kept: Kept, socket_path: Path | None = None) -> None:
         """Owns all of them. Who needs an engine calls spawn() or adopt()."""
+        self.note_lack: Callable[[events.Lacks], object] = lambda _: None
+        """Called with each part of its confinement that it does without."""
         self.process = process
         self.kept = kept
         self.pid = process.pid
@@ -225,7 +227,10 @@ class Engine:
         except ValueError:
             self._log.write(logging.WARNING, f"not an event: {redact(line)[:80]!r}")
             event = events.Dropped()
-        self._tell(event)
+        if isinstance(event, events.Lacks):
+            self.note_lack(event)
+        else:
+            self._tell(event)
 
     async def _close_after(self) -> None:
         await self.exited.wait()
@@ -271,6 +276,8 @@ class Spare:
     """Keeps one engine waiting: starting a process takes longer than all the rest of a create."""
 
     def __init__(self, binary: Path) -> None:
+        self.lacks: dict[str, events.Lacks] = {}
+        """The parts of their confinement that engines can't have on this machine."""
         self._binary = binary
         self._waiting: Engine | None = None
         self._closed = False
@@ -280,18 +287,28 @@ class Spare:
         """An engine without a TUN, now the caller's. Raises EngineFailed, LimitExceeded."""
         engine, self._waiting = self._waiting, None
         asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
-        return engine if engine and not engine.exited.is_set() else Engine.spawn(self._binary)
+        return engine if engine and not engine.exited.is_set() else self._spawn()
 
     def refill(self) -> None:
         if self._closed or (self._waiting and not self._waiting.exited.is_set()):
             return
         try:
-            self._waiting = Engine.spawn(self._binary)
+            self._waiting = self._spawn()
         except EngineFailed as error:
             log.error("%s", error)
         except LimitExceeded as error:  # which passes, and nobody tells when
             log.error("%s", error)
             asyncio.get_running_loop().call_later(RETRY_DELAY, self.refill)
+
+    def _spawn(self) -> Engine:
+        engine = Engine.spawn(self._binary)
+        engine.note_lack = self._note_lack
+        return engine
+
+    def _note_lack(self, lack: events.Lacks) -> None:
+        if lack.part not in self.lacks:  # else it is said already
+            log.warning("engines do without %s", lack)
+        self.lacks[lack.part] = lack
 
     async def close(self) -> None:
         """End the one that waits, and keep no other."""

@@ -55,11 +55,23 @@ class Dropped(NamedTuple):
     """Events were lost: the engine has to be asked."""
 
 
+class Lacks(NamedTuple):
+    """The engine does without a part of its confinement, as it can't be had."""
+
+    part: str  # "Landlock", "seccomp" …
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.reason}"
+
+
 PeerEvent = Initiated | Completed | GaveUp | Expired | Moved
 Event = Timers | PeerEvent | Dropped
 
+_PARTS: Final = ("PR_SET_DUMPABLE:", "PR_SET_NO_NEW_PRIVS:", "Landlock:", "seccomp:")
 
-def parse(line: str) -> Event:
+
+def parse(line: str) -> Event | Lacks:
     """Raises ValueError where the line is none of these."""
     match line.split():
         case ["timers", reject_after, rekey_attempt]:
@@ -76,6 +88,8 @@ def parse(line: str) -> Event:
             return Moved(_public_key(peer), endpoint)
         case ["dropped"]:
             return Dropped()
+        case ["lacks", part, *reason] if part in _PARTS:
+            return Lacks(part.removesuffix(":"), " ".join(reason))
     raise ValueError("not an event")
 
 

@@ -56,6 +56,11 @@ class Manager:
     def tunnels(self) -> list[Tunnel]:
         return list(self._tunnels.values())
 
+    @property
+    def engine_lacks(self) -> list[str]:
+        """What engines can't be confined by on this machine, and why."""
+        return [str(lack) for lack in self._spare.lacks.values()]
+
     def create(
         self, spec: Spec, netns: Netns, lease: Lease | None = None, left: Left | None = None
     ) -> Tunnel:

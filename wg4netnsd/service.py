@@ -227,6 +227,9 @@ class ManagerInterface(Interface):
     def read_engine_version(self) -> str:
         return engine.version(self._binary)
 
+    def read_engine_lacks(self) -> list[str]:
+        return self._manager.engine_lacks
+
     def read_features(self) -> list[str]:
         return ["survival"] if systemd.is_supervising() else []
 

@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -192,71 +191,6 @@ def test_it_is_still_told_from_others(waiting: int) -> None:
     assert Path(f"/proc/{waiting}/comm").read_text() == "wireguard-go\n"
     assert Path(f"/proc/{waiting}/cmdline").read_text().split("\0")[0] == str(BINARY)
     assert status(Path(f"/proc/{waiting}"))["State"].startswith("S")
-
-
-# ---------------------------------------------------------------- kernels that have less
-
-# Becomes the engine, with one system call that fails.
-WITHOUT = """
-import ctypes, struct, sys
-number, error = map(int, sys.argv[1:3])
-LD_NR, JEQ, RET, ERRNO, ALLOW = 0x20, 0x15, 0x06, 0x50000, 0x7FFF0000
-program = b"".join(
-    struct.pack("HBBI", *each)
-    for each in [
-        (LD_NR, 0, 0, 0), (JEQ, 0, 1, number), (RET, 0, 0, ERRNO | error), (RET, 0, 0, ALLOW)
-    ]
-)
-prctl = ctypes.CDLL(None, use_errno=True).prctl
-fprog = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer := ctypes.create_string_buffer(program)))
-PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
-assert prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-assert prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0) == 0
-import os
-os.execv(sys.argv[3], sys.argv[3:])
-"""
-
-SECCOMP = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
-
-
-def engine_without(call: int, error: int) -> list[str]:
-    return [sys.executable, "-I", "-c", WITHOUT, str(call), str(error), str(BINARY)]
-
-
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        (LANDLOCK_CREATE_RULESET, errno.ENOSYS),
-        (LANDLOCK_CREATE_RULESET, errno.EOPNOTSUPP),
-        (SECCOMP, errno.ENOSYS),
-    ],
-)
-def test_it_works_on_a_kernel_that_lacks_a_part(call: int, error: int, tmp_path: Path) -> None:
-    process, handover, events = waiting_engine(*engine_without(call, error))
-    with process, handover, events:
-        serve_uapi(handover, tmp_path / "uapi")
-        with connect(tmp_path / "uapi") as client:
-            assert ask(client, "get=1\n\n").endswith("errno=0\n\n")
-        with pytest.raises(PermissionError):  # and the rest holds
-            os.readlink(f"/proc/{process.pid}/exe")
-        process.kill()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (LANDLOCK_CREATE_RULESET, "Landlock: version"),
-        (LANDLOCK_RESTRICT_SELF, "Landlock: restriction"),
-        (SECCOMP, "seccomp"),
-    ],
-)
-def test_it_does_not_begin_when_it_is_refused(call: int, message: str) -> None:
-    process, handover, events = waiting_engine(*engine_without(call, errno.EPERM))
-    with process, handover, events:
-        output = process.communicate(timeout=10)[0].decode()
-    assert process.returncode == 1
-    assert f"Failed to restrict itself by {message}: operation not permitted" in output
 
 
 # ---------------------------------------------------------------- a log that nobody reads

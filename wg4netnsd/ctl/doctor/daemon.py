@@ -188,6 +188,13 @@ def daemon() -> Finding:
             "Have the one that is installed take over; tunnels stay:",
             _RESTART,
         )
+    if its["EngineLacks"]:
+        return note(
+            f"{found}; of what confines its engines, they can't have "
+            f"{', '.join(its['EngineLacks'])}",
+            "They do without. If 'kernel' has it, a drop-in of the unit's may forbid it:",
+            run(f"systemctl --user cat {setup.UNIT}"),
+        )
     return ok(found)
 
 

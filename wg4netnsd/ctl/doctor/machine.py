@@ -41,7 +41,7 @@ def kernel() -> Finding:
 
 
 def _enable_landlock(error: OSError) -> list[str]:
-    without = "Engines do without, and have system calls filtered alone."
+    without = "Engines do without it."
     if error.errno == errno.EOPNOTSUPP:
         others = read("/sys/kernel/security/lsm")
         setting = run(f"lsm=landlock,{others}".removesuffix(","))

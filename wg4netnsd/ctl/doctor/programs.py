@@ -38,14 +38,23 @@ def engine() -> Finding:
         version = _first_line(str(ENGINE), "--version")
         if not version.startswith("wireguard-go v"):
             return _broken(f"is another program: it says it is '{version[:40]}'")
-        words = _starts_and_ends()
+        words, lacks = _starts_and_ends()
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = getattr(error, "strerror", None) or error
         return _broken(f"does not run: {reason}")
-    if words:
+    if "INTERFACE-NAME" in words:
         return _broken(f"is not the patched one: it says '{words[:60]}'")
+    if words:
+        return _broken(f"does not start: it says '{words[:120]}'")
     link = "static" if is_static else "dynamic"
-    return ok(f"{version}, {link}, starts and ends")
+    found = f"{version}, {link}, starts and ends"
+    if not lacks:
+        return ok(found)
+    return note(
+        f"{found}; of what confines it, it can't have {', '.join(lacks)}",
+        "Engines do without. A part that the kernel has, a container's filter of system calls may "
+        "forbid: podman's and docker's '--security-opt seccomp=unconfined' lifts that.",
+    )
 
 
 def _broken(why: str) -> Finding:
@@ -65,14 +74,14 @@ def _elf(path: Path) -> tuple[str, bool]:
     return _MACHINES.get(number, f"machine {number}"), _PT_INTERP not in kinds
 
 
-def _starts_and_ends() -> str:
-    """What it says when it is started as the daemon does, and finds nobody to take orders from.
+def _starts_and_ends() -> tuple[str, list[str]]:
+    """What it says when it is started as the daemon does, and finds nobody to take orders from; and
+    the parts of its confinement that it does without.
 
     The patched one says nothing, and ends. Upstream's tells its usage.
     """
     ours, its = socket.socketpair()
     reader, writer = os.pipe()
-    os.close(reader)
     ours.close()
     try:
         done = subprocess.run(
@@ -87,9 +96,12 @@ def _starts_and_ends() -> str:
     finally:
         its.close()
         os.close(writer)
+        with open(reader) as events:
+            told = events.read().splitlines()
+    lacks = [line.removeprefix("lacks ") for line in told if line.startswith("lacks ")]
     words = done.stdout.decode(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(words) if line.strip()), "")
-    return said or (f"status {done.returncode}" if done.returncode else "")
+    return said or (f"status {done.returncode}" if done.returncode else ""), lacks
 
 
 def _first_line(*command: str) -> str:
