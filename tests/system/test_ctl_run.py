@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -65,6 +66,17 @@ def test_its_only_way_out_is_the_tunnel(ctl: Ctl, stage: Stage) -> None:
     assert {line.split(": ")[1] for line in seen.splitlines() if ": " in line} == {"lo", "wg0"}
     ctl.check("run", "office", "ping", "-c1", "-W5", stage.far.ipv4)
     ctl.check("run", "office", "ping", "-c1", "-W5", stage.far.ipv6)
+
+
+def test_ping_without_a_privilege(ctl: Ctl, stage: Stage, tmp_path: Path) -> None:
+    """As Debian has it from 13 on: a copy has no file capability."""
+    ping = shutil.copyfile("/bin/ping", tmp_path / "ping")
+    ping.chmod(0o755)
+    ctl.check("run", "office", "--", str(ping), "-c1", "-W5", stage.far.ipv4)
+    ctl.check("run", "office", "--", str(ping), "-c1", "-W5", stage.far.ipv6)
+    ctl.check("up", "office")
+    ctl.check("exec", "office", "--", str(ping), "-c1", "-W5", stage.far.ipv4)
+    ctl.check("down", "office")
 
 
 def test_the_same_user_with_the_same_rights(ctl: Ctl, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -32,6 +33,7 @@ def make(*, mounts: bool = False, pids: bool = False) -> None:
     try:
         unshare(flags)
         map_ids(uid, gid)
+        _let_ping(gid)
         if mounts:
             own_mounts()
     except OSError as error:
@@ -52,6 +54,15 @@ def map_ids(uid: int, gid: int) -> None:
                 file.write(content)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
+
+
+def _let_ping(gid: int) -> None:
+    """Have the kernel give programs of this group sockets for ping, in the network namespace that
+    we are in. It gives none to anybody in a new one (ping_group_range of icmp(7)), where systemd
+    has the host give them to all, and Debian's ping relies on that from 13 on."""
+    path = "/proc/sys/net/ipv4/ping_group_range"
+    with contextlib.suppress(OSError), open(path, "w") as file:  # read-only in some containers
+        file.write(f"{gid} {gid}")
 
 
 def own_netns() -> int:
