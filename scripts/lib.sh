@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The set-up that scripts/test and scripts/demo share, from a fresh Debian 12 to a built wheel and
-# an ordinary user. To be sourced. Everything it makes is in $CACHE, keyed by what went into it:
+# The set-up that scripts/test and scripts/demo share, from a fresh Debian to a built wheel and an
+# ordinary user. To be sourced. Everything it makes is in $CACHE, keyed by what went into it:
 #
 #   venv-<hash of pyproject.toml>     the dependencies, tests' ones included
 #   wheel-<hash of the sources>/      this project, built as anyone would
@@ -21,7 +21,7 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … and the independent programs the suite meets it with.
 readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun
-    fish gjs iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools podman python3-gi rootlesskit
+    fish gjs iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools openssh-client podman python3-gi rootlesskit
     tmux uidmap wireguard-tools zsh)
 # … of which these are not installed: they would take over the machine's own look-ups …
 readonly UNPACKED_PACKAGES=(libnss-mdns libnss-resolve nscd systemd-resolved)

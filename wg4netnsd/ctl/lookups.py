@@ -11,6 +11,8 @@ mount namespace of our own is given
     ├── avahi-daemon       nothing in it
     └── systemd/resolve    nothing in it
 
+There, what ssh reads of root's (sshconfig.py) are copies of our own.
+
 It is not enough to mount something over each file. When the host replaces it by rename(2), as
 NetworkManager and resolvconf do with resolv.conf, or removes the directory, as systemd does when
 nscd stops, the kernel detaches whatever other mount namespaces have mounted there
@@ -23,29 +25,33 @@ The limits:
   answered by the host. This is no sandbox.
 - In /etc a file that the host replaces may be seen as it was; changes in place and new files show.
   Where the kernel grants no overlay, and in /run where it is covered, new files do not show either.
+- A copy for ssh stays as it is. Outside of /etc the host's file shows again once that is replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from wg4netnsd.ctl import mounts
+from wg4netnsd.ctl.sshconfig import RootFile
 from wg4netnsd.syscalls import MS_BIND, MS_RDONLY, mount
 
 _EMPTIED: Final = ("avahi-daemon", "systemd/resolve")
 """Of /run. With our nsswitch.conf nobody asks there; programs that bring their own one may."""
 
 
-def confine(resolv_conf: str) -> None:
-    """Have look-ups go by the file `resolv_conf`, of this process and of all that come from it.
+def confine(resolv_conf: str, copied: Collection[RootFile] = ()) -> None:
+    """Have look-ups go by the file `resolv_conf`, of this process and of all that come from it; and
+    give these files of root's as copies of our own.
 
     After mounts.own(), with CAP_SYS_ADMIN in the user namespace of the mount namespace. What is
-    written into that file later is seen; another file of its name is not. Raises OSError, which
+    written into resolv_conf later is seen; another file of its name is not. Raises OSError, which
     names what failed.
     """
-    _cover_etc(resolv_conf)
+    _cover_etc(resolv_conf, copied)
     for run in {os.path.realpath("/run"), os.path.realpath("/var/run")}:
         if os.path.lexists(f"{run}/nscd"):
             _leave_out(run, "nscd")
@@ -75,16 +81,17 @@ def without_others(nsswitch: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _cover_etc(resolv_conf: str) -> None:
+def _cover_etc(resolv_conf: str, copied: Collection[RootFile]) -> None:
     # Where /usr has the defaults, as with SUSE, that one is read unless /etc has another.
     nsswitch = without_others(_read("/etc/nsswitch.conf") or _read("/usr/etc/nsswitch.conf"))
     with (
         mounts.opened(resolv_conf, os.O_PATH) as source,
         mounts.opened("/etc", os.O_DIRECTORY) as etc,
+        _copies(copied) as copies,
     ):
         mounts.cover_with_tmpfs("/etc")
-        _write("/etc/nsswitch.conf", nsswitch)
-        _write("/etc/resolv.conf", "")
+        _write("/etc/nsswitch.conf", nsswitch.encode(errors="surrogateescape"))
+        _write("/etc/resolv.conf", b"")
         try:
             # Of two lower layers and no upper one: the first has our files, the second the host's.
             layers = f"lowerdir=/etc:/proc/self/fd/{etc}"
@@ -96,6 +103,24 @@ def _cover_etc(resolv_conf: str) -> None:
             mounts.bind_all(etc, "/etc", without=("nsswitch.conf", "resolv.conf"))
             mounts.forbid_writing("/etc")
         mount(f"/proc/self/fd/{source}", "/etc/resolv.conf", "", MS_BIND)
+        for path, copy in copies.items():
+            with contextlib.suppress(OSError):  # it is gone: what reads it does without, or says so
+                mount(f"/proc/self/fd/{copy}", path, "", MS_BIND)
+                mounts.forbid_writing(path)
+
+
+@contextlib.contextmanager
+def _copies(files: Collection[RootFile]) -> Iterator[dict[str, int]]:
+    """An fd of each one's copy, by its path. They are in a tmpfs that is to be covered."""
+    with contextlib.ExitStack() as stack:
+        copies: dict[str, int] = {}
+        if files:
+            mounts.cover_with_tmpfs("/etc")
+        for number, file in enumerate(files):
+            name = f"/etc/{number}"
+            _write(name, file.content, file.mode)
+            copies[file.path] = stack.enter_context(mounts.opened(name, os.O_PATH))
+        yield copies
 
 
 def _leave_out(directory: str, name: str) -> None:
@@ -112,8 +137,8 @@ def _read(path: str) -> str:
     return ""
 
 
-def _write(path: str, text: str) -> None:
-    """For all to read, whatever our umask is."""
-    with open(path, "x", errors="surrogateescape") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(text)
+def _write(path: str, content: bytes, mode: int = 0o644) -> None:
+    """With this mode, whatever our umask is."""
+    with open(path, "xb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)

@@ -8,9 +8,10 @@ from argparse import Namespace as Arguments
 from collections.abc import Iterator
 from typing import Any
 
-from wg4netnsd.ctl import create, mounts, namespaces
+from wg4netnsd.ctl import create, mounts, namespaces, sshconfig
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import DOCTOR, NOT_STARTED, Failure, of_kernel
+from wg4netnsd.ctl.sshconfig import RootFile
 
 TUNNEL_VARIABLE = "WG4NETNS"
 """In the command's environment: the tunnel's name, as for a shell's prompt."""
@@ -19,9 +20,10 @@ TUNNEL_VARIABLE = "WG4NETNS"
 def run(arguments: Arguments) -> int:
     """A command in new namespaces, with a tunnel that ends with us; its exit status."""
     with _not_started_yet():
+        files = sshconfig.root_files()
         path, client = _up(arguments)
         with client:
-            create.warn(_go_on_in_it(client, path))
+            create.warn(_go_on_in_it(client, path, files))
         from wg4netnsd.ctl import command
 
         return command.run(arguments.command, new_pids=not arguments.share_pids)
@@ -50,12 +52,13 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
 def execute(arguments: Arguments) -> None:
     """Become a command in a tunnel's namespace."""
     with _not_started_yet():
+        files = sshconfig.root_files()
         with Client() as client:
             path = client.find(arguments.name)
             netns = client.open_netns(path)
             namespaces.enter(netns)
             os.close(netns)
-            _go_on_in_it(client, path)
+            _go_on_in_it(client, path, files)
         from wg4netnsd.ctl import command
 
         command.replace(arguments.command)
@@ -79,12 +82,12 @@ def _not_started_yet() -> Iterator[None]:
         raise
 
 
-def _go_on_in_it(client: Client, path: str) -> dict[str, Any]:
+def _go_on_in_it(client: Client, path: str, files: list[RootFile]) -> dict[str, Any]:
     """What the command is to find, but for the namespaces. Returns the tunnel's properties."""
     from wg4netnsd.ctl import lookups
 
     tunnel = client.properties(path)
-    lookups.confine(tunnel["ResolvConf"])
+    lookups.confine(tunnel["ResolvConf"], files)
     mounts.look_anew()
     os.environ[TUNNEL_VARIABLE] = tunnel["Name"]
     return tunnel

@@ -1,0 +1,76 @@
+"""Files of root's that ssh reads, and takes from nobody but root or oneself.
+
+In a user namespace that does not map root, root's files are nobody's, and ssh ends with "Bad owner
+or permissions" at the first one that an Include names (read_config_file_depth() of its
+readconf.c). So there it is given copies that are the user's. Which files those are, and that they
+are root's, shows outside alone.
+
+Of the programs that are run most, no other was found that looks at who owns a file of root's and
+does without neither root nor itself: zsh's compaudit also takes whom zsh itself belongs to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_SYSTEM: Final = ("/etc/ssh/ssh_config", "/usr/etc/ssh/ssh_config")  # the second one is SUSE's
+_USER: Final = "~/.ssh/config"
+_MOST_BYTES: Final = 1 << 16  # of one file
+_DEPTH: Final = 16  # READCONF_MAX_DEPTH of ssh's
+
+
+class RootFile(NamedTuple):
+    path: str
+    """Without symbolic links."""
+    mode: int
+    content: bytes
+
+
+def root_files() -> list[RootFile]:
+    """What there is of them; to be called outside."""
+    found: dict[str, RootFile] = {}
+    if os.getuid():
+        for path in _SYSTEM:
+            _follow_includes(_read(path), "/etc/ssh", found)
+        _follow(os.path.expanduser(_USER), os.path.expanduser("~/.ssh"), found)
+    return list(found.values())
+
+
+def _follow(path: str, base: str, found: dict[str, RootFile], depth: int = 0) -> None:
+    path = os.path.realpath(path)
+    if path in found or depth > _DEPTH:
+        return
+    with contextlib.suppress(OSError):  # ssh may say so
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            return
+        content = _read(path)
+        if not status.st_uid:
+            found[path] = RootFile(path, stat.S_IMODE(status.st_mode), content)
+        _follow_includes(content, base, found, depth)
+
+
+def _follow_includes(content: bytes, base: str, found: dict[str, RootFile], depth: int = 0) -> None:
+    for pattern in _included(content):
+        import glob  # few machines have none, but this is where each start of a program counts
+
+        for path in sorted(glob.glob(os.path.join(base, os.path.expanduser(pattern)))):
+            _follow(path, base, found, depth + 1)
+
+
+def _included(content: bytes) -> Iterator[str]:
+    """The patterns of ssh_config(5)'s Include, whatever Host or Match they are for."""
+    for line in os.fsdecode(content).splitlines():
+        keyword, *patterns = line.replace("=", " ", 1).replace('"', " ").split() or [""]
+        if keyword.lower() == "include":
+            yield from patterns
+
+
+def _read(path: str) -> bytes:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(_MOST_BYTES)
+    return b""
