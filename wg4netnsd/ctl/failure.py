@@ -83,17 +83,23 @@ _KNOWN: Final = {
 }
 
 _NOT_RUNNING: Final = {
-    f"{names.STANDARD_ERROR}.{name}" for name in ("NameHasNoOwner", "ServiceUnknown")
+    f"{names.STANDARD_ERROR}.ServiceUnknown": SET_UP,
+    f"{names.STANDARD_ERROR}.NameHasNoOwner": DOCTOR,
 }
-_NOT_STARTED: Final = (f"{names.STANDARD_ERROR}.Spawn.", "org.freedesktop.systemd1.")
-"""Of the bus itself, and of systemd, which it may ask."""
+"""The second is also how dbus-broker says that starting the daemon has failed."""
+_NOT_STARTED: Final = (
+    f"{names.STANDARD_ERROR}.Spawn.",
+    f"{names.STANDARD_ERROR}.TimedOut",
+    "org.freedesktop.systemd1.",
+)
+"""Of dbus-daemon itself, and of systemd, which it may ask."""
 
 
 def of_bus(error_name: str, message: str) -> Failure:
     """Of an error that came over the bus."""
     text = without_name(error_name, message)
-    if error_name in _NOT_RUNNING:
-        return NotRunning(text, SET_UP, UNREACHABLE)
+    if hint := _NOT_RUNNING.get(error_name):
+        return NotRunning(text, hint, UNREACHABLE)
     if error_name.startswith(_NOT_STARTED):
         return Failure(text, DOCTOR, UNREACHABLE)
     known = _KNOWN.get(error_name, _Known(FAILED, ""))
