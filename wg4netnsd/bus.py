@@ -288,7 +288,7 @@ class Bus:
         reply = Reply()
         answer: Message | errors.Error
         try:
-            call.body = unmarshal(frame).body
+            call.body = unmarshal(frame)
             reply = await self._handler(call)
             answer = _method_return(frame, reply)
         except errors.Error as error:

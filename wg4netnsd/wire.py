@@ -30,6 +30,10 @@ DESTINATION, SENDER, SIGNATURE, UNIX_FDS = 6, 7, 8, 9
 _LITTLE, _BIG = ord("l"), ord("B")
 _STRING, _OBJECT_PATH, _SIGNATURE_TYPE, _UINT32 = b"sogu"
 _FIELD_TYPES: Final = dict(enumerate(b"osssussgu", start=PATH))
+_SIZES: Final = dict(zip(b"ybnqiuhxtd", (1, 4, 2, 2, 4, 4, 4, 8, 8, 8), strict=True))
+_ALIGNMENTS: Final = _SIZES | dict(zip(b"soagv({", (4, 4, 4, 1, 1, 8, 8), strict=True))
+_MAX_DEPTH: Final = 64
+"""Of structs and variants in one another, by the specification; arrays need no look inside."""
 _LENGTHS: Final = {_LITTLE: struct.Struct("<III"), _BIG: struct.Struct(">III")}
 _NUMBER: Final = {_LITTLE: struct.Struct("<I"), _BIG: struct.Struct(">I")}
 
@@ -49,6 +53,7 @@ class Frame:
     fields: dict[int, bytes | int]
     data: bytes
     """The whole message; only its header if it is longer than MAX_MESSAGE."""
+    body_at: int
     fds: list[int] = field(default_factory=list)
     sender: str = field(init=False)
 
@@ -70,6 +75,14 @@ class Frame:
     @property
     def signature(self) -> str:
         return self._text(SIGNATURE)
+
+    @property
+    def destination(self) -> str:
+        return self._text(DESTINATION)
+
+    @property
+    def error_name(self) -> str:
+        return self._text(ERROR_NAME)
 
     @property
     def expects_reply(self) -> bool:
@@ -141,38 +154,76 @@ class Frames:
         if len(buffer) < kept:
             return None
         data = bytes(memoryview(buffer)[at:kept])
-        frame = Frame(
-            data[1], data[2], serial, length, _fields(data, 16 + fields, order), data, self._fds
-        )
+        found = _fields(data, 16 + fields, order)
+        frame = Frame(data[1], data[2], serial, length, found, data, header, self._fds)
         self._fds = []
         return frame
 
 
 def _fields(data: bytes, end: int, order: int) -> dict[int, bytes | int]:
-    """The header's fields, by their codes; unknown codes too, as long as their types are known."""
+    """The header's fields, by their codes. Those that we don't know are to be ignored, says the
+    specification; of dbus-broker they may come with values of any type."""
     unpack = _NUMBER[order].unpack_from
     found: dict[int, bytes | int] = {}
     at = 16
     try:
         while at < end:
-            code, type_ = data[at], data[at + 2]
-            at += 4
-            if type_ in (_STRING, _OBJECT_PATH):
+            code, length, type_ = data[at], data[at + 1], data[at + 2]
+            at += 3 + length
+            if _FIELD_TYPES.get(code) != type_ or length != 1:
+                at = _skip(data, at, order, data[at - 1 - length : at - 1])
+            elif type_ in (_STRING, _OBJECT_PATH):
                 length = unpack(data, at)[0]
                 found[code] = data[at + 4 : at + 4 + length]
                 at += length + 5
             elif type_ == _UINT32:
                 found[code] = unpack(data, at)[0]
                 at += 4
-            elif type_ == _SIGNATURE_TYPE:
+            else:
                 found[code] = data[at + 1 : at + 1 + data[at]]
                 at += data[at] + 2
-            else:
-                raise Malformed(f"a header field of type {type_}")
             at = at + 7 & ~7
-    except (IndexError, struct.error):
-        raise Malformed("the header is shorter than its fields") from None
+    except (IndexError, KeyError, struct.error):
+        raise Malformed("the header is not what its fields say") from None
     return found
+
+
+def _skip(data: bytes, at: int, order: int, signature: bytes, depth: int = 0) -> int:
+    """Where values of these types end that begin at `at`, their padding included."""
+    if depth > _MAX_DEPTH:
+        raise Malformed("a header field with too many types in one another")
+    number = _NUMBER[order].unpack_from
+    while signature:
+        end = _end_of_type(signature)
+        at += -at % _ALIGNMENTS[signature[0]]
+        match chr(signature[0]):
+            case "s" | "o":
+                at += 4 + number(data, at)[0] + 1
+            case "g":
+                at += 1 + data[at] + 1
+            case "a":
+                length = number(data, at)[0]
+                at += 4
+                at += -at % _ALIGNMENTS[signature[1]] + length
+            case "v":
+                value = at + 1 + data[at] + 1
+                at = _skip(data, value, order, data[at + 1 : value - 1], depth + 1)
+            case "(":
+                at = _skip(data, at, order, signature[1 : end - 1], depth + 1)
+            case _:
+                at += _SIZES[signature[0]]
+        signature = signature[end:]
+    return at
+
+
+def _end_of_type(signature: bytes) -> int:
+    """Where the first complete type in it ends."""
+    at, depth = 0, 0
+    while True:
+        depth += (signature[at] in b"({") - (signature[at] in b")}")
+        if signature[at] not in b"a" and not depth:
+            return at + 1
+        at += 1
 
 
 def error(serial: int, call: Frame, name: str, text: str) -> bytes:

@@ -182,7 +182,8 @@ class Fuzzer:
         raw.big_endian = rng.random() < 0.1
         raw.flags |= rng.choice([0, 0, 0, 0, NO_REPLY_EXPECTED, 2, 4, 6, 0xF8])
         if rng.random() < 0.05:
-            raw.fields.append((rng.randint(10, 255), "u", 7))  # a field of the future
+            kind = self._values.signature()  # a field of the future
+            raw.fields.append((rng.randint(10, 255), kind, self._values.of(kind)))
         raw.fields.append((rawbus.DESTINATION, "s", NAME))
         return raw
 

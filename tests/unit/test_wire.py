@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from jeepney import HeaderFields, MessageType, Parser
 
 from support import rawbus
-from support.rawbus import Raw
+from support.rawbus import Raw, Values
 from wg4netnsd import connection, wire
 from wg4netnsd.connection import Message, Variant
 
@@ -75,6 +76,41 @@ def test_descriptors_of_an_unfinished_message_can_be_dropped() -> None:
     assert frames.feed(message()[:20], [3, 4]) == []
     assert frames.drop() == [3, 4]
     assert frames.drop() == []
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("seed", range(200))
+def test_fields_that_nobody_knows_are_ignored(seed: int, big: bool) -> None:
+    """Of any type, and before those that we know; dbus-broker passes them on."""
+    rng = random.Random(seed)
+    values = Values(rng, ["", "a", "abcdefgh"])
+    known = [(rawbus.PATH, "o", "/a"), (rawbus.MEMBER, "s", "Member"), (7, "s", ":1.42")]
+    fields = list(known)
+    for _ in range(rng.randint(1, 4)):
+        signature = values.signature()
+        unknown = (rng.randint(10, 255), signature, values.of(signature))
+        fields.insert(rng.randint(0, len(fields)), unknown)
+    data = Raw(fields=fields, signature="sv", body=("x", ("u", 7)), big_endian=big).data(7)
+    (frame,) = wire.Frames().feed(data, [])
+    assert (frame.path, frame.member, frame.sender) == ("/a", "Member", ":1.42")
+    assert set(frame.fields) == {rawbus.PATH, rawbus.MEMBER, 7, rawbus.SIGNATURE}
+    if frame.is_whole:
+        assert connection.unmarshal(frame) == ["x", Variant("u", 7)]
+
+
+def test_a_field_of_another_type_than_its_own_is_ignored() -> None:
+    fields = [(rawbus.PATH, "as", ["/a"]), (rawbus.MEMBER, "u", 7), (7, "s", ":1.42")]
+    (frame,) = wire.Frames().feed(Raw(fields=fields).data(7), [])
+    assert set(frame.fields) == {7}
+
+
+def test_types_in_one_another_without_end_are_malformed() -> None:
+    deep: tuple[str, Any] = ("y", 0)
+    for _ in range(100):
+        deep = ("v", deep)
+    data = Raw(fields=[(77, *deep)]).data(7)
+    with pytest.raises(wire.Malformed, match="in one another"):
+        wire.Frames().feed(data, [])
 
 
 def test_rubbish_is_malformed_or_a_message() -> None:
