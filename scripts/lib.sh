@@ -23,8 +23,8 @@ readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun
     fish gjs iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools openssh-client podman python3-gi rootlesskit
     tmux uidmap wireguard-tools zsh)
-# … of which these are not installed: they would take over the machine's own look-ups …
-readonly UNPACKED_PACKAGES=(libnss-mdns libnss-resolve nscd systemd-resolved)
+# … of which these are not installed: they would take over the machine's look-ups and its bus …
+readonly UNPACKED_PACKAGES=(dbus-broker libnss-mdns libnss-resolve nscd systemd-resolved)
 # … and what the benchmarks stand it beside.
 readonly BENCH_PACKAGES=(openssl passt slirp4netns)
 
@@ -159,7 +159,9 @@ download_go_modules() { # SOURCE VENV: also those that only upstream's own tests
 }
 
 unpacked() { # where these are, of the versions that fit the machine's
-    echo "$CACHE/unpacked-$(dpkg-query --show libc6 systemd | sha256sum | cut -c-16)"
+    local fits
+    fits=$(echo "${UNPACKED_PACKAGES[@]}" && dpkg-query --show libc6 systemd)
+    echo "$CACHE/unpacked-$(sha256sum <<<"$fits" | cut -c-16)"
 }
 
 unpack_packages() {
@@ -182,6 +184,10 @@ unpack() { # PACKAGE… DIRECTORY
         dpkg-deb --extract "$package" "$directory"
         rm "$package"
     done
+    # The launcher has the broker's absolute path compiled in: make that a relative one, as long.
+    local launcher=$directory/usr/bin/dbus-broker-launch
+    sed --in-place 's,/usr/bin/dbus-broker\x00,usr/bin//dbus-broker\x00,' "$launcher"
+    grep --quiet --text 'usr/bin//dbus-broker' "$launcher"
 }
 
 download() { # DIRECTORY PACKAGE…: unlike apt-get's user, we may write there

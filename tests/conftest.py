@@ -12,7 +12,7 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
-from support import depth, order
+from support import buses, depth, order
 from support import manager as managers
 from support import stage as stages
 from support.bus import Bus, Client
@@ -89,16 +89,22 @@ def inside(namespace: MakeNamespace) -> Namespace:
 
 
 @pytest.fixture(scope="module")
-def directory() -> Iterator[Path]:
-    """A short path, as a socket's may have 107 bytes."""
+def bus_program(request: pytest.FixtureRequest) -> str:
+    """The program that all buses run: dbus-daemon, unless a test is marked `buses.ON_BOTH`."""
+    return str(getattr(request, "param", buses.DAEMON))
+
+
+@pytest.fixture(scope="module")
+def directory(bus_program: str) -> Iterator[Path]:
+    """What belongs to a bus. A short path, as a socket's may have 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="wg-") as path:
         yield Path(path)
 
 
 @pytest.fixture(scope="module")
-def bus(directory: Path) -> Iterator[Bus]:
+def bus(directory: Path, bus_program: str) -> Iterator[Bus]:
     """A session bus without systemd."""
-    started = Bus(directory, counts_rules=True)
+    started = Bus(directory, program=bus_program, counts_rules=True)
     yield started
     started.close()
 
@@ -128,13 +134,13 @@ def daemon(running_daemon: Daemon, client: Client) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def start_daemon() -> Iterator[Callable[..., Daemon]]:
+def start_daemon(bus_program: str) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons of the test's own, each on its own bus: start_daemon(*arguments, **env)."""
     with ExitStack() as stack:
 
         def start(*arguments: str, **environment: str) -> Daemon:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-")))
-            own_bus = Bus(path, counts_rules=True)
+            own_bus = Bus(path, program=bus_program, counts_rules=True)
             stack.callback(own_bus.close)
             started = Daemon(own_bus, path, *arguments, **environment)
             stack.callback(started.stop_if_running)
@@ -150,8 +156,8 @@ def quick(start_daemon: Callable[..., Daemon], stage: Stage) -> Daemon:
 
 
 @pytest.fixture(scope="module")
-def user_manager(stage: Stage) -> Iterator[UserManager]:
-    with managers.user_manager() as started:
+def user_manager(stage: Stage, bus_program: str) -> Iterator[UserManager]:
+    with managers.user_manager(bus_program) as started:
         yield started
 
 

@@ -10,8 +10,8 @@ from support.stage import Stage
 
 
 @pytest.fixture(scope="module")
-def manager(stage: Stage) -> Iterator[UserManager]:
-    with user_manager() as started, installed(started):
+def manager(stage: Stage, bus_program: str) -> Iterator[UserManager]:
+    with user_manager(bus_program) as started, installed(started):
         yield started
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from support.aftermath import Seen, Then, Tunnel, assert_no_strays
 from support.bus import NAME, Bus, Client
+from support.buses import ON_BOTH
 from support.configs import Secrets
 from support.daemon import PROGRAM, Daemon
 from support.installed import assert_nothing_left, main_pid, state, wait_successor
@@ -25,6 +26,8 @@ from support.stage import Stage
 from support.transfer import Transfer
 
 BUS_UNIT = "dbus.service"
+pytestmark = ON_BOTH
+
 TAKEN = f"{NAME} is owned already: is another wg4netnsd running?"
 
 

@@ -28,6 +28,7 @@ from support.bus import (
     Client,
     DBusError,
 )
+from support.buses import ON_BOTH
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace
@@ -339,6 +340,7 @@ def fds(namespace: MakeNamespace, stage: Stage, tmp_path: Path) -> Iterator[Desc
         )
 
 
+@ON_BOTH
 @pytest.mark.timeout(400)
 def test_ten_thousand_messages(
     daemon: Daemon,

@@ -15,6 +15,7 @@ from jeepney import HeaderFields, Message, MessageFlag, MessageType
 
 from support import rawbus
 from support.bus import CREATE, MANAGER, NAME, NO_LIMIT, ROOT, TUNNEL, Bus, Client, DBusError
+from support.buses import BROKER, DAEMON, ON_BOTH
 from support.configs import Secrets, key
 from support.daemon import Daemon
 from support.fds import memfd, opened
@@ -182,6 +183,7 @@ def test_a_configuration_at_its_limit(
 # ---------------------------------------------------------------- messages and calls
 
 
+@ON_BOTH
 @pytest.mark.parametrize("size", [MAX_MESSAGE, 1_000_000, 8_000_000])
 def test_a_message_that_is_too_long(daemon: Daemon, client: Client, size: int) -> None:
     before = resident(daemon.pid)
@@ -195,6 +197,7 @@ def test_a_message_that_is_too_long(daemon: Daemon, client: Client, size: int) -
         client.manager("GetTunnel", "s", "x" * (MAX_MESSAGE - 300))
 
 
+@ON_BOTH
 def test_calls_under_way(client: Client, tunnel: str, flood: Flood) -> None:
     """One for each of the tunnels that there can be may wait, and the next 256 too."""
     for _ in range(MAX_CALLS):
@@ -212,6 +215,7 @@ def test_calls_under_way(client: Client, tunnel: str, flood: Flood) -> None:
     assert flood.client.tunnels() == []
 
 
+@ON_BOTH
 def test_descriptors_of_calls_under_way(client: Client, tunnel: str, flood: Flood) -> None:
     """Those that a call has no use for are held until its end."""
     with opened("/dev/null") as fd:
@@ -260,6 +264,7 @@ def descriptors_left(daemon: Daemon, number: int) -> Iterator[None]:
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, old)
 
 
+@ON_BOTH
 @pytest.mark.parametrize("left", [0, 1])
 def test_descriptors_of_a_message(
     daemon: Daemon, client: Client, inside: Namespace, left: int
@@ -300,7 +305,16 @@ FLOODS = {
 }
 
 
-@pytest.mark.parametrize("answered", [True, False], ids=["answered", "no reply"])
+# dbus-broker itself takes what nobody has to answer, without end: docs/reliability.md.
+@pytest.mark.parametrize(
+    ("bus_program", "answered"),
+    [
+        pytest.param(DAEMON, True, id="answered-dbus-daemon"),
+        pytest.param(DAEMON, False, id="no reply-dbus-daemon"),
+        pytest.param(BROKER, True, id="answered-dbus-broker"),
+    ],
+    indirect=["bus_program"],
+)
 @pytest.mark.parametrize("kind", FLOODS)
 def test_a_flood_keeps_nobody_waiting(
     daemon: Daemon, client: Client, bus: Bus, tunnel: str, kind: str, answered: bool

@@ -9,6 +9,7 @@ import pytest
 from jeepney import HeaderFields
 
 from support.bus import TUNNEL, Client
+from support.buses import ON_BOTH
 from support.configs import Secrets
 from support.installed import assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UNIT, UserManager
@@ -59,6 +60,7 @@ ENDS = pytest.mark.parametrize(
 )
 
 
+@ON_BOTH
 @ENDS
 def test_a_tunnel_stays_as_it_was(
     installed: UserManager, up: Up, stage: Stage, end: Callable[[UserManager], object]
@@ -111,6 +113,7 @@ def test_stop_ends_everything(installed: UserManager, up: Up) -> None:
     assert up.client.tunnels() == []
 
 
+@ON_BOTH
 def test_who_waits_for_a_state_delays_no_restart(installed: UserManager, up: Up) -> None:
     never = (["failed"], 60_000_000)
     with Client(installed.address) as waiting:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.bus import MANAGER, NAME, ROOT, Client, busctl
+from support.buses import ON_BOTH
 from support.daemon import PROGRAM
 from support.installed import main_pid, wait_successor
 from support.journal import Journal
@@ -66,6 +67,7 @@ def test_a_daemon_that_crashes_now_and_then_is_restarted_each_time(unit: UserMan
     assert unit.property(UNIT, "NRestarts") == "4"
 
 
+@ON_BOTH
 def test_a_call_meanwhile_waits(unit: UserManager) -> None:
     unit.systemctl("start", UNIT)
     pid = main_pid(unit)
@@ -94,6 +96,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
+@ON_BOTH
 def test_when_the_interval_is_over_a_call_starts_it_anew(unit: UserManager, tmp_path: Path) -> None:
     limits = ["[Unit]", f"StartLimitIntervalSec={INTERVAL}s", "StartLimitBurst=2"]
     crashing = script(tmp_path, MENDED, str(PROGRAM))
@@ -210,6 +213,7 @@ def test_in_a_user_namespace_of_its_own_it_does_not_start(unit: UserManager) -> 
     assert "child user namespace" in message
 
 
+@ON_BOTH
 @pytest.mark.parametrize("bus_unit", ["dbus.service", "dbus.socket"])
 def test_it_is_back_when_the_bus_is(unit: UserManager, bus_unit: str) -> None:
     unit.systemctl("start", UNIT)

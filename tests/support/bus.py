@@ -21,6 +21,7 @@ from jeepney import (
 )
 from jeepney.io.blocking import open_dbus_connection
 
+from support import buses
 from support.rules import MatchRules
 
 NAME = "org.wg4netns1"
@@ -33,8 +34,6 @@ CREATE = "hha{sv}"
 """CreateTunnel's signature."""
 NO_LIMIT = 2**64 - 1
 """A timeout that never comes."""
-
-_DBUS_DAEMON = ["dbus-daemon", "--session", "--nofork", "--nosyslog", "--print-address=1"]
 
 
 class DBusError(Exception):
@@ -51,23 +50,23 @@ class DBusError(Exception):
 
 
 class Bus:
-    """A dbus-daemon of one's own, as a desktop session without systemd has it."""
+    """A bus of one's own, as a desktop session without systemd has it."""
 
-    def __init__(self, directory: Path, silent: bool = False, counts_rules: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        silent: bool = False,
+        program: str = buses.DAEMON,
+        counts_rules: bool = False,
+    ) -> None:
         """The directory gets the bus's socket, and is XDG_DATA_HOME: its activation files
         belong in dbus-1/services. `silent`: what it activates is not heard. `counts_rules`: of
         those who connect, `rules` knows the match rules."""
         self.directory = directory
         self.address = f"unix:path={directory}/bus"
         (directory / "dbus-1/services").mkdir(parents=True)
-        self.process = subprocess.Popen(
-            [*_DBUS_DAEMON, f"--address={self.address}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if silent else None,
-            env=os.environ | {"XDG_DATA_HOME": str(directory)},
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline(), "dbus-daemon does not start"
+        mine = {"XDG_DATA_HOME": str(directory), "DBUS_SESSION_BUS_ADDRESS": self.address}
+        self.process = buses.start(program, directory / "bus", os.environ | mine, silent)
         self.rules = MatchRules(self.address) if counts_rules else None
 
     def close(self) -> None:
@@ -75,8 +74,6 @@ class Bus:
             self.rules.close()
         self.process.terminate()
         self.process.wait(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 class Target(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support import buses
 from support.processes import descendants, wait_for
 
 UNIT = "wg4netnsd.service"
@@ -29,8 +30,10 @@ _SYSTEMD = "/lib/systemd/systemd --user --log-target=console"
 class UserManager:
     """`systemd --user` of this session, with the session bus that it starts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, bus_program: str) -> None:
         self.runtime = Path(os.environ["XDG_RUNTIME_DIR"])
+        if bus_program == buses.BROKER:
+            buses.install_broker(self.runtime)
         self.address = f"unix:path={self.runtime}/bus"
         self.log_path = directory / "systemd.log"
         with self.log_path.open("wb") as log:
@@ -89,10 +92,10 @@ def _populated(cgroup: Path) -> bool:
 
 
 @contextmanager
-def user_manager() -> Iterator[UserManager]:
+def user_manager(bus_program: str = buses.DAEMON) -> Iterator[UserManager]:
     """One that runs until the block ends."""
     with tempfile.TemporaryDirectory() as directory:
-        started = UserManager(Path(directory))
+        started = UserManager(Path(directory), bus_program)
         yield started
         started.stop()
 

@@ -1,5 +1,6 @@
 """Those who watch the daemon: `busctl monitor`, `gdbus monitor` and a client of GLib's."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from jeepney import HeaderFields
 
 from support.bus import NAME, ROOT, TUNNEL, Client
 from support.processes import wait_for
+from support.rules import MatchRules
 
 Message = dict[str, Any]
 """One of the bus's, as `busctl --json=short monitor` prints it."""
@@ -145,29 +147,23 @@ class Gdbus(_Watcher):
     _LINE = re.compile(r"(/\S*): (\S+)\.(\w+) (.*)")
 
     def __init__(self, address: str) -> None:
-        super().__init__(address, "gdbus", "monitor", "--session", "--dest", NAME)
-        try:
-            with Client(address) as client:
-                wait_for(lambda: self._listens(client), "gdbus listens")
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.closing(MatchRules(address)) as rules, Client(address) as client:
+            super().__init__(address, "gdbus", "monitor", "--session", "--dest", NAME)
+            try:
+                wait_for(lambda: self._listens(client, rules), "gdbus listens")
+            except BaseException:
+                self.close()
+                raise
 
-    def _listens(self, client: Client) -> bool:
-        """It subscribes only after it has said who owns the name, so the bus is asked."""
+    def _listens(self, client: Client, rules: MatchRules) -> bool:
+        """It subscribes only after it has said who owns the name, so its rules are looked at."""
         self.assert_runs()
         owner = client.bus("GetNameOwner", "s", NAME)
-        rules: dict[str, list[str]] = client.call(
-            "/org/freedesktop/DBus",
-            "org.freedesktop.DBus.Debug.Stats",
-            "GetAllMatchRules",
-            destination="org.freedesktop.DBus",
-        )
         return any(
             f"sender='{owner}'" in rule
-            for connection, its_rules in rules.items()
-            if client.bus("GetConnectionUnixProcessID", "s", connection) == self.process.pid
-            for rule in its_rules
+            for name in client.bus("ListNames")
+            if client.bus("GetConnectionUnixProcessID", "s", name) == self.process.pid
+            for rule in rules.of(name)
         )
 
     def signals(self) -> list[Signal]:

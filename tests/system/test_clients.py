@@ -16,9 +16,12 @@ from support.bus import (
     busctl,
     gdbus_call,
 )
+from support.buses import ON_BOTH
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace
 from support.stage import Stage
+
+pytestmark = ON_BOTH
 
 
 def test_they_are_told_the_same(

@@ -19,6 +19,7 @@ import pytest
 from jeepney import DBusAddress, HeaderFields, new_signal
 
 from support.bus import NAME, OBJECT_MANAGER, ROOT, TUNNEL, Bus, Client
+from support.buses import ON_BOTH
 from support.configs import key
 from support.ctl import PROGRAM as CTL
 from support.daemon import Daemon
@@ -92,10 +93,10 @@ def monitor() -> Iterator[Callable[..., Monitor]]:
 
 
 @pytest.fixture
-def own_bus() -> Iterator[Bus]:
+def own_bus(bus_program: str) -> Iterator[Bus]:
     """One that nothing else is on."""
     with tempfile.TemporaryDirectory(prefix="wg-") as directory:
-        started = Bus(Path(directory))
+        started = Bus(Path(directory), program=bus_program)
         yield started
         started.close()
 
@@ -310,6 +311,7 @@ def _count(monitor: Monitor, event: str) -> int:
     return sum(each["event"] == event for each in monitor.events)
 
 
+@ON_BOTH
 def test_the_bus_goes_away(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
     watching = monitor(own_bus.address)
     watching.wait_line("wg4netnsd is not running")
@@ -384,6 +386,7 @@ def test_nobody_reads_on(own_bus: Bus) -> None:
 # ---------------------------------------------------------------- what counts
 
 
+@ON_BOTH
 def test_only_the_daemons_signals_are_listened_to(
     daemon: Daemon, client: Client, namespace: MakeNamespace, monitor: Callable[..., Monitor]
 ) -> None:
@@ -420,6 +423,7 @@ def unique_name(client: Client, pid: int) -> str:
     )
 
 
+@ON_BOTH
 def test_nothing_is_lost_and_nothing_shown_twice(
     daemon: Daemon,
     client: Client,

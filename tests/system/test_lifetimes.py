@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from support.bus import Bus, Client, DBusError
+from support.buses import ON_BOTH
 from support.configs import Secrets
 from support.crowd import Outcomes
 from support.daemon import Daemon
@@ -132,6 +133,7 @@ def test_a_namespace_s_end_is_noticed_without_an_engine(
 # ---------------------------------------------------------------- client
 
 
+@ON_BOTH
 def test_a_clients_tunnel_ends_when_it_leaves(
     daemon: Daemon, client: Client, bus: Bus, inside: Namespace, conf: str
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_clients_tunnel_ends_when_it_leaves(
     assert reasons == ["its client left the bus"]
 
 
+@ON_BOTH
 def test_another_clients_leaving_does_not_matter(
     daemon: Daemon,
     client: Client,
@@ -159,6 +162,7 @@ def test_another_clients_leaving_does_not_matter(
     client.close_tunnel(path)
 
 
+@ON_BOTH
 def test_all_tunnels_of_a_client_end_with_it(
     daemon: Daemon, client: Client, bus: Bus, namespace: MakeNamespace
 ) -> None:
@@ -239,6 +243,7 @@ LEASES = pytest.mark.parametrize(
 )
 
 
+@ON_BOTH
 @LEASES
 def test_a_leased_tunnel_ends_when_the_lease_hangs_up(
     daemon: Daemon,
@@ -327,6 +332,7 @@ def test_a_lease_of_several_holders_ends_with_the_last(
 # ---------------------------------------------------------------- persistent
 
 
+@ON_BOTH
 def test_a_persistent_tunnel_survives_its_creator(
     daemon: Daemon,
     client: Client,

@@ -14,6 +14,7 @@ import pytest
 
 from support import processes
 from support.bus import Client, DBusError
+from support.buses import ON_BOTH
 from support.installed import HOME, crash, wait_successor
 from support.journal import Journal
 from support.manager import UNIT, UserManager, ctl, installed, user_manager
@@ -107,10 +108,10 @@ def netns_of(pid: int) -> tuple[int, int] | None:
 
 
 @pytest.fixture(scope="module")
-def manager(stage: Stage) -> Iterator[UserManager]:
+def manager(stage: Stage, bus_program: str) -> Iterator[UserManager]:
     OURS.parent.mkdir(parents=True, exist_ok=True)
     OURS.symlink_to(Path(sys.prefix) / "bin/wg4netnsctl")
-    with user_manager() as started, installed(started):
+    with user_manager(bus_program) as started, installed(started):
         yield started
     OURS.unlink()
 
@@ -312,6 +313,7 @@ def test_a_tunnel_that_is_given_up_is_a_failure(work: Session) -> None:
 # ---------------------------------------------------------------- the daemon and the bus
 
 
+@ON_BOTH
 def test_they_live_through_a_crash_and_restarts(work: Session) -> None:
     """Of the daemon and of the bus."""
     work.place(*torrents())
@@ -342,6 +344,7 @@ def test_they_end_with_the_daemons_stop(work: Session) -> None:
     assert work.state(UNIT) == "inactive"
 
 
+@ON_BOTH
 def test_at_logout_each_ends_while_it_is_listened_to(work: Session) -> None:
     """All the session's units are stopped, and none waits for another but by its After=."""
     work.place(*torrents())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.bus import MANAGER, NAME, ROOT, Bus, Client, busctl
+from support.buses import ON_BOTH
 from support.installed import HOME, INSTALLED, assert_nothing_left, files, main_pid
 from support.manager import TEMPLATE, UNIT, UserManager, ctl
 from support.namespaces import MakeNamespace
@@ -39,6 +40,7 @@ def test_setup_installs_the_unit_and_the_activation_file(user_manager: UserManag
     ctl("setup", "--remove")
 
 
+@ON_BOTH
 def test_setup_starts_a_bus_that_was_installed_after_the_login(user_manager: UserManager) -> None:
     user_manager.systemctl("stop", "dbus.socket", "dbus.service")
     assert "started the session bus\n" in ctl("setup")
@@ -68,6 +70,7 @@ def test_the_unit_is_what_systemd_accepts(installed: UserManager, name: str) -> 
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+@ON_BOTH
 def test_the_first_call_starts_it(installed: UserManager) -> None:
     assert installed.property(UNIT, "ActiveState") == "inactive"
     called = busctl(installed.address, "call", NAME, ROOT, MANAGER, "ListTunnels")
@@ -87,6 +90,7 @@ def test_a_bus_without_systemd_activates_it_too(installed: UserManager, bus: Bus
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), "wg4netnsd ends")
 
 
+@ON_BOTH
 def test_start_and_stop_by_systemctl(installed: UserManager) -> None:
     installed.systemctl("start", UNIT)
     with Client(installed.address) as client:
@@ -129,6 +133,7 @@ def test_scripts_make_a_tunnel_by_paths(
     assert set(inside.links()) == {"lo"}
 
 
+@ON_BOTH
 def test_a_crash_is_mended_by_systemd(installed: UserManager) -> None:
     installed.systemctl("start", UNIT)
     first = installed.property(UNIT, "MainPID")

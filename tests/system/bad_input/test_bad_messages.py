@@ -16,6 +16,7 @@ from support.bus import (
     CommandFailed,
     busctl,
 )
+from support.buses import BROKER, ON_BOTH
 from support.daemon import Daemon
 from support.fds import opened, without_fds
 from support.namespaces import Namespace
@@ -29,6 +30,7 @@ def test_descriptors_that_did_not_come(refuses: Refuses, client: Client, inside:
     refuses.judge(missing, "InvalidArgs", "did not come with the message")
 
 
+@ON_BOTH
 @pytest.mark.parametrize("number", [4, 16])
 def test_too_many_descriptors(refuses: Refuses, number: int) -> None:
     with opened("/dev/null") as fd:
@@ -36,6 +38,17 @@ def test_too_many_descriptors(refuses: Refuses, number: int) -> None:
             "InvalidArgs",
             "more than 3 file descriptors",
             *(ROOT, MANAGER, "ListTunnels", "ah", ([fd] * number,)),
+        )
+
+
+@pytest.mark.parametrize("bus_program", [BROKER], indirect=True)
+def test_as_many_descriptors_as_the_kernel_allows(refuses: Refuses) -> None:
+    """SCM_MAX_FD; dbus-daemon allows 16."""
+    with opened("/dev/null") as fd:
+        refuses(
+            "InvalidArgs",
+            "more than 3 file descriptors",
+            *(ROOT, MANAGER, "ListTunnels", "ah", ([fd] * 253,)),
         )
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from support.bus import MANAGER, NAME, PROPERTIES, ROOT, TUNNEL, Client, busctl, gdbus
+from support.buses import ON_BOTH
 from support.daemon import Daemon
+
+pytestmark = ON_BOTH
 
 CONTRACT = Path(__file__).parents[3] / "contrib/dbus"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"

@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jeepney import HeaderFields
 
+from support import rawbus
 from support.bus import MANAGER, NAME, NO_LIMIT, ROOT, TUNNEL, Client, DBusError, busctl, gdbus_call
+from support.buses import ON_BOTH
 from support.configs import Secrets
 from support.daemon import Daemon
 from support.fds import memfd, opened
 from support.namespaces import Namespace
+from support.rawbus import Raw
+
+pytestmark = ON_BOTH
 
 
 def test_tunnels_are_found(
@@ -129,3 +135,32 @@ def test_gdbus_creates_from_a_descriptor(
         )
     assert created == f"(objectpath '{ROOT}/tunnel/by_2dgdbus',)\n"
     assert client.get(f"{ROOT}/tunnel/by_2dgdbus", "Mtu") == 1300
+
+
+@pytest.mark.parametrize(
+    ("signature", "value"),
+    [
+        ("u", 7),
+        ("ay", b"abc"),
+        ("(tv)", (7, ("as", ["a", "b"]))),
+        ("a{s(ov)}", {"a": ("/a", ("g", "a{sv}"))}),
+    ],
+)
+def test_a_header_field_of_the_future_is_ignored(
+    client: Client, daemon: Daemon, signature: str, value: Any
+) -> None:
+    fields = [
+        (rawbus.PATH, "o", ROOT),
+        (77, signature, value),
+        (rawbus.INTERFACE, "s", MANAGER),
+        (rawbus.MEMBER, "s", "GetTunnel"),
+        (rawbus.DESTINATION, "s", NAME),
+    ]
+    call = Raw(fields=fields, signature="s", body=["nobody"])
+    serial = next(client.connection.outgoing_serial)
+    call.send(client.connection.sock, call.data(serial))
+    fields_of_reply: dict[Any, Any] = {}
+    while fields_of_reply.get(HeaderFields.reply_serial) != serial:
+        reply = client.connection.receive(timeout=10)
+        fields_of_reply = reply.header.fields
+    assert reply.body == ("NoSuchTunnel: no tunnel named 'nobody'",)

@@ -18,10 +18,13 @@ from support.bus import (
     DBusError,
     body_of,
 )
+from support.buses import ON_BOTH
 from support.configs import Secrets, key
 from support.daemon import Daemon
 from support.namespaces import Namespace
 from support.processes import wait_for
+
+pytestmark = ON_BOTH
 
 DBUS = "org.freedesktop.DBus"
 FAR, FAR_PSK = key(), key()

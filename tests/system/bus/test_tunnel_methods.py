@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from support.bus import NO_LIMIT, TUNNEL, Bus, Client, DBusError, body_of, gdbus_call
+from support.buses import ON_BOTH
 from support.daemon import Daemon
 from support.namespaces import Namespace
 from support.processes import wait_for
+
+pytestmark = ON_BOTH
 
 
 def test_the_states_of_a_life(
