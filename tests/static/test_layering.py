@@ -102,12 +102,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl.progress": {"ctl.client"},
     "ctl.mounts": {"syscalls"},
     "ctl.namespaces": {"ctl.failure", "ctl.mounts", "syscalls"},
-    "ctl.lookups": {"ctl.mounts", "syscalls"},
+    "ctl.sshconfig": set(),
+    "ctl.lookups": {"ctl.mounts", "ctl.sshconfig", "syscalls"},
     "ctl.command": {"ctl.failure", "ctl.mounts", "syscalls"},
     "ctl.create": {"ctl.client", "ctl.failure", "ctl.progress", "ctl.xdg", "names"},
     "ctl.run": {
         "ctl.client", "ctl.command", "ctl.create", "ctl.failure", "ctl.lookups", "ctl.mounts",
-        "ctl.namespaces",
+        "ctl.namespaces", "ctl.sshconfig",
     },
     "ctl.foreground": {
         "ctl.client", "ctl.create", "ctl.failure", "ctl.namespaces", "names", "signals", "systemd",
