@@ -6,12 +6,15 @@ from typing import Any
 from jeepney import HeaderFields
 
 from support.bus import MANAGER, ROOT, TUNNEL, Client, DBusError
+from support.buses import ON_BOTH
 from support.daemon import Daemon
 from support.monitors import Busctl, Message, as_signal, assert_a_chain, changes
 from support.namespaces import MakeNamespace
 from support.processes import wait_for
 from support.stage import Stage
 from support.tunnels import reconfigure, tunnel
+
+pytestmark = ON_BOTH
 
 PATH = f"{ROOT}/tunnel/watched"
 
