@@ -158,7 +158,7 @@ class Go:
 
     def test(self, stock: bool) -> None:
         tree = self.source(self.scratch / "source", stock)
-        self.run("test", f"-ldflags={LINKING}", *PATCHED_PACKAGES, cwd=tree)
+        self.run("test", "-v", f"-ldflags={LINKING}", *PATCHED_PACKAGES, cwd=tree)
 
     def source(self, tree: Path, stock: bool) -> Path:
         """Put upstream's source, patched unless stock, into the new directory tree."""

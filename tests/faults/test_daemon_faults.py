@@ -18,7 +18,7 @@ import pytest
 from support.aftermath import Seen, Then, Tunnel, assert_no_strays
 from support.bus import Client, DBusError
 from support.configs import Secrets
-from support.fds import copied_package
+from support.fds import changed_package
 from support.installed import assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UNIT, UserManager
 from support.namespaces import MakeNamespace, Namespace, ping
@@ -63,11 +63,7 @@ def broken(
     manager: UserManager, directory: Path, line: str, instead: str, *settings: str
 ) -> Iterator[None]:
     """A daemon with another line in place of one of its own."""
-    package = copied_package(directory)
-    module = package / "daemon.py"
-    source = module.read_text()
-    assert line in source
-    module.write_text(source.replace(line, instead))
+    package = changed_package(directory, "daemon.py", line, instead)
     program = f"/usr/bin/env PYTHONPATH={package.parent} {sys.executable} -m wg4netnsd"
     with changed_unit(manager, lambda command: program, *settings):
         yield

@@ -19,7 +19,7 @@ import pytest
 
 from support.bus import Client, DBusError
 from support.daemon import Daemon
-from support.fds import copied_package
+from support.fds import changed_package
 from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import is_alive, switches, wait_for
 from support.stage import Stage
@@ -64,13 +64,8 @@ def up(frugal: Daemon, namespace: MakeNamespace, stage: Stage) -> Iterator[Up]:
 @pytest.fixture(scope="module")
 def frugal_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """wg4netnsd with less patience for an engine's memory."""
-    package = copied_package(tmp_path_factory.mktemp("frugal"))
-    module = package / "supervised.py"
-    limit = "MAX_MEMORY: Final = 1 << 30"
-    source = module.read_text()
-    assert limit in source
-    module.write_text(source.replace(limit, f"MAX_MEMORY: Final = {MEMORY}"))
-    return package
+    limits = "MAX_MEMORY: Final = 1 << 30", f"MAX_MEMORY: Final = {MEMORY}"
+    return changed_package(tmp_path_factory.mktemp("frugal"), "supervised.py", *limits)
 
 
 @pytest.fixture

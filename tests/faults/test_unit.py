@@ -81,9 +81,7 @@ def test_a_call_meanwhile_waits(unit: UserManager) -> None:
 def test_a_crash_loop_ends(unit: UserManager, tmp_path: Path) -> None:
     with changed(unit, *script(tmp_path, "systemd.notify('READY=1')\nos.abort()")):
         unit.systemctl("start", UNIT, check=False)
-        began = time.monotonic()
         wait_for(lambda: unit.property(UNIT, "ActiveState") == "failed", "it has ended", 30)
-        assert time.monotonic() - began < 30
         assert unit.property(UNIT, "Result") == "signal"
         assert unit.property(UNIT, "NRestarts") == "10"
 

@@ -78,3 +78,12 @@ def udp_port_in_use() -> tuple[socket.socket, int]:
 def copied_package(directory: Path) -> Path:
     """A copy of the installed package to break; its parent is for PYTHONPATH."""
     return Path(shutil.copytree(Path(wg4netnsd.__file__).parent, directory / "copy/wg4netnsd"))
+
+
+def changed_package(directory: Path, module: str, line: str, instead: str) -> Path:
+    """A copy with something else in place of one line of a module."""
+    package = copied_package(directory)
+    source = (package / module).read_text()
+    assert source.count(line) == 1
+    (package / module).write_text(source.replace(line, instead))
+    return package

@@ -93,6 +93,7 @@ def test_memory_is_seen_to_grow() -> None:
 
 def test_the_floor_is_told_as_a_rate_and_as_a_cost() -> None:
     rates, costs = floor.run(argparse.Namespace(rounds=1, seconds=1))
+    assert rates.rows
     for name, (rate,) in rates.rows.items():
         assert rate * costs.rows[name][0] == pytest.approx(8)  # bits a byte
         assert rate > 1

@@ -137,7 +137,8 @@ def test_list(ctl: Ctl, office: str) -> None:
     assert ctl.check("list", "--quiet") == "office\n"
     (listed,) = json.loads(ctl.check("list", "--json"))
     assert (listed["name"], listed["state"], listed["interface"]) == ("office", "up", "wg0")
-    assert set(listed["peers"].values()) <= {"idle", "handshaking"}
+    (peer_state,) = listed["peers"].values()
+    assert peer_state in ("idle", "handshaking")
 
 
 def test_a_list_on_a_terminal_is_cut(ctl: Ctl, stage: Stage, client: Client) -> None:

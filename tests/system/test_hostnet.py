@@ -194,9 +194,14 @@ def test_an_ipv6_address_counts_once_it_is_known_to_be_unique(
     ],
 )
 def test_what_changes_nothing(host: Namespace, change: str) -> None:
+    """Then only what follows is told: a change of the other kind, as it could not be told from it
+    otherwise."""
     ip(host, "route add default via 192.0.2.1 metric 7")
-    what_does = "address add 198.51.100.7/24 dev up0"
-    assert told_at_once(host, change, what_does) == [ADDRESSES_CHANGED]
+    if change.startswith("address"):
+        what_does, told = "route add default via 192.0.2.9 metric 3", ROUTE_CHANGED
+    else:
+        what_does, told = "address add 198.51.100.7/24 dev up0", ADDRESSES_CHANGED
+    assert told_at_once(host, change, what_does) == [told]
 
 
 # ---------------------------------------------------------------- how often

@@ -248,6 +248,7 @@ def test_it_is_changed_in_place(daemon: Daemon, client: Client, inside: Namespac
     assert len(written) == 3
     head = first.text.splitlines()[0]
     known = {line for text in written for line in text.splitlines()}
+    assert len(read) > 1
     for text in read:
         start, *lines = text.splitlines()
         assert start == head

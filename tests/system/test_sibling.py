@@ -271,6 +271,6 @@ def test_an_agent_that_cannot_fork_ends_with_its_daemon(
     wait_for(lambda: children(own_agent.pid), "it has forked the first request's child")
     forks_may(own_agent, False)
     make(own_agent, inside, pins=True).close()
-    with pytest.raises(errors.LimitExceeded):
+    with pytest.raises(errors.LimitExceeded, match="fork: "):
         make(own_agent, inside, pins=True)
     # The fixture ends it.

@@ -50,6 +50,7 @@ def test_nothing_is_said_of_a_tunnel_before_it_is_announced_or_after_it_is_gone(
             with tunnel(client, inside, stage.conf(0), wait="handshake", name="watched"):
                 pass
         signals = monitor.signals()
+    assert [each.member for each in signals].count("InterfacesAdded") == 5
     known = False
     for each in signals:
         if each.path == ROOT:

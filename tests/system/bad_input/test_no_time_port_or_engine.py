@@ -11,7 +11,7 @@ import pytest
 from support.bus import MANAGER, ROOT
 from support.configs import Secrets
 from support.daemon import Daemon
-from support.fds import copied_package, memfd, opened, udp_port_in_use
+from support.fds import changed_package, copied_package, memfd, opened, udp_port_in_use
 from support.namespaces import MakeNamespace, Namespace
 from support.refusals import Refuses, a_pipe_that_never_ends, inside_and_config
 
@@ -88,12 +88,10 @@ def test_no_engine(
 
 
 def test_as_many_tunnels_as_the_limit_allows(
-    start_daemon: Callable[..., Daemon], package: Path, namespace: MakeNamespace, secrets: Secrets
+    start_daemon: Callable[..., Daemon], tmp_path: Path, namespace: MakeNamespace, secrets: Secrets
 ) -> None:
-    manager = package / "manager.py"
-    text = manager.read_text()
-    assert text.count("MAX_TUNNELS: Final = 256\n") == 1
-    manager.write_text(text.replace("MAX_TUNNELS: Final = 256\n", "MAX_TUNNELS: Final = 2\n"))
+    limits = "MAX_TUNNELS: Final = 256\n", "MAX_TUNNELS: Final = 2\n"
+    package = changed_package(tmp_path, "manager.py", *limits)
     started = start_daemon(PYTHONPATH=str(package.parent))
     client = started.client
     assert client.get(ROOT, "MaxTunnels", MANAGER) == 2

@@ -155,9 +155,16 @@ def test_closed_while_waiting(client: Client, bus: Bus, tunnel: str, state: str,
     assert (got.message if isinstance(got, DBusError) else got).startswith(told)
 
 
-def test_one_who_waits_and_leaves(client: Client, bus: Bus, tunnel: str) -> None:
-    with Client(bus.address) as leaver:
-        wait = (["failed"], NO_LIMIT)
-        leaver.connection.send(leaver.message(tunnel, TUNNEL, "WaitForState", "ast", wait))
-    client.tunnel(tunnel, "Restart")
-    client.close_tunnel(tunnel)
+def test_one_who_waits_and_leaves(daemon: Daemon, client: Client, bus: Bus, tunnel: str) -> None:
+    """Its call is given up: it does not end with the tunnel, as that of one who stays does."""
+    with Client(bus.address) as stays:
+        with Client(bus.address) as leaver:
+            for each in (leaver, stays):  # who waits first is told first
+                wait = (["failed"], NO_LIMIT)
+                each.connection.send(each.message(tunnel, TUNNEL, "WaitForState", "ast", wait))
+                each.tunnels()
+            gone = leaver.unique_name
+        wait_for(lambda: not client.has_owner(gone), "it has left")
+        client.close_tunnel(tunnel)
+        wait_for(lambda: f"WaitForState from {stays.unique_name}: " in daemon.log, "it is told")
+    assert f"WaitForState from {gone}: " not in daemon.log
