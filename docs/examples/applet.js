@@ -1,5 +1,5 @@
 #!/usr/bin/env -S gjs -m
-// Prints a line for each change of a tunnel or of one of its peers, until SIGINT or SIGTERM.
+// Prints a line for each change of a tunnel or of one of its peers.
 
 import Gio from 'gi://Gio';
 import GLib from 'gi://GLib';
@@ -45,7 +45,4 @@ manager.connect('object-removed', removed);
 manager.connect('interface-proxy-signal', signalled);
 print(`wg4netnsd: ${manager.name_owner ? 'running' : 'not running'}`);
 manager.get_objects().forEach(each => added(manager, each));
-const loop = new GLib.MainLoop(null, false);
-for (const number of [2, 15]) // SIGINT, SIGTERM
-    GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, number, () => loop.quit());
-loop.run();
+new GLib.MainLoop(null, false).run();
