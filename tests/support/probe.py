@@ -69,6 +69,12 @@ def made_executable() -> None:
     call("mprotect", address, 4096, mmap.PROT_READ | mmap.PROT_EXEC)
 
 
+def denied_by_kernel() -> None:
+    PR_GET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 66, 1
+    if not call("prctl", PR_GET_MDWE, 0, 0, 0, 0) & PR_MDWE_REFUSE_EXEC_GAIN:
+        raise OSError(errno.EACCES, "it is not")
+
+
 def set_user_id() -> None:
     with tempfile.NamedTemporaryFile() as file:
         os.fchmod(file.fileno(), 0o4700)
@@ -104,6 +110,7 @@ PROBES: dict[str, Callable[[], object]] = {
     "packet socket": packet_socket,
     "writable and executable": writable_and_executable,
     "made executable": made_executable,
+    "PR_GET_MDWE": denied_by_kernel,
     "set-user-id": set_user_id,
     "personality": lambda: call("personality", 8),  # PER_LINUX32
     "real time": schedule(os.SCHED_FIFO),
