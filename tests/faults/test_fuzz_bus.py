@@ -1,4 +1,4 @@
-"""Ten thousand messages that no honest client would send.
+"""Thousands of messages that no honest client would send.
 
 Most are valid D-Bus, as a bus forwards nothing else, and have anything at all in them: methods of
 ours with right and wrong arguments, options of any type, descriptors of every kind, stray replies.
@@ -28,9 +28,10 @@ from support.bus import (
     Client,
     DBusError,
 )
-from support.buses import ON_BOTH
+from support.buses import BROKER, DAEMON
 from support.configs import Secrets
 from support.daemon import Daemon
+from support.depth import depth
 from support.namespaces import MakeNamespace
 from support.processes import resident, wait_for
 from support.rawbus import Raw, Values
@@ -340,9 +341,14 @@ def fds(namespace: MakeNamespace, stage: Stage, tmp_path: Path) -> Iterator[Desc
         )
 
 
-@ON_BOTH
+@pytest.mark.parametrize(
+    ("bus_program", "messages"),
+    [(DAEMON, MESSAGES), (BROKER, depth(3_000, MESSAGES))],
+    indirect=["bus_program"],
+)
 @pytest.mark.timeout(400)
-def test_ten_thousand_messages(
+def test_thousands_of_messages(
+    messages: int,
     daemon: Daemon,
     client: Client,
     bus: Bus,
@@ -356,7 +362,7 @@ def test_ten_thousand_messages(
     fds.namespaces.append(taken)
     fuzzer = Fuzzer(bus, fds, [*WORDS, home.path, str(tmp_path / "wg.conf")])
     memory = 0
-    for sent in range(0, MESSAGES, BATCH):
+    for sent in range(0, messages, BATCH):
         if sent % (BATCH * 5) == 0:
             fuzzer.reconnect()  # which ends what waits without an end
 
@@ -385,8 +391,8 @@ def test_ten_thousand_messages(
         "LimitExceeded", "NoSuchTunnel", "UnknownObject", "UnknownMethod", "UnknownInterface",
         "UnknownProperty", "PropertyReadOnly",
     }, fuzzer.answers  # fmt: skip
-    assert fuzzer.disconnected > MESSAGES / 1000
-    own = MESSAGES / BATCH / 5
+    assert fuzzer.disconnected > messages / 1000
+    own = messages / BATCH / 5
     assert daemon.log.count("→ up: created") > 1.2 * own
     daemon.assert_idle()
     client.close_tunnel(client.create(home, secrets.conf()))
