@@ -12,7 +12,7 @@ from support.bus import NO_LIMIT, TUNNEL, Bus, Client, DBusError, body_of, gdbus
 from support.buses import ON_BOTH
 from support.daemon import Daemon
 from support.namespaces import Namespace
-from support.processes import wait_for
+from support.processes import open_fds, wait_for
 
 pytestmark = ON_BOTH
 
@@ -81,14 +81,17 @@ def test_two_may_close_at_once(client: Client, bus: Bus, tunnel: str) -> None:
 def test_open_netns_leads_to_the_namespace(
     client: Client, daemon: Daemon, tunnel: str, inside: Namespace
 ) -> None:
-    before = daemon.footprint()
+    def copies() -> int:
+        return list(open_fds(daemon.pid).values()).count(f"net:[{inside.id[1]}]")
+
+    before = copies()
     returned = client.tunnel(tunnel, "OpenNetns")
     try:
         status = os.fstat(returned.fileno())
         assert (status.st_dev, status.st_ino) == inside.id
     finally:
         returned.close()
-    wait_for(lambda: daemon.footprint() == before, "the daemon keeps no copy")
+    wait_for(lambda: copies() == before, "the daemon keeps no copy")
 
 
 def test_gdbus_gets_the_namespace_too(daemon: Daemon, tunnel: str) -> None:
