@@ -271,7 +271,7 @@ def test_a_close_ends_whatever_else_goes_on(
     refused = same.replace("10.9.0.2/24", "ff02::9/64")  # by the kernel
 
     def later(what: str, call: Callable[[Client], object]) -> Callable[[Client], None]:
-        seconds = random.choice([0, random.uniform(0, 0.08)])
+        seconds = random.choice([0, random.uniform(0, spread)])
 
         def act(me: Client) -> None:
             time.sleep(seconds)
@@ -291,6 +291,11 @@ def test_a_close_ends_whatever_else_goes_on(
         yield later("peers", lambda me: me.peers(path))
         yield later("close", lambda me: me.close_tunnel(path))
 
+    client.create(inside, same, name="same")
+    began = time.monotonic()
+    client.tunnel(path, "Restart")
+    client.close_tunnel(path)
+    spread = 2 * (time.monotonic() - began)  # so that some of them end before the close
     with one_engine_at_most(daemon, inside):
         for number in range(30):
             client.create(

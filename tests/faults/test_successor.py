@@ -14,6 +14,7 @@ from support import tunnels
 from support.bus import Client, DBusError
 from support.configs import Secrets
 from support.crowd import CLOSED, Outcomes, by_clients, engines_of, interfaces
+from support.daemon import SOON
 from support.installed import main_pid, wait_successor
 from support.journal import Journal
 from support.manager import UNIT, UserManager
@@ -97,8 +98,8 @@ def wait_for_state(kept: Kept) -> None:
 def end_namespace(kept: Kept) -> None:
     kept.inside.empty()
     kept.client.tunnels()
-    wait_for(lambda: kept.client.tunnels() == [], "the tunnel has ended", 2)
-    wait_for(lambda: not is_alive(kept.engine), "its engine too", 2)
+    wait_for(lambda: kept.client.tunnels() == [], "the tunnel has ended", SOON)
+    wait_for(lambda: not is_alive(kept.engine), "its engine too", SOON)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from support.processes import descendants, wait_for
+from support.processes import PATIENCE, descendants, wait_for
 
 PROGRAM = Path(sys.executable).parent / "wg4netnsctl"
 
@@ -79,7 +79,7 @@ class Terminal:
 
     def wait_screen(self, text: str) -> None:
         """Return when the program has written that."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE
         while text not in self.screen:
             assert time.monotonic() < deadline, f"no {text!r} on the terminal: {self.screen!r}"
             self._read(0.1)

@@ -19,6 +19,10 @@ from support.processes import (
     watched_fds,
 )
 
+SOON = 4.0
+"""Seconds for what the daemon does as it is told of an event. What nobody tells it, it finds by
+itself, every 5 s; or a limit of its own ends what holds it up, the first after 5 s."""
+
 PROGRAM = Path(sys.executable).parent / "wg4netnsd"
 
 
@@ -117,7 +121,7 @@ class Daemon:
         """Close what a test has left open; then nothing of it may remain."""
         self.close_tunnels()
         try:
-            wait_for(lambda: self.footprint() == self.idle, "the daemon is as it was", 10)
+            wait_for(lambda: self.footprint() == self.idle, "the daemon is as it was")
         except AssertionError:
             now = self.footprint()
             raise AssertionError(

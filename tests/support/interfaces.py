@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 from support.namespaces import Namespace
+from support.processes import PATIENCE
 from wg4netnsd import netns
 from wg4netnsd.agent import Agent, Request, Settings
 from wg4netnsd.linkwatch import Gone, LinkStatus, LinkWatch, Watched
@@ -13,8 +14,6 @@ from wg4netnsd.netns import Tun
 
 NAME: Final = "wg0"
 SETTINGS: Final = Settings(1420, ["10.0.0.1/24", "fd00::1/64"], ["0.0.0.0/0", "::/0"])
-
-SOON: Final = 2.0  # seconds
 
 
 async def create(
@@ -74,9 +73,9 @@ class Watching:
         """What is told up to this."""
 
         async def wait() -> None:
-            deadline = time.monotonic() + SOON
+            deadline = time.monotonic() + PATIENCE
             while last not in self._told:
-                assert time.monotonic() < deadline, f"{last}: not in {SOON} s, but {self._told}"
+                assert time.monotonic() < deadline, f"{last}: not in {PATIENCE} s, but {self._told}"
                 await asyncio.sleep(0.005)
 
         self._loop.run_until_complete(wait())

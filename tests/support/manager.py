@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from support import buses
-from support.processes import descendants, wait_for
+from support.processes import PATIENCE, descendants, wait_for
 
 UNIT = "wg4netnsd.service"
 TEMPLATE = "wg4netns@.service"
@@ -44,7 +44,7 @@ class UserManager:
                 stdout=log,
                 stderr=log,
             )
-        wait_for(self._is_running, "systemd --user runs", 30)
+        wait_for(self._is_running, "systemd --user runs")
 
     def _is_running(self) -> bool:
         assert self.process.poll() is None, self.log_path.read_text()
@@ -57,7 +57,7 @@ class UserManager:
             ["systemctl", "--user", *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * PATIENCE,
         )
         assert done.returncode == 0 or not check, f"systemctl {arguments}: {done.stderr}"
         return done.stdout

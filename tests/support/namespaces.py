@@ -120,7 +120,7 @@ class Namespace:
         """Empty it, having made sure that it holds nothing else."""
         if self.holder.poll() is None:
             try:
-                wait_for(lambda: self.processes() <= {self.pid}, "processes left in a namespace", 5)
+                wait_for(lambda: self.processes() <= {self.pid}, "processes left in a namespace")
             finally:
                 self.empty()
 

@@ -10,8 +10,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+PATIENCE = 60.0
+"""Seconds for what is sure to come, on a machine that has other things to do. A limit that is
+part of what a test says is another: it ends before what would be if the product were at fault."""
 
-def wait_for(condition: Callable[[], T], what: str, timeout: float = 10) -> T:
+
+def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
     """The condition's first true value; fails, naming what was awaited, if none comes in time."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

@@ -7,7 +7,7 @@ import pytest
 
 from support.bus import MANAGER, NAME, ROOT, Client, busctl
 from support.containers import Container
-from support.daemon import Daemon
+from support.daemon import SOON, Daemon
 from support.processes import wait_for
 from support.stage import Stage
 
@@ -62,7 +62,7 @@ def test_a_tunnel_ends_with_its_container(daemon: Daemon, client: Client, stage:
     with Container() as container:
         client.create(container, stage.conf(0))
         container.check("ping", "-c1", "-W10", stage.far.ipv4)
-    wait_for(lambda: client.tunnels() == [], "the tunnel has ended", 2)
+    wait_for(lambda: client.tunnels() == [], "the tunnel has ended", SOON)
 
 
 def test_a_tunnel_closes_after_its_container_is_gone(

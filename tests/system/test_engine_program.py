@@ -204,4 +204,4 @@ def test_engine_ends_with_its_tun(engine: Engine) -> None:
         ask(client, "get=1\n\n")
     engine.inside.send(b"!")
     assert engine.inside.recv(16) == b"deleted"
-    engine.process.wait(timeout=1)
+    engine.process.wait(10)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from support.bus import TUNNEL, Client
-from support.daemon import Daemon
+from support.daemon import SOON, Daemon
 from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.stage import Stage
@@ -97,7 +97,7 @@ def test_moved_and_back(
 def test_deleted(client: Client, inside: Namespace, path: str, lifetime: str) -> None:
     client.subscribe(member="StateChanged")
     owner(inside, "delete", "wg0")
-    wait_for(lambda: client.tunnels() == [], "the tunnel has ended", 2)
+    wait_for(lambda: client.tunnels() == [], "the tunnel has ended", SOON)
     reasons = [
         s.body[2] for s in client.pending_signals() if len(s.body) == 3 and s.body[0] == "stopping"
     ]
@@ -109,4 +109,4 @@ def test_deleted_elsewhere(client: Client, inside: Namespace, path: str, lifetim
         owner(inside, "set", "wg0", "netns", str(other))
         assert next_change(client, path)["LinkState"] == "moved"
         inside.check("nsenter", f"--target={other}", "--net", "ip", "link", "delete", "wg0")
-        wait_for(lambda: client.tunnels() == [], "the tunnel has ended", 2)
+        wait_for(lambda: client.tunnels() == [], "the tunnel has ended", SOON)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from support.interfaces import NAME, SOON, Watching
+from support.interfaces import NAME, Watching
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, wait_for
 from wg4netnsd import linkwatch, netns, tun
@@ -186,7 +186,7 @@ def test_moved_to_where_it_ends(subject: Watching, other: Callable[[Watching], O
 def test_its_last_process_leaves(sibling: Watching) -> None:
     sibling.inside.empty()
     assert sibling.told(Gone.ENDED) == [Gone.ENDED]
-    wait_for(lambda: tun.is_gone(sibling.tun_fd), "so does the interface", SOON)
+    wait_for(lambda: tun.is_gone(sibling.tun_fd), "so does the interface")
 
 
 def test_its_last_process_is_killed(sibling: Watching) -> None:
@@ -244,7 +244,7 @@ def test_the_end_of_a_namespace_that_only_the_owner_numbers(
     (one,) = sibling.inside.ip("link", "show", "dev", "one")
     assert one["link_netnsid"] == sibling.watched.nsid == 0
     elsewhere.end()
-    wait_for(lambda: "one" not in sibling.inside.links(), "the pair ends with its other end", SOON)
+    wait_for(lambda: "one" not in sibling.inside.links(), "the pair ends with its other end")
     sibling.owner("ip link set wg0 name last")
     assert sibling.told(LAST) == [LAST]
 
@@ -303,7 +303,7 @@ def test_overrun_and_ended(watching: Make) -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
     subject.owner(*["ip link set wg0 down", "ip link set wg0 up"] * 10)
     subject.inside.empty()
-    wait_for(lambda: tun.is_gone(subject.tun_fd), "the namespace ends", SOON)
+    wait_for(lambda: tun.is_gone(subject.tun_fd), "the namespace ends")
     subject.watch()
     assert subject.told(Gone.ENDED) == [Gone.ENDED]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from support.bus import TUNNEL, Client
-from support.daemon import Daemon
+from support.daemon import SOON, Daemon
 from support.fds import udp_port_in_use
 from support.namespaces import MakeNamespace, Namespace, ping
 from support.reconfiguration import P1, P2, PAIRS, Conf, Peer, far_conf, free_port, peer
@@ -54,7 +54,7 @@ def test_a_new_peers_first_initiation_is_told(tunnel: Make, client: Client) -> N
     client.subscribe(member="PeerStateChanged")
     for _ in range(5):
         subject.reconfigure(Conf(peers=(silent,)))
-        told = client.next_signal("PeerStateChanged", timeout=3).body
+        told = client.next_signal("PeerStateChanged", timeout=SOON).body
         assert told[:3] == (P1.key, "handshaking", "idle")
         subject.reconfigure(Conf())
 
