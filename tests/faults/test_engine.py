@@ -5,6 +5,7 @@
 The interface, its port and what is in the namespace stay all the time.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -100,8 +101,9 @@ def grows(up: Up) -> None:
     with socket.socket(socket.AF_UNIX) as uapi:
         uapi.connect(str(up.socket))
         peers = "".join(f"public_key={os.urandom(32).hex()}\n" for _ in range(6000))
-        uapi.sendall(f"set=1\n{peers}\n".encode())
-        assert uapi.recv(100) == b"errno=0\n\n"
+        with contextlib.suppress(ConnectionError):  # a busy one is ended before it has answered
+            uapi.sendall(f"set=1\n{peers}\n".encode())
+            assert uapi.recv(100) in (b"errno=0\n\n", b"")
 
 
 @pytest.mark.parametrize(

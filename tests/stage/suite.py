@@ -72,8 +72,7 @@ class Summary:
             case {"test": test, "outcome": outcome, "text": text}:
                 self.count[outcome] += 1
                 if outcome == "failed":
-                    print(f"{self.elapsed()} world {world.number}: FAILED {test}", flush=True)
-                    self.failures.append(f"{'_' * 8} {test}, world {world.number}\n{text}")
+                    self.fail(f"{test}, world {world.number}", text)
                 elif outcome == "skipped":
                     self.skips[text] += 1
 
@@ -84,7 +83,12 @@ class Summary:
             return
         self.count["failed"] += 1
         tail = "\n".join(world.log.read_text(errors="replace").splitlines()[-40:])
-        self.failures.append(f"world {world.number} ended with status {status}:\n{tail}")
+        self.fail(f"world {world.number} ended with status {status}", tail)
+
+    def fail(self, what: str, text: str) -> None:
+        """Told at once, as whoever waits may not wait for the end, and named once more there."""
+        print(f"\n{self.elapsed()} FAILED {what}\n{text}\n", flush=True)
+        self.failures.append(what)
 
     def elapsed(self) -> str:
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
@@ -92,7 +96,7 @@ class Summary:
 
     def print(self) -> None:
         for failure in self.failures:
-            print(failure, end="\n\n")
+            print(f"FAILED {failure}")
         for reason, times in self.skips.items():
             print(f"skipped {times}: {reason}")
         print(f"in {self.elapsed()} minutes")
