@@ -2,7 +2,7 @@
 # The set-up that scripts/test and scripts/demo share, from a fresh Debian to a built wheel and an
 # ordinary user. To be sourced. Everything it makes is in $CACHE, keyed by what went into it:
 #
-#   venv-<hash of requirements/>      the dependencies, tests' ones included
+#   venv-<hash of requirements/…>     the dependencies, tests' ones included
 #   wheel-<hash of the sources>/      this project, built as anyone would
 #   stock-<hash of wireguard-go/>/    upstream's wireguard-go, unpatched: the tests' far end
 #   short-<hash of that and patch>/   our engine with short timers: for tests that outlast them
@@ -208,7 +208,7 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     mkdir -p "$CACHE/build"
     chown -R "$USER_OF_TESTS:" "$source" "$CACHE/build"
 
-    venv=$CACHE/venv-$(hash_of "$source" requirements)
+    venv=$CACHE/venv-$(hash_of "$source" requirements/{build,test}.txt)
     once "$venv" make_venv "$source"
     stock=$CACHE/stock-$(hash_of "$source" build.py wireguard-go)
     once "$stock" make_stock "$source" "$venv"
@@ -216,7 +216,7 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     short=$CACHE/short-$(hash_of "$source" build.py wireguard-go wireguard-go.patch)
     once "$short" make_short "$source" "$venv"
     short+=/wireguard-go
-    rm -rf "$source"/{tests,scripts,requirements,.ci} "$source"/docs/performance* # no part of a wheel
+    rm -rf "$source"/{tests,scripts,.ci} "$source"/docs/performance* # no part of a wheel
     directory=$CACHE/wheel-$(hash_of "$source" .)
     once "$directory" make_wheel "$source" "$venv"
     wheel=$(echo "$directory"/*.whl)
