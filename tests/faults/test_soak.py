@@ -3,7 +3,8 @@
 scripts/test tests/faults/test_soak.py --soak=600 --soak-seed=12345
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from random import SystemRandom
 
@@ -16,6 +17,7 @@ from support.journal import Journal
 from support.manager import UNIT, UserManager
 from support.namespaces import Namespace, ping
 from support.processes import wait_for
+from support.rules import MatchRules
 from support.soak import Holdings, Soak, assert_settles, holdings, memory_kib
 from support.stage import Stage
 from support.transfer import Transfer
@@ -41,8 +43,8 @@ def soak(unlimited: UserManager, stage: Stage, request: pytest.FixtureRequest) -
     made.close()
 
 
-def all_more(manager: UserManager, client: Client, than: Holdings) -> bool:
-    return all(now > then for now, then in zip(holdings(manager, client), than, strict=True))
+def all_more(look: Callable[[], Holdings], than: Holdings) -> bool:
+    return all(now > then for now, then in zip(look(), than, strict=True))
 
 
 @pytest.mark.timeout(0)  # it takes as long as one likes; each step of it has its time
@@ -56,28 +58,33 @@ def test_soak(
     seconds, journal = request.config.getoption("--soak") or depth(30, 600), Journal()
     with capsys.disabled():
         print(f"\n--soak={seconds:g} --soak-seed={soak.seed}")
-    with Client(unlimited.address) as client, Namespace() as inside:
+    with (
+        closing(MatchRules(unlimited.address)) as rules,
+        Client(unlimited.address) as client,
+        Namespace() as inside,
+    ):
+        look = partial(holdings, unlimited, client, rules)
         kept = client.create(inside, stage.conf(PLACES), name="kept", lifetime="persistent")
         ping(inside, stage.far.ipv4)
         with Transfer(inside, stage.far.ipv4, stage.far.echo_port) as transfer:
             # With one end of the daemon after another: its memory begins anew each time.
             soak.run(min(WARM_UP, seconds / 4), THREADS, kill_daemon=False)
             crash(unlimited)
-            before = holdings(unlimited, client)
+            before = look()
             with Client(unlimited.address) as other:
                 other.create(soak.places[0].inside, stage.conf(0), lifetime="client")
-                wait_for(partial(all_more, unlimited, client, before), "each count tells of it")
-            assert_settles(unlimited, client, before)
+                wait_for(partial(all_more, look, before), "each count tells of it")
+            assert_settles(unlimited, look, before)
             soak.run(seconds / 2, THREADS, kill_daemon=True)
             crash(unlimited)
-            assert_settles(unlimited, client, before)
+            assert_settles(unlimited, look, before)
             # And without.
             soak.run(min(WARM_UP, seconds / 4), THREADS, kill_daemon=False)
             memory = []
             for _ in range(PARTS):
                 soak.run(seconds / 2 / PARTS, THREADS, kill_daemon=False)
                 memory.append(memory_kib(unlimited))
-            assert_settles(unlimited, client, before)
+            assert_settles(unlimited, look, before)
             transfer.finish()
         client.close_tunnel(kept)
     with capsys.disabled():

@@ -12,13 +12,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from support.bus import Client, DBusError
+from support.bus import NAME, Client, DBusError
 from support.crowd import CLOSED, Outcomes, at_once, interfaces
 from support.fds import memfd
 from support.installed import main_pid, wait_successor
 from support.manager import UNIT, UserManager
 from support.namespaces import Namespace
 from support.processes import open_fds, program, wait_for
+from support.rules import MatchRules
 from support.stage import Stage
 from wg4netnsd.names import tunnel_path
 
@@ -239,24 +240,25 @@ class Holdings(NamedTuple):
     rules: int
 
 
-def holdings(manager: UserManager, client: Client) -> Holdings:
+def holdings(manager: UserManager, client: Client, rules: MatchRules) -> Holdings:
+    """`rules`: of the manager's bus, from before there was a daemon."""
     pid = main_pid(manager)
     return Holdings(
         fds=len(open_fds(pid)),
         processes=len(manager.processes(UNIT)),
         stored=int(manager.property(UNIT, "NFileDescriptorStore")),
         files=sum(1 for _ in (manager.runtime / "wg4netnsd").rglob("*")),
-        rules=_match_rules(client),
+        rules=rules.of(client.bus("GetNameOwner", "s", NAME)).total(),
     )
 
 
-def assert_settles(manager: UserManager, client: Client, wanted: Holdings) -> None:
+def assert_settles(manager: UserManager, look: Callable[[], Holdings], wanted: Holdings) -> None:
     try:
-        wait_for(lambda: holdings(manager, client) == wanted, "as it was")
+        wait_for(lambda: look() == wanted, "as it was")
     except AssertionError:
         fds = sorted(open_fds(main_pid(manager)).values())
         programs = sorted(map(program, manager.processes(UNIT)))
-        now = holdings(manager, client)
+        now = look()
         raise AssertionError(f"{wanted} became {now}: {fds}, {programs}") from None
 
 
@@ -265,17 +267,3 @@ def memory_kib(manager: UserManager) -> int:
     rollup = Path(f"/proc/{main_pid(manager)}/smaps_rollup").read_text()
     (pss,) = (line for line in rollup.splitlines() if line.startswith("Pss:"))
     return int(pss.split()[1])
-
-
-def _match_rules(client: Client) -> int:
-    """Those that the bus keeps for the daemon."""
-    owner = client.bus("GetNameOwner", "s", "org.wg4netns1")
-    stats = client.call(
-        "/org/freedesktop/DBus",
-        "org.freedesktop.DBus.Debug.Stats",
-        "GetConnectionStats",
-        "s",
-        (owner,),
-        destination="org.freedesktop.DBus",
-    )
-    return int(stats["MatchRules"][1])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from support.bus import Client
+from support.bus import OBJECT_MANAGER, ROOT, TUNNEL, Client
 from support.daemon import Daemon
-from support.namespaces import MakeNamespace, ping
+from support.namespaces import MakeNamespace, Namespace, ping
 from support.stage import Stage, keys
 from support.transfer import TRANSFER
 from support.tunnels import tunnel
@@ -100,6 +100,42 @@ def test_handshake_and_counters_show_in_the_peer(
         assert peer["tx_bytes"] > 1000
         assert peer["persistent_keepalive"] == 0
         assert inside.links()["wg0"]["mtu"] == client.get(path, "Mtu") == 1380
+
+
+def unpacked(peers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A property's peers as GetPeers has them."""
+    return {key: {name: value for name, (_, value) in peer.items()} for key, peer in peers.items()}
+
+
+def managed(client: Client, path: str) -> dict[str, dict[str, Any]]:
+    objects = client.call(ROOT, OBJECT_MANAGER, "GetManagedObjects")
+    return unpacked(objects[path][TUNNEL]["Peers"][1])
+
+
+def described(client: Client, path: str) -> dict[str, dict[str, Any]]:
+    (tunnel,) = json.loads(client.manager("Describe"))["tunnels"]
+    return tunnel["Peers"]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda client, path: client.peers(path), id="GetPeers"),
+        pytest.param(lambda client, path: unpacked(client.get(path, "Peers")), id="Get"),
+        pytest.param(lambda client, path: unpacked(client.get_all(path)["Peers"]), id="GetAll"),
+        pytest.param(managed, id="GetManagedObjects"),
+        pytest.param(described, id="Describe"),
+    ],
+)
+def test_counters_are_those_of_the_moment(
+    daemon: Daemon, client: Client, inside: Namespace, stage: Stage, ask: Any
+) -> None:
+    with tunnel(client, inside, stage.conf(0)) as path:
+        counted = 0
+        for _ in range(2):
+            inside.check("ping", "-n", "-c1", "-W10", "-s1000", stage.far.ipv4)
+            before, counted = counted, ask(client, path)[stage.far.public_key]["rx_bytes"]
+            assert counted > before + 1000
 
 
 def test_namespaces_that_each_have_a_wg0_while_the_host_has_one(
