@@ -1,5 +1,7 @@
 """The daemon's own end: what its successor finds, and what nobody notices meanwhile."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from support.configs import Secrets
 from support.installed import assert_nothing_left, crash, main_pid, wait_successor
 from support.manager import UNIT, UserManager
 from support.namespaces import MakeNamespace, Namespace, ping
+from support.processes import wait_for
 from support.stage import Stage
 from support.transfer import Transfer
 
@@ -65,7 +68,12 @@ ENDS = pytest.mark.parametrize(
 def test_a_tunnel_stays_as_it_was(
     installed: UserManager, up: Up, stage: Stage, end: Callable[[UserManager], object]
 ) -> None:
+    """And so does what is known of an engine that it has lost before."""
+    os.kill(up.client.get(up.path, "EnginePID"), signal.SIGKILL)
+    wait_for(lambda: up.client.get(up.path, "RestartCount") == 1, "there is another engine")
+    ping(up.inside, stage.far.ipv4)
     before = up.known()
+    assert "SIGKILL" in str(before["LastError"])
     with Transfer(up.inside, stage.far.ipv4, stage.far.echo_port) as transfer:
         transfer.wait_for_progress()
         for _ in range(3):
