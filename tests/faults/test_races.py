@@ -109,11 +109,13 @@ def asked(address: str, inside: Namespace, conf: str | int, **options: Any) -> I
 
 def stays(client: Client) -> bool:
     """Whether there is a tunnel whose caller's leaving came too late to matter."""
-    for _, path, _ in client.tunnels():
+    while tunnels := client.tunnels():
+        ((_, path, state),) = tunnels
         try:
             client.tunnel(path, "WaitForState", "ast", ["closed"], 250_000)
         except DBusError as error:
-            return error.short_name == "Timeout"
+            if error.short_name == "Timeout" and state == "up":
+                return True
     return False
 
 
