@@ -132,7 +132,8 @@ class Host(Mounted):
         log = self.directory / "resolved.log"
         # As root it would become the user systemd-resolve, whom there is not.
         user = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--keep-caps"]
-        program = str(self.unpacked / "lib/systemd/systemd-resolved")
+        lib = "usr/lib" if (self.unpacked / "usr/lib/systemd").is_dir() else "lib"
+        program = str(self.unpacked / lib / "systemd/systemd-resolved")
         self.spawn(log, *user, program, SYSTEMD_LOG_LEVEL="debug", SYSTEMD_LOG_TARGET="console")
         socket = f"/proc/{self.pid}/root/run/systemd/resolve/io.systemd.Resolve"
         wait_for(lambda: os.path.exists(socket), "systemd-resolved listens")
