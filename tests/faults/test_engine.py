@@ -162,6 +162,9 @@ def test_an_engine_without_traffic_is_never_woken(
 
     wait_for(lambda: rests(6), "the first check is over", 60)
     assert rests(62)
+    # One that is stopped does nothing either, and is asked all the same.
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: frugal.client.get(path, "RestartCount") == 1, "it is replaced", 20)
 
 
 def test_calls_meet_an_engine_that_hangs(

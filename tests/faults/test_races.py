@@ -19,7 +19,7 @@ from support.crowd import CLOSED, Outcomes, by_clients, engines_of, interfaces, 
 from support.daemon import Daemon
 from support.fds import memfd, opened, pipe
 from support.namespaces import MakeNamespace, Namespace
-from support.processes import children, open_fds, wait_for
+from support.processes import children, open_fds, stopped, wait_for
 from support.stage import Stage
 from support.tunnels import reconfigure
 from wg4netnsd.names import tunnel_path
@@ -153,18 +153,6 @@ class Held:
     reached: Callable[[], object]
     conf: str | int = field(default_factory=lambda: Secrets().conf())
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -126,6 +127,19 @@ def watched_fds(pid: int) -> list[int]:
                 info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
                 found += [int(each) for each in re.findall(r"^tfd: +(\d+)", info, re.M)]
     return found
+
+
+@contextlib.contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """By SIGSTOP, until the block ends."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def of_program(name: str) -> set[int]:

@@ -9,9 +9,10 @@ import pytest
 
 from support.interface_changes import MTU, Interface, Make, of, run
 from support.namespaces import Namespace
+from support.processes import children, stopped, wait_for
 from wg4netnsd import agent as agents
 from wg4netnsd import errors, interface
-from wg4netnsd.agent import Settings
+from wg4netnsd.agent import Agent, Settings
 
 
 @pytest.fixture
@@ -110,14 +111,19 @@ def test_an_agent_that_is_gone(inside: Namespace) -> None:
     subject.close()
 
 
-def test_a_cancelled_change_is_over(tunnel: Make, inside: Namespace) -> None:
-    """Made or not made, but nothing comes later."""
+def test_a_cancelled_change_is_over(tunnel: Make, inside: Namespace, agent: Agent) -> None:
+    """Made or not made, but nothing comes later: whoever has cancelled it waits for its end."""
     subject = tunnel(of("10.0.0.1/24"))
+    (child,) = wait_for(lambda: children(agent.pid), "the agent's next child is there")
 
     async def cancel_at_once(new: Settings) -> None:
         task = asyncio.create_task(subject._change(new))
-        await asyncio.sleep(0)
-        task.cancel()
+        with stopped(child):
+            await asyncio.sleep(0)
+            task.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not task.done()
         with pytest.raises(asyncio.CancelledError):
             await task
 
