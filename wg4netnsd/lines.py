@@ -10,6 +10,9 @@ from typing import Final
 MAX_LINE: Final = 4096
 """Bytes; what is longer comes in parts."""
 
+MAX_READ: Final = 4096
+"""Bytes at a time: thousands of short lines would keep all others waiting."""
+
 
 class Lines:
     """Owns the read end of a pipe, hands on each line that comes, and closes it at its end."""
@@ -22,7 +25,7 @@ class Lines:
         asyncio.get_running_loop().add_reader(fd, self._on_readable)
 
     def _on_readable(self) -> None:
-        data = os.read(self._fd, 65536)
+        data = os.read(self._fd, MAX_READ)
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         if not data or len(self._buffer) > MAX_LINE:
             lines.append(self._buffer)
