@@ -19,7 +19,7 @@ import pytest
 
 from wg4netnsd.engine import BINARY
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # a cold build is all CPU
 
 ROOT = Path(__file__).resolve().parents[2]
 PT_DYNAMIC, PT_INTERP = 2, 3
