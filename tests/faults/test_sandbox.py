@@ -16,6 +16,8 @@ from support.namespaces import MakeNamespace
 from support.processes import status
 from support.stage import Stage
 
+pytestmark = pytest.mark.distribution
+
 SESSION_KEYRING = probe.session_keyring()
 
 # ---------------------------------------------------------------- what systemd makes of it

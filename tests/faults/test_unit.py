@@ -18,6 +18,8 @@ from support.namespaces import MakeNamespace
 from support.processes import is_alive, wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.distribution
+
 IMPORTS = "import os, signal, subprocess, sys, time\nimport systemd.daemon as systemd\n"
 
 

@@ -18,6 +18,8 @@ from support.namespaces import MakeNamespace, ping
 from support.processes import wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.distribution
+
 DOCS = Path(__file__).parents[2] / "docs"
 PYTHON = "/usr/bin/python3"  # Debian's, as python3-gi belongs to that
 EXAMPLES = {

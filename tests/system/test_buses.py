@@ -1,11 +1,13 @@
 """The buses that other tests run on are what they are said to be."""
 
+import pytest
+
 from support.bus import Bus, Client
 from support.buses import BROKER, DAEMON, ON_BOTH
 from support.manager import UserManager
 from support.processes import program
 
-pytestmark = ON_BOTH
+pytestmark = [ON_BOTH, pytest.mark.distribution]
 
 RUN_AS = {DAEMON: "dbus-daemon", BROKER: "dbus-broker-lau"}  # 15 characters of it: proc(5)
 UNIT = {DAEMON: "dbus.service", BROKER: "dbus-broker.service"}

@@ -18,6 +18,8 @@ from support.stage import Stage
 from wg4netnsd.ctl.program import parser
 from wg4netnsd.wgquick import IGNORABLE
 
+pytestmark = pytest.mark.distribution
+
 INSTALLED = Path(sys.prefix) / "share"
 BASH = """
 . /usr/share/bash-completion/bash_completion

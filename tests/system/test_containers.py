@@ -11,6 +11,8 @@ from support.daemon import SOON, Daemon
 from support.processes import wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.distribution
+
 
 @pytest.fixture
 def container() -> Iterator[Container]:

@@ -25,6 +25,8 @@ from support.processes import wait_for
 from support.resolvers import RESOLVERS, resolver
 from support.stage import Control, keys
 
+pytestmark = pytest.mark.distribution
+
 ANSWER = "198.51.100.7"
 DNS = Path(__file__).parents[1] / "support/dns.py"
 MARKER = "marker-of-this-test"

@@ -18,7 +18,7 @@ from support.fds import memfd
 from support.processes import descendants, is_alive, wait_for
 from support.stage import Stage
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.distribution]
 
 ENDING = sorted(
     {

@@ -16,6 +16,8 @@ from support.daemon import Daemon
 from support.processes import wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.distribution
+
 OWN = Path.home() / ".ssh/config"
 
 

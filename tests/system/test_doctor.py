@@ -18,7 +18,7 @@ from support.processes import of_program
 from wg4netnsd.ctl import doctor
 from wg4netnsd.ctl.doctor import finding
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.distribution]
 
 SHORT = f"~/{SHIPPED.relative_to(Path.home())}"
 PAGE = Path(__file__).parents[2] / "docs/wg4netnsctl.1"

@@ -17,6 +17,8 @@ from support.manager import UserManager
 from support.processes import wait_for
 from support.stage import LIBFAKETIME, Stage
 
+pytestmark = pytest.mark.distribution
+
 STOCK = Path("/run/stock/wireguard-go")
 IN_USERNS = ("unshare", "--user", "--map-root-user")
 

@@ -17,6 +17,8 @@ from support.doctor import ask, problems
 from support.manager import SHIPPED, UNIT, UserManager, changed, drop_in, program
 from support.processes import wait_for
 
+pytestmark = pytest.mark.distribution
+
 # ---------------------------------------------------------------- the session
 
 

@@ -26,6 +26,8 @@ from support.without import (
 )
 from wg4netnsd.engine import BINARY
 
+pytestmark = pytest.mark.distribution
+
 LACK = "Landlock: operation not permitted"
 BY_PRCTL = ["PR_SET_DUMPABLE", "PR_SET_NO_NEW_PRIVS"]
 LACKS = [

@@ -15,6 +15,8 @@ from support.stage import Stage, keys
 from support.transfer import TRANSFER
 from support.tunnels import tunnel
 
+pytestmark = pytest.mark.distribution
+
 
 def host_link(name: str) -> Any:
     command = ["ip", "-json", "address", "show", "dev", name]

@@ -17,6 +17,8 @@ from support.namespaces import MakeNamespace
 from support.stage import Stage, keys
 from wg4netnsd.journal import STATE_CHANGED, level_of_engine
 
+pytestmark = pytest.mark.distribution
+
 PUBLIC = "AbCd1234efghijklmnopqrstuvwxyzABCDEFGHIJKLM="
 SECRET = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
 PROGRAM = f"""

@@ -23,6 +23,8 @@ from support.resolvers import RESOLVERS, resolver
 from support.stage import Stage
 from wg4netnsd.ctl import lookups, mounts
 
+pytestmark = pytest.mark.distribution
+
 Make = Callable[..., Confined]
 _names = (f"lookup-{number}.example" for number in itertools.count())
 

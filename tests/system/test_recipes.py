@@ -21,6 +21,8 @@ from support.journal import Journal
 from support.processes import wait_for
 from support.stage import Stage
 
+pytestmark = pytest.mark.distribution
+
 PAGE = Path(__file__).parents[2] / "docs/containers.md"
 DNS, HOST, NONE = "198.51.100.53", "127.0.0.1", ""
 

@@ -21,7 +21,7 @@ from support.manager import UNIT, UserManager, ctl, installed, user_manager
 from support.processes import is_alive, of_program, wait_for
 from support.stage import Stage
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.distribution]
 
 CONFIGURATIONS = HOME / ".config/wg4netnsd"
 UNITS = HOME / ".config/systemd/user"

@@ -17,7 +17,7 @@ from support.namespaces import MakeNamespace
 from support.processes import of_program, wait_for
 from support.stage import Stage
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.distribution]
 
 MANUAL = HOME / ".local/share/man"
 
