@@ -73,7 +73,7 @@ def test_doctor_says_it() -> None:
     found = doctor.ask(*without(LANDLOCK_CREATE_RULESET))
     assert found["kernel"].status == "note"
     assert found["engine"].status == "note"
-    assert f"it can't have {LACK}" in found["engine"].found
+    assert f"its sandbox lacks {LACK}" in found["engine"].found
     assert doctor.problems(found) == doctor.problems(doctor.ask())
 
 
@@ -87,7 +87,7 @@ def test_the_daemon_says_it(installed: UserManager, namespace: MakeNamespace, st
     ):
         assert json.loads(client.manager("Describe"))["EngineLacks"] == [LACK]
         assert doctor.ask()["daemon"].status == "note"
-        assert f"they can't have {LACK}" in doctor.ask()["daemon"].found
+        assert f"its engines' sandbox lacks {LACK}" in doctor.ask()["daemon"].found
         said = [line for line in journal.messages() if LACK in line]
         assert said == [f"engines do without {LACK}"]
 

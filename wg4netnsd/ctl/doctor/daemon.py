@@ -190,9 +190,8 @@ def daemon() -> Finding:
         )
     if its["EngineLacks"]:
         return note(
-            f"{found}; of what confines its engines, they can't have "
-            f"{', '.join(its['EngineLacks'])}",
-            "They do without. If 'kernel' has it, a drop-in of the unit's may forbid it:",
+            f"{found}; its engines' sandbox lacks {', '.join(its['EngineLacks'])}",
+            "Engines run without it. If the kernel has it, a drop-in of the unit may forbid it:",
             run(f"systemctl --user cat {setup.UNIT}"),
         )
     return ok(found)

@@ -51,9 +51,9 @@ def engine() -> Finding:
     if not lacks:
         return ok(found)
     return note(
-        f"{found}; of what confines it, it can't have {', '.join(lacks)}",
-        "Engines do without. A part that the kernel has, a container's filter of system calls may "
-        "forbid: podman's and docker's '--security-opt seccomp=unconfined' lifts that.",
+        f"{found}; its sandbox lacks {', '.join(lacks)}",
+        "Engines run without it. If the kernel has it, a container's system call filter may forbid "
+        "it: podman's and docker's '--security-opt seccomp=unconfined' lifts that.",
     )
 
 
