@@ -220,6 +220,9 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     directory=$CACHE/wheel-$(hash_of "$source" .)
     once "$directory" make_wheel "$source" "$venv"
     wheel=$(echo "$directory"/*.whl)
+    # Whatever the uid of a world's user is, it builds with the same cache.
+    chmod a+rwx "$CACHE/go/pkg/mod"
+    chmod -R a+rwX "$CACHE"/{.cache/go-build,go/pkg/mod/cache}
     exec {lock}>&-
 }
 
