@@ -217,9 +217,12 @@ class Watcher:
         wait_for(lambda: self._waits_for() == (EPOLL, FOR_EVER), "it goes to sleep")
 
     def _waits_for(self) -> tuple[int, int]:
-        """The system call that it is in, and its fourth argument (proc_pid_syscall(5))."""
+        """The system call that it is in, and its fourth argument, an int, of which the other half
+        of the register says nothing (proc_pid_syscall(5))."""
         number, *arguments = Path(f"/proc/{self.process.pid}/syscall").read_text().split()
-        return (int(number), int(arguments[3], 16)) if arguments else (-1, -1)  # it runs
+        return (
+            (int(number), int(arguments[3], 16) & 0xFFFFFFFF) if arguments else (-1, -1)
+        )  # it runs
 
 
 class Logind(Client):
