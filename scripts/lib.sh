@@ -66,15 +66,29 @@ install_packages() { # PACKAGE…: those that are missing, after saying so
     fi
 }
 
-make_user() { # NAME: an ordinary one, with subordinate ids for rootless containers
+make_user() { # NAME: an ordinary one, who owns $CACHE
+    add_user "$1" 0
+    mkdir -p "$CACHE"
+    chown "$1:" "$CACHE"
+}
+
+# A user for each world, NAME-1 and so on: the kernel counts processes, descriptors on their way, pipes
+# and inotify's instances by uid, so worlds beside one another would take from each other's limits.
+make_users() { # NAME COUNT
+    local number
+    for ((number = 1; number <= $2; number++)); do
+        add_user "$1-$number" "$number"
+    done
+}
+
+add_user() { # NAME NUMBER: with subordinate ids for rootless containers, of its own by the number
+    local first=$((300000 + $2 * 65536))
     if ! id "$1" >/dev/null 2>&1; then
         say "adding the user $1, whose suite and daemon these will be"
         useradd --home-dir "$CACHE/home" --no-create-home --shell /bin/bash "$1"
     fi
-    grep -q "^$1:" /etc/subuid || usermod --add-subuids 300000-365535 "$1"
-    grep -q "^$1:" /etc/subgid || usermod --add-subgids 300000-365535 "$1"
-    mkdir -p "$CACHE"
-    chown "$1:" "$CACHE"
+    grep -q "^$1:" /etc/subuid || usermod --add-subuids "$first-$((first + 65535))" "$1"
+    grep -q "^$1:" /etc/subgid || usermod --add-subgids "$first-$((first + 65535))" "$1"
 }
 
 # Replaces this process, in its environment (proxies, certificates, mirrors) with a home of its own.
@@ -220,7 +234,7 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     directory=$CACHE/wheel-$(hash_of "$source" .)
     once "$directory" make_wheel "$source" "$venv"
     wheel=$(echo "$directory"/*.whl)
-    # Whatever the uid of a world's user is, it builds with the same cache.
+    # The users of all worlds build with the same cache.
     chmod a+rwx "$CACHE/go/pkg/mod"
     chmod -R a+rwX "$CACHE"/{.cache/go-build,go/pkg/mod/cache}
     exec {lock}>&-

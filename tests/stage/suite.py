@@ -1,15 +1,19 @@
 """Runs the suite in several worlds at a time:  suite.py WORLDS COMMAND…
 
-COMMAND enters a world and runs pytest in it: tests/stage/enter with its arguments. The worlds
-share a queue of test modules, a pipe that holds the numbers 0, 1, 2 …: all of them collect the
-same modules in the same order, and the one that reads a number runs that module. Each reports its
-tests through a pipe of its own (tests/support/shared.py is the other end). Ends with 0 if every
-world came to its end, and every test passed or was skipped; else what the worlds printed is kept.
+COMMAND enters a world and runs pytest in it: tests/stage/enter with its arguments. In a word that
+ends in -WORLD that becomes the world's number.
+
+The worlds share a queue of test modules, a pipe that holds the numbers 0, 1, 2 …: all of them
+collect the same modules in the same order, and the one that reads a number runs that module. Each
+reports its tests through a pipe of its own (tests/support/shared.py is the other end). Ends with 0
+if every world came to its end, and every test passed or was skipped; else what the worlds printed
+is kept.
 """
 
 import contextlib
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -36,6 +40,7 @@ class World:
         self._rest = b""
         self.results, theirs = os.pipe()
         fds = ["--queue", str(queue), "--results", str(theirs)]
+        command = [re.sub("-WORLD$", f"-{number}", word) for word in command]
         with log.open("wb") as output:
             # --pdeathsig: it ends with us, however we end.
             self.process = subprocess.Popen(
