@@ -122,7 +122,7 @@ class Engine:
     async def listen(self, socket_path: Path) -> None:
         """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
 
-        Raises EngineFailed.
+        Raises EngineFailed, LimitExceeded.
         """
         with _listen(socket_path) as listener:
             # Ours no longer than this: when the engine dies, whoever is connected learns it.
@@ -132,7 +132,7 @@ class Engine:
     async def attach(self, tun_fd: int) -> None:
         """Give it a TUN, whose fd stays the caller's too; return when it is in use.
 
-        Raises EngineFailed, Timeout.
+        Raises EngineFailed, LimitExceeded, Timeout.
         """
         loop = asyncio.get_running_loop()
         await self._hand_over(tun_fd)
@@ -150,7 +150,10 @@ class Engine:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
         try:
             self._handover.sendmsg([b"\0"], rights)
-        except OSError:
+        except OSError as error:
+            if error.errno in LACKING:
+                why = f"wireguard-go can't be given a descriptor: {error.strerror}"
+                raise LimitExceeded(why) from None
             raise await self.obituary() from None
 
     async def configure(self, settings: bytes) -> uapi.DeviceStatus:

@@ -97,7 +97,7 @@ class Supervised:
         self._note(status.public_key, status.listen_port)
 
     async def attach(self, tun_fd: int) -> None:
-        """Have the configured one use the TUN. Raises EngineFailed, Timeout."""
+        """Have the configured one use the TUN. Raises EngineFailed, LimitExceeded, Timeout."""
         assert self._engine
         await self._engine.attach(tun_fd)
         if self._engine.is_ending:

@@ -6,8 +6,12 @@ lacking, and leaves nothing; and when the fault is over all is as before, withou
 
 import errno
 import itertools
+import os
+import re
 import resource
 import shutil
+import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -92,7 +96,9 @@ FAULTS = pytest.mark.parametrize(
             (no_new_children_of_the_agent, {"LimitExceeded": "fork"}, ONCE),
             *((fds_left(number), {"LimitExceeded": ""}, ALWAYS) for number in (0, 1, 2)),
             *((fds_left(number), {"LimitExceeded": ""}, PERHAPS) for number in (5, 8, 11, 14)),
-            (fds_left(20), {}, NEVER),
+            # That limit also holds for what all processes of a user, in other worlds too, have on
+            # its way through sockets (unix(7)).
+            (fds_left(20), {"LimitExceeded": "Too many references"}, PERHAPS),
         ]
     ],
 )
@@ -138,6 +144,36 @@ def test_what_is_lacking_is_told_and_passes(
     assert "Traceback" not in daemon.log
     daemon.client.close_tunnel(path)
     wait_for(lambda: daemon.footprint() == daemon.idle, "it is as it was")
+
+
+@contextmanager
+def descriptors_on_their_way(number: int) -> Iterator[None]:
+    """Sent by a process of the user's, and not received."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for _ in range(number // 100):
+            socket.send_fds(ours, [b"1"], [ours.fileno()] * 100)
+        yield
+
+
+def test_too_many_descriptors_on_their_way(
+    start_daemon: Callable[..., Daemon], namespace: MakeNamespace, stage: Stage
+) -> None:
+    """Neither the agent nor an engine can be given one."""
+    daemon = start_daemon()
+    up, other = namespace(), namespace()
+    path = daemon.client.create(up, stage.conf(0))
+    message = "LimitExceeded: .*: Too many references"
+    with descriptors_on_their_way(300), limited(daemon.pid, resource.RLIMIT_NOFILE, 200):
+        with pytest.raises(DBusError, match=message):
+            daemon.client.create(other, stage.conf(1))
+        os.kill(daemon.client.get(path, "EnginePID"), signal.SIGKILL)
+        wait_for(
+            lambda: re.match(message, daemon.client.get(path, "LastError")[1]), "it is told why"
+        )
+    daemon.client.tunnel(path, "WaitForState", "ast", ["up"], 30_000_000)
+    ping(up, stage.far.ipv4)
+    daemon.close_tunnels()
 
 
 @contextmanager
