@@ -214,6 +214,7 @@ download() { # DIRECTORY PACKAGE…: unlike apt-get's user, we may write there
 
 make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     local source=$CACHE/source directory
+    umask 022 # what root makes here, and in the stage, an ordinary user reads
     exec {lock}>"$CACHE/.lock"
     flock "$lock"
     rm -rf "$source"
