@@ -98,11 +98,13 @@ def aborted(up: Up) -> None:
 
 def grows(up: Up) -> None:
     """By thousands of peers, each of which costs it some 10 kB."""
-    with contextlib.suppress(ConnectionError):  # it may be ended before it has them all
-        for _ in range(60):  # by and by, as it answers nobody else meanwhile
-            peers = "".join(f"public_key={os.urandom(32).hex()}\n" for _ in range(100))
+    with contextlib.suppress(ConnectionError):  # a busy one is ended before it has them all
+        for _ in range(60):  # while it takes some, it answers nobody else
+            if not is_alive(up.engine):
+                break  # or its successor would grow, too
             with socket.socket(socket.AF_UNIX) as uapi:
                 uapi.connect(str(up.socket))
+                peers = "".join(f"public_key={os.urandom(32).hex()}\n" for _ in range(100))
                 uapi.sendall(f"set=1\n{peers}\n".encode())
                 assert uapi.recv(100) in (b"errno=0\n\n", b"")
 

@@ -49,6 +49,7 @@ class World:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                process_group=0,  # what is sent to one world's is for no other
             )
         os.close(theirs)
 

@@ -54,9 +54,9 @@ def kill_until(subject: Tunnel, state: str) -> None:
     """Kill each engine; after the sixth there is none for more than a second (backoff.py)."""
     kills, enough = 0, 6 if state == "restarting" else 0
     while (now := subject.get("State")) != state or kills < enough:
-        if now == "up":
+        if now == "up" and (pid := subject.get("EnginePID")):  # it may be none by then
             with contextlib.suppress(ProcessLookupError):
-                os.kill(subject.get("EnginePID"), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 kills += 1
         time.sleep(0.01)  # no faster than the daemon can
 
