@@ -30,7 +30,8 @@ def run_build(*args: str | Path, script: Path = ROOT / "build.py", **env: str) -
     done = subprocess.run(
         [sys.executable, script, *args], env=os.environ | env, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    failures = re.findall(r"(?m)^ *--- FAIL.*\n(?: +.*\n)*", done.stdout)
+    assert done.returncode == 0, "".join(failures) + done.stderr
     return done.stdout
 
 
