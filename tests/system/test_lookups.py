@@ -148,6 +148,7 @@ def test_avahi(host: Host, confined: Make) -> None:
 
 # ------------------------------------------------------------------------------ /etc and /run
 
+EMPTIED = ["/run/avahi-daemon", "/run/systemd/resolve"]
 STUB = "../run/systemd/resolve/stub-resolv.conf"
 
 
@@ -210,6 +211,7 @@ def test_the_daemon_rewrites_its_file(confined: Make) -> None:
 def test_all_else_in_run_stays(host: Host, confined: Make) -> None:
     """Where nscd is, what was there is there, and what is mounted beneath it later too."""
     host.check("sh", "-ec", "mkdir /run/service; ln -s service /run/link; echo 1 >/run/file")
+    host.check("touch", *(f"{directory}/socket" for directory in EMPTIED))
     inside = confined()
     host.check("sh", "-c", "echo 2 >/run/file && mkdir /run/user/1001 && touch /run/service/new")
     host.check("mount", "-t", "tmpfs", "late", "/run/user/1001")
@@ -220,10 +222,9 @@ def test_all_else_in_run_stays(host: Host, confined: Make) -> None:
     assert inside.check("ls", "/run/link/", "/run/user/1001").split() == [
         *("/run/link/:", "new", "/run/user/1001:", "bus")
     ]
-    assert inside.check("ls", "/run/systemd/resolve", "/run/avahi-daemon").split() == [
-        *("/run/avahi-daemon:", "/run/systemd/resolve:")
-    ]
-    assert inside.run("touch", "/run/nscd").returncode != 0
+    assert inside.check("ls", *EMPTIED).split() == [f"{directory}:" for directory in EMPTIED]
+    for missing in ("/run/nscd", *(f"{directory}/socket" for directory in EMPTIED)):
+        assert inside.run("touch", missing).returncode != 0
 
 
 def test_without_nscd_run_is_the_hosts(host: Host, confined: Make) -> None:

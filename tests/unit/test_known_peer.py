@@ -146,6 +146,36 @@ def test_a_name_that_nobody_knows_is_asked_for_until_the_end(resolver: list[str]
     with_peer(test)
 
 
+def test_who_has_answered_is_looked_up_soon_again(
+    resolver: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the pauses were by then."""
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def test(peer: KnownPeer, told: Recorder) -> None:
+        while len(pauses) < 5:
+            await sleep(0)
+        peer.take(completed(1))
+        assert sorted(pauses) == pauses
+        assert pauses[-1] > pauses[0]
+        known = len(pauses)
+        peer.take(Initiated(KEY))
+        peer.session.expired()
+        peer.session.gave_up()
+        peer.settle()  # stale: it is looked up
+        while len(pauses) == known:
+            await sleep(0)
+        assert pauses[known] <= endpoints.FIRST_DELAY
+
+    sleep = asyncio.sleep
+    monkeypatch.setattr(endpoints.asyncio, "sleep", pause)
+    with_peer(test)
+
+
 def test_the_end_of_an_active_peer_begins_no_look_up(resolver: list[str]) -> None:
     async def test(peer: KnownPeer, _told: Recorder) -> None:
         peer.take(Initiated(KEY))

@@ -78,6 +78,18 @@ def test_the_first_ones_are_told_at_once() -> None:
     assert pace.due_at(7.0) is None
 
 
+def test_a_long_silence_earns_no_more_than_a_full_bucket() -> None:
+    pace = Pace(0)
+    pace.change(1)
+    assert pace.due(0.0)
+    for value in range(2, BURST + 2):
+        pace.change(value)
+        assert pace.due(1000.0)
+    pace.change(BURST + 2)
+    assert pace.due(1000.0) is None
+    assert pace.due_at(1000.0) == 1000.0 + INTERVAL
+
+
 def test_there_and_back_again_is_nothing_to_tell() -> None:
     pace = Pace(0)
     pace.change(1)

@@ -129,6 +129,17 @@ def test_a_far_end_that_dies_goes_stale_though_the_engine_never_gives_up() -> No
         assert session.state(second) is (PeerState.ACTIVE if second < 180 else PeerState.STALE)
 
 
+def test_an_attempt_after_one_that_was_given_up_is_a_new_one() -> None:
+    session = Session(TIMERS)
+    session.initiated(0)
+    session.gave_up()
+    assert session.state(1) is PeerState.STALE
+    assert not session.trying(1)
+    session.initiated(2)
+    assert session.state(2) is PeerState.HANDSHAKING
+    assert session.changes_at(2) == 92
+
+
 def test_a_suspended_machine_wakes_up_to_stale_peers() -> None:
     session = Session(TIMERS)
     session.completed(10)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wg4netnsd import uapi
 from wg4netnsd.config import Endpoint
 from wg4netnsd.errors import EngineFailed, Error, Timeout
-from wg4netnsd.uapi import DeviceStatus, PeerStatus, encode_set, parse_get
+from wg4netnsd.uapi import DeviceStatus, PeerStatus, encode_change, encode_set, parse_get
 from wg4netnsd.wgquick import parse
 
 PRIVATE, PRESHARED, PUBLIC, PUBLIC2 = (bytes([seed]) * 32 for seed in range(1, 5))
@@ -70,6 +70,52 @@ def test_what_is_unknown_is_left_to_the_engine() -> None:
     text = encode_set(CONFIG, mtu=1420, listen_port=0, endpoints={}).decode()
     assert "listen_port" not in text
     assert "endpoint" not in text
+
+
+def test_a_change_says_what_is_different_and_no_more() -> None:
+    """The networks of a peer that stays one by one: it is never without those that it keeps. What
+    goes, goes last: its networks are others' by then."""
+    third = bytes([5]) * 32
+    new = parse(
+        f"""
+        [Interface]
+        PrivateKey = {b64(PRIVATE)}
+        Address = 10.0.0.2/24
+        [Peer]
+        PublicKey = {b64(PUBLIC)}
+        AllowedIPs = 0.0.0.0/0, 10.1.0.0/16
+        Endpoint = 192.0.2.7:1
+        PersistentKeepalive = 25
+        [Peer]
+        PublicKey = {b64(third)}
+        AllowedIPs = fd00::/8
+        """.encode()
+    )
+    endpoints = {b64(PUBLIC): "192.0.2.7:1"}
+    text = encode_change(CONFIG, new, mtu=1300, endpoints=endpoints).decode()
+    assert text.split() == [
+        "set=1",
+        "mtu=1300",
+        f"public_key={PUBLIC.hex()}",
+        f"preshared_key={'00' * 32}",
+        "endpoint=192.0.2.7:1",
+        "allowed_ip=10.1.0.0/16",
+        f"public_key={third.hex()}",
+        "replace_allowed_ips=true",
+        "allowed_ip=fd00::/8",
+        "persistent_keepalive_interval=0",
+        f"public_key={PUBLIC2.hex()}",
+        "remove=true",
+    ]
+    back = encode_change(new, CONFIG, mtu=1420, endpoints={}).decode()
+    assert f"private_key={PRIVATE.hex()}" not in back
+    assert "allowed_ip=-10.1.0.0/16" in back.split()
+    assert encode_change(CONFIG, CONFIG, mtu=1420, endpoints={}).decode().split() == [
+        "set=1",
+        "mtu=1420",
+        f"public_key={PUBLIC.hex()}",
+        f"public_key={PUBLIC2.hex()}",
+    ]
 
 
 def test_an_answer_is_read_without_its_secrets() -> None:

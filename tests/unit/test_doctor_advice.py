@@ -1,0 +1,46 @@
+"""What `wg4netnsctl doctor` makes of namespaces that the kernel refuses, for reasons of which no
+machine at hand has all."""
+
+import errno
+
+import pytest
+
+from wg4netnsd.ctl.doctor import namespaces, trial
+from wg4netnsd.ctl.doctor.trial import Outcome
+
+APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
+CLONE = "kernel.unprivileged_userns_clone"
+MOST = "user.max_user_namespaces"
+
+
+@pytest.mark.parametrize(
+    ("code", "sysctls", "others", "words"),
+    [
+        (errno.ENOSPC, {MOST: "0"}, {}, f"{MOST} is 0."),
+        (errno.ENOSPC, {MOST: "9"}, {}, f"There are as many as {MOST} allows, here (9)"),
+        (errno.EPERM, {CLONE: "0"}, {}, f"{CLONE} is 0"),
+        (errno.EPERM, {CLONE: "1", APPARMOR: "1"}, {}, "AppArmor gives them to programs with"),
+        (errno.EACCES, {APPARMOR: "1"}, {}, "AppArmor gives them to programs with"),
+        (errno.EPERM, {APPARMOR: "0"}, {"chroot": True}, "This is a chroot"),
+        (errno.EINVAL, {}, {}, "This kernel has none"),
+        (errno.ENOSYS, {}, {"seccomp": "2"}, "This kernel has none"),
+        (errno.EPERM, {}, {"seccomp": "2"}, "A filter of system calls (seccomp) is in force"),
+        (errno.EACCES, {}, {"selinux": "1"}, "SELinux may have refused it"),
+        (errno.EACCES, {}, {"selinux": "0"}, "None of the known reasons"),
+        (errno.EPERM, {}, {"selinux": "1"}, "None of the known reasons"),
+    ],
+)
+def test_why_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    sysctls: dict[str, str],
+    others: dict[str, object],
+    words: str,
+) -> None:
+    files = {"/sys/fs/selinux/enforce": others.get("selinux", "")}
+    monkeypatch.setattr(namespaces, "sysctl", lambda name: sysctls.get(name, ""))
+    monkeypatch.setattr(namespaces, "read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(namespaces, "status", lambda _: others.get("seccomp", "0"))
+    monkeypatch.setattr(namespaces, "is_chroot", lambda: others.get("chroot", False))
+    first, *_ = namespaces._what_forbids(trial.USER_NAMESPACE, Outcome(code, "unshare"))
+    assert first.startswith(words)
