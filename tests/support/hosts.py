@@ -132,8 +132,10 @@ class Host(Mounted):
         log = self.directory / "resolved.log"
         # As root it would become the user systemd-resolve, whom there is not.
         user = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--keep-caps"]
-        lib = "usr/lib" if (self.unpacked / "usr/lib/systemd").is_dir() else "lib"
-        program = str(self.unpacked / lib / "systemd/systemd-resolved")
+        (found,) = self.unpacked.glob(
+            "**/lib/systemd/systemd-resolved"
+        )  # /usr/lib from Debian 13 on
+        program = str(found)
         self.spawn(log, *user, program, SYSTEMD_LOG_LEVEL="debug", SYSTEMD_LOG_TARGET="console")
         socket = f"/proc/{self.pid}/root/run/systemd/resolve/io.systemd.Resolve"
         wait_for(lambda: os.path.exists(socket), "systemd-resolved listens")
