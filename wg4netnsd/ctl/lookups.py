@@ -11,7 +11,7 @@ mount namespace of our own is given
     ├── avahi-daemon       nothing in it
     └── systemd/resolve    nothing in it
 
-There, what ssh reads of root's (sshconfig.py) are copies of our own.
+The root-owned files that ssh includes (sshconfig.py) are covered with copies that we own.
 
 It is not enough to mount something over each file. When the host replaces it by rename(2), as
 NetworkManager and resolvconf do with resolv.conf, or removes the directory, as systemd does when
@@ -25,7 +25,7 @@ The limits:
   answered by the host. This is no sandbox.
 - In /etc a file that the host replaces may be seen as it was; changes in place and new files show.
   Where the kernel grants no overlay, and in /run where it is covered, new files do not show either.
-- A copy for ssh stays as it is. Outside of /etc the host's file shows again once that is replaced.
+- ssh's copies do not follow changes. One outside /etc is gone once the host replaces the file.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _EMPTIED: Final = ("avahi-daemon", "systemd/resolve")
 
 
 def confine(resolv_conf: str, copied: Collection[RootFile] = ()) -> None:
-    """Have look-ups go by the file `resolv_conf`, of this process and of all that come from it; and
-    give these files of root's as copies of our own.
+    """Have look-ups go by the file `resolv_conf`, of this process and of all that come from it, and
+    show copies that we own in place of the root-owned files in `copied`.
 
     After mounts.own(), with CAP_SYS_ADMIN in the user namespace of the mount namespace. What is
     written into resolv_conf later is seen; another file of its name is not. Raises OSError, which
@@ -111,7 +111,7 @@ def _cover_etc(resolv_conf: str, copied: Collection[RootFile]) -> None:
 
 @contextlib.contextmanager
 def _copies(files: Collection[RootFile]) -> Iterator[dict[str, int]]:
-    """An fd of each one's copy, by its path. They are in a tmpfs that is to be covered."""
+    """Make the copies, in a tmpfs over /etc that has yet to be covered. An fd of each, by path."""
     with contextlib.ExitStack() as stack:
         copies: dict[str, int] = {}
         if files:

@@ -57,9 +57,11 @@ def map_ids(uid: int, gid: int) -> None:
 
 
 def _let_ping(gid: int) -> None:
-    """Have the kernel give programs of this group sockets for ping, in the network namespace that
-    we are in. It gives none to anybody in a new one (ping_group_range of icmp(7)), where systemd
-    has the host give them to all, and Debian's ping relies on that from 13 on."""
+    """Allow this group to open sockets for ping in the network namespace that we are in.
+
+    A new one allows it to nobody (ping_group_range in icmp(7)). On the host systemd allows it to
+    everybody, and ping needs it where it has no file capability, as on Debian 13.
+    """
     path = "/proc/sys/net/ipv4/ping_group_range"
     with contextlib.suppress(OSError), open(path, "w") as file:  # read-only in some containers
         file.write(f"{gid} {gid}")

@@ -1,12 +1,10 @@
-"""Files of root's that ssh reads, and takes from nobody but root or oneself.
+"""The root-owned files that ssh includes in its configuration.
 
-In a user namespace that does not map root, root's files are nobody's, and ssh ends with "Bad owner
-or permissions" at the first one that an Include names (read_config_file_depth() of its
-readconf.c). So there it is given copies that are the user's. Which files those are, and that they
-are root's, shows outside alone.
-
-Of the programs that are run most, no other was found that looks at who owns a file of root's and
-does without neither root nor itself: zsh's compaudit also takes whom zsh itself belongs to.
+ssh accepts an included file only if root or the user owns it. In a user namespace that does not map
+root, root's files belong to nobody, and ssh ends with "Bad owner or permissions"
+(read_config_file_depth() in its readconf.c). So `run` and `exec` give it copies that the user owns.
+The files are looked for before the namespace is entered: inside, root's files can't be told from
+those of other users, which ssh is right to refuse.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ class RootFile(NamedTuple):
 
 
 def root_files() -> list[RootFile]:
-    """What there is of them; to be called outside."""
+    """Find them. To be called outside the user namespace."""
     found: dict[str, RootFile] = {}
     if os.getuid():
         for path in _SYSTEM:
@@ -44,7 +42,7 @@ def _follow(path: str, base: str, found: dict[str, RootFile], depth: int = 0) ->
     path = os.path.realpath(path)
     if path in found or depth > _DEPTH:
         return
-    with contextlib.suppress(OSError):  # ssh may say so
+    with contextlib.suppress(OSError):  # it is for ssh to say so
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
             return
@@ -56,7 +54,7 @@ def _follow(path: str, base: str, found: dict[str, RootFile], depth: int = 0) ->
 
 def _follow_includes(content: bytes, base: str, found: dict[str, RootFile], depth: int = 0) -> None:
     for pattern in _included(content):
-        import glob  # few machines have none, but this is where each start of a program counts
+        import glob  # not where nothing is included: each millisecond of our start counts
 
         for path in sorted(glob.glob(os.path.join(base, os.path.expanduser(pattern)))):
             _follow(path, base, found, depth + 1)
