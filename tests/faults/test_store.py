@@ -5,6 +5,7 @@ One daemon leaves all these tunnels behind, each with a fault of its own, and th
 with what it finds. It starts in any case, and a fault of one tunnel is none of the others'.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -75,6 +76,14 @@ def record_is_a_directory(shelf: Shelf) -> None:
 
 def record_is_endless(shelf: Shelf) -> None:
     shelf.replace("record", os.open("/dev/zero", os.O_RDONLY))
+
+
+def record_is_written_to(shelf: Shelf) -> None:
+    """Which its seals refuse, whoever holds it."""
+    with contextlib.suppress(PermissionError):
+        os.pwrite(shelf.fd("record"), b"rubbish", 0)
+    with contextlib.suppress(PermissionError):
+        os.ftruncate(shelf.fd("record"), 10)
 
 
 def record_of_format_0(shelf: Shelf) -> None:
@@ -211,6 +220,7 @@ ROWS = [
     Row(record_is_a_pipe, Then.ENDED, logged="no record"),
     Row(record_is_a_directory, Then.ENDED, logged="no record"),
     Row(record_is_endless, Then.ENDED, logged="no record"),
+    Row(record_is_written_to, Then.AS_IT_WAS),
     Row(record_of_format_0, Then.ENDED, logged="format: "),
     Row(record_of_format_99, Then.ENDED, logged="format: "),
     Row(record_knows_more, Then.ENDED, logged="transit: "),
