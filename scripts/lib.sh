@@ -78,6 +78,7 @@ make_users() { # NAME COUNT
     local number
     for ((number = 1; number <= $2; number++)); do
         add_user "$1-$number" "$number"
+        usermod --append --groups "$1" "$1-$number" # for what they share: see share_go_caches
     done
 }
 
@@ -235,10 +236,15 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
     directory=$CACHE/wheel-$(hash_of "$source" .)
     once "$directory" make_wheel "$source" "$venv"
     wheel=$(echo "$directory"/*.whl)
-    # The users of all worlds build with the same cache.
-    chmod a+rwx "$CACHE/go/pkg/mod"
-    chmod -R a+rwX "$CACHE"/{.cache/go-build,go/pkg/mod/cache}
+    share_go_caches
     exec {lock}>&-
+}
+
+share_go_caches() { # with the users of all worlds, by their group
+    local caches=("$CACHE"/{.cache/go-build,go/pkg/mod/cache})
+    chgrp -R "$USER_OF_TESTS" "${caches[@]}" "$CACHE/go/pkg/mod"
+    chmod -R o-w,g+rwX "${caches[@]}"
+    chmod o-w,g+rwx "$CACHE/go/pkg/mod"
 }
 
 install_wheel() { # WHEEL VENV DIRECTORY: a fresh environment, with the venv's packages beneath
