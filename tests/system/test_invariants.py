@@ -406,8 +406,8 @@ def test_secrets_stay_out_of_sight(
 def test_no_core_dump_has_a_secret(start_daemon: Callable[..., Daemon], inside: Namespace) -> None:
     """There is none, wherever it is started."""
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    # A piped core_pattern takes 1, not 0, for "none". Who has 0 can have no more: sudo leaves 0, where
-    # root may not raise it again (tests/stage/world).
+    # A piped core_pattern takes 1, not 0, for "none". A process whose limit is 0 cannot raise it:
+    # sudo leaves 0, and root of a container may not undo that (tests/stage/world).
     none = "1" if hard else "0"
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     try:
