@@ -116,7 +116,7 @@ def test_systemd_does_not_try_for_ever_where_the_name_is_taken(installed: UserMa
         assert installed.property(UNIT, "ExecMainStatus") == "78"
         assert installed.property(UNIT, "ActiveState") == "failed"
         assert installed.property(UNIT, "NRestarts") == "0"
-    assert TAKEN in journal.messages(f"--user-unit={UNIT}")
+    assert TAKEN in journal.messages(SYSLOG_IDENTIFIER="wg4netnsd")
     installed.systemctl("start", UNIT)
 
 

@@ -214,7 +214,7 @@ def test_in_a_user_namespace_of_its_own_it_does_not_start(unit: UserManager) -> 
         unit.systemctl("start", UNIT, check=False)
         assert unit.property(UNIT, "Result") == "exit-code"
         assert unit.property(UNIT, "ExecMainStatus") == "78"
-    (message,) = journal.messages(f"--user-unit={UNIT}", SYSLOG_IDENTIFIER="wg4netnsd")
+    (message,) = journal.messages(SYSLOG_IDENTIFIER="wg4netnsd")
     assert "child user namespace" in message
 
 

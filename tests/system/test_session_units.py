@@ -72,9 +72,18 @@ class Session:
         """In microseconds, as in ActiveEnterTimestampMonotonic=."""
         return int(self.manager.property(unit, f"{event}TimestampMonotonic"))
 
-    def told(self, unit: str) -> list[str]:
-        """What wg4netnsctl has had to say there."""
-        return self.journal.messages(f"--user-unit={unit}", SYSLOG_IDENTIFIER="wg4netnsctl")
+    def wait_told(self, unit: str, words: str) -> None:
+        """Wait until the journal has a line of wg4netnsctl's with these words.
+
+        journald reads a unit's stderr later than the unit's state changes. It also cannot tell the
+        unit of a process that exited right after its first line: look for that line in any unit.
+        """
+        wait_for(lambda: any(words in line for line in self.told(unit)), f"the journal has {words}")
+
+    def told(self, unit: str = "") -> list[str]:
+        """What the journal has of wg4netnsctl's by now, of one unit or of all."""
+        of_unit = [f"--user-unit={unit}"] if unit else []
+        return self.journal.messages(*of_unit, SYSLOG_IDENTIFIER="wg4netnsctl")
 
     def tunnel(self, name: str) -> str:
         """Its path; empty where there is none."""
@@ -191,21 +200,20 @@ def test_a_wrong_configuration_is_told_and_not_tried_again(work: Session, stage:
     path = work.configure("work", stage.conf(0, MTU="12"))
     work.systemctl("start", "wg4netns@work", check=False)
     assert work.result("wg4netns@work") == ("failed", "exit-code")
-    told = "\n".join(work.told("wg4netns@work"))
-    assert "line 4: MTU: " in told
+    work.wait_told("", "line 4: MTU: ")
     assert "MTU" in work.manager.property("wg4netns@work", "StatusText")
-    assert stage.clients[0].private_key not in told
+    assert not [line for line in work.told() if stage.clients[0].private_key in line]
     path.unlink()
     work.systemctl("start", "wg4netns@work", check=False)
     assert work.result("wg4netns@work") == ("failed", "exit-code")
-    assert f"{path}: No such file or directory" in work.told("wg4netns@work")[-1]
+    work.wait_told("", f"{path}: No such file or directory")
     assert work.manager.property("wg4netns@work", "NRestarts") == "0"
 
 
 def test_a_name_that_no_tunnel_can_have_is_not_tried_again(session: Session) -> None:
     session.systemctl("start", "--", "wg4netns@-x", check=False)
     assert session.result("wg4netns@-x") == ("failed", "exit-code")
-    assert "no tunnel can be named '-x'" in session.told("wg4netns@-x")[-1]
+    session.wait_told("", "no tunnel can be named '-x'")
 
 
 def test_a_reload_applies_the_file(work: Session, stage: Stage) -> None:
@@ -216,7 +224,7 @@ def test_a_reload_applies_the_file(work: Session, stage: Stage) -> None:
     assert work.client.get(path, "Mtu") == 1300
     work.configure("work", stage.conf(0, MTU="12"))
     work.systemctl("reload", "wg4netns@work", check=False)
-    assert any("line 4: MTU: " in told for told in work.told("wg4netns@work"))
+    work.wait_told("", "line 4: MTU: ")
     assert work.client.get(path, "Mtu") == 1300
     assert (work.state("wg4netns@work"), work.main_pid("wg4netns@work")) == ("active", pid)
 
@@ -273,7 +281,9 @@ def test_down_ends_all_of_it(work: Session) -> None:
     work.wait_state("wg4netns@work", "inactive")
     work.wait_state("torrents", "inactive")
     assert work.result("wg4netns@work") == ("inactive", "success")
-    assert work.told("wg4netns@work") == ["work has ended: closed by request"]
+    work.wait_told("wg4netns@work", "work has ended: closed by request")
+    up, _ = work.told("wg4netns@work")
+    assert up.startswith("work is up: wg0 has 198.51.100.11/24")
 
 
 def comes_back(session: Session, unit: str, before: int) -> None:
@@ -307,7 +317,7 @@ def test_a_tunnel_that_is_given_up_is_a_failure(work: Session) -> None:
 
     wait_for(kill_and_see, "it is given up", 40)
     comes_back(work, "wg4netns@work", main)
-    assert any("work has failed: " in told for told in work.told("wg4netns@work"))
+    work.wait_told("wg4netns@work", "work has failed: ")
 
 
 # ---------------------------------------------------------------- the daemon and the bus
@@ -340,7 +350,7 @@ def test_they_end_with_the_daemons_stop(work: Session) -> None:
     work.systemctl("stop", UNIT)
     work.wait_state("wg4netns@work", "inactive")
     work.wait_state("torrents", "inactive")
-    assert work.told("wg4netns@work") == ["work has ended: the daemon is ending"]
+    work.wait_told("wg4netns@work", "work has ended: the daemon is ending")
     assert work.state(UNIT) == "inactive"
 
 

@@ -80,6 +80,9 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
         os.close(lease)
     found = client.properties(path)
     systemd.notify_status(_summary(found))
+    # journald learns a stream's unit from the first line, while the process is there: without this
+    # one, "has ended" could come too late to be shown among the unit's.
+    print(f"{found['Name']} is {_summary(found)}", file=sys.stderr)
     return client, _Tunnel(path, found["Name"], found["CreatedUSec"])
 
 
