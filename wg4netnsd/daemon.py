@@ -19,12 +19,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wg4netnsd import __version__, agent, fdstore, journal, signals, systemd
-from wg4netnsd.tasks import log_defect
+from wg4netnsd import __version__
+from wg4netnsd.agent import server as agent_server
+from wg4netnsd.aio.tasks import log_defect
+from wg4netnsd.kernel import signals
+from wg4netnsd.systemd import fdstore, journal, notify
 
 if TYPE_CHECKING:
-    from wg4netnsd.fdstore import Legacy
-    from wg4netnsd.manager import Manager
+    from wg4netnsd.agent.client import Agent
+    from wg4netnsd.systemd.fdstore import Legacy
+    from wg4netnsd.tunnel.manager import Manager
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +67,13 @@ def main() -> None:
         _set_limits()
         legacies = fdstore.inherited()
         # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
-        the_agent = agent.fork()
+        pid, control = agent_server.fork()
+        from wg4netnsd.agent.client import Agent
+
+        agent = Agent(pid, control)
         with _runtime_directory(arguments.runtime_dir, legacies.keys()) as directory:
-            status = asyncio.run(_serve(the_agent, arguments.engine, directory, legacies))
-        the_agent.end()
+            status = asyncio.run(_serve(agent, arguments.engine, directory, legacies))
+        agent.end()
         sys.exit(status)
     except StartupError as error:
         log.critical("%s", error)
@@ -74,18 +81,19 @@ def main() -> None:
 
 
 async def _serve(
-    the_agent: agent.Agent, binary: Path | None, directory: Path, legacies: Mapping[str, Legacy]
+    agent: Agent, binary: Path | None, directory: Path, legacies: Mapping[str, Legacy]
 ) -> int:
     """From the first call to the last; returns the exit status."""
     # Only now: the agent, and with it every fork of it, stays as small as it was.
-    from wg4netnsd import engine, restore
-    from wg4netnsd.bus import BusGone, NameTaken
-    from wg4netnsd.service import Service
-    from wg4netnsd.services import wait_for_bus
+    from wg4netnsd.api.service import Service
+    from wg4netnsd.bus.client import wait_for_bus
+    from wg4netnsd.bus.server import BusGone, NameTaken
+    from wg4netnsd.engine import engine
+    from wg4netnsd.tunnel import restore
 
     stop = _stop_on_signals()
     await restore.end_strays(legacies)
-    service = Service(the_agent, binary or engine.BINARY, directory)
+    service = Service(agent, binary or engine.BINARY, directory)
     try:
         bus = await service.start(legacies)
     except BusGone as error:
@@ -94,28 +102,28 @@ async def _serve(
     gc.freeze()  # modules and classes stay: no collection need look at them again
     host = _watch_host(service.manager)
     beat = asyncio.create_task(_beat(service.manager))
-    systemd.notify_ready()
+    notify.notify_ready()
     log.info("ready")
-    if not systemd.is_supervising():
+    if not notify.is_supervising():
         log.info("not started by systemd: no tunnel outlives this process")
 
     ends = {
         asyncio.ensure_future(bus.wait_gone()): EXIT_NO_BUS,
-        asyncio.ensure_future(_wait_dead(the_agent.pid)): EXIT_FAILURE,
+        asyncio.ensure_future(_wait_dead(agent.pid)): EXIT_FAILURE,
         stop: EXIT_SUCCESS,
     }
     status = await _first_end(ends)
 
     beat.cancel()
     host.close()
-    if status == EXIT_NO_BUS and systemd.is_supervising():
+    if status == EXIT_NO_BUS and notify.is_supervising():
         # A systemd that sees us end before the bus's own process connects to that, which is no
         # more, and does nothing else for 90 s (252: manager_recheck_dbus(), then sd_bus_flush()).
         await wait_for_bus(BUS_TIME)
     if succeeded := await _has_successor(status):
-        systemd.notify_stopping("its successor takes over the tunnels")
+        notify.notify_stopping("its successor takes over the tunnels")
     else:
-        systemd.notify_stopping("closing all tunnels")
+        notify.notify_stopping("closing all tunnels")
         await service.manager.close_all("the daemon is ending")
     await bus.close(patiently=not succeeded)
     log.info("stopped")
@@ -138,13 +146,13 @@ async def _has_successor(status: int) -> bool:
     After a failure, as the unit has Restart=on-failure: if it gives up, it drops the fds, and the
     engines end as nobody holds them. At SIGTERM it depends on the job that is under way.
     """
-    from wg4netnsd.services import BusGone, get_property
+    from wg4netnsd.bus.client import BusGone, get_property
 
-    if not systemd.is_supervising() or status != EXIT_SUCCESS:
-        return systemd.is_supervising()
+    if not notify.is_supervising() or status != EXIT_SUCCESS:
+        return notify.is_supervising()
     try:
-        job, path = await get_property(*systemd.unit_object(), "Job")
-        return bool(job) and await get_property(*systemd.job_object(path), "JobType") == "restart"
+        job, path = await get_property(*notify.unit_object(), "Job")
+        return bool(job) and await get_property(*notify.job_object(path), "JobType") == "restart"
     except BusGone as error:
         log.warning("whether it is a restart can't be told: %s", error)
         return True
@@ -225,7 +233,7 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
 
 def _clear(directory: Path, tunnels: Collection[str]) -> None:
     """Remove what other tunnels have made, of a daemon that was killed."""
-    from wg4netnsd.restore import remove_files
+    from wg4netnsd.tunnel.restore import remove_files
 
     for made in directory.iterdir():
         if made.name not in tunnels and made.is_dir():
@@ -245,10 +253,10 @@ def _default_runtime_directory() -> Path:
 
 async def _beat(manager: Manager) -> None:
     """Look after the engines; and show systemd's watchdog that the event loop runs."""
-    patience = systemd.watchdog_time()
+    patience = notify.watchdog_time()
     period = min(CHECK_TIME, patience / 3) if patience else CHECK_TIME
     while True:
-        systemd.notify_alive()
+        notify.notify_alive()
         checking = asyncio.create_task(manager.check_engines())  # may take longer than a period
         checking.add_done_callback(log_defect)
         await asyncio.sleep(period)
@@ -256,8 +264,8 @@ async def _beat(manager: Manager) -> None:
 
 def _watch_host(manager: Manager) -> contextlib.ExitStack:
     """Tell the tunnels when the host's network is another; until closed."""
-    from wg4netnsd.hostnet import HostNetwork
-    from wg4netnsd.suspend import Suspend
+    from wg4netnsd.host.network import HostNetwork
+    from wg4netnsd.host.suspend import Suspend
 
     def resumed(why: str) -> None:
         manager.network_moved(why)  # first: by the clock, sessions have ended meanwhile

@@ -22,8 +22,8 @@ from support.bus import TUNNEL, Client
 from support.daemon import Daemon
 
 ROUND = 1.25
-"""Seconds for one handshake of each tunnel: more than wg4netnsd/pace.py asks for, which thus never
-holds one back, and than the far end does, 1/50 s."""
+"""Seconds for one handshake of each tunnel: more than wg4netnsd/peers/pace.py asks for, which thus
+never holds one back, and than the far end does, 1/50 s."""
 
 BARE = "/org/wg4netns1/bare/"
 """Where the bare signals come from, as it were."""

@@ -38,7 +38,7 @@ from support.namespaces import Namespace
 from support.processes import wait_for
 from support.stage import Control, Stage
 from support.stream import Stream, Times, gaps
-from wg4netnsd.backoff import HEALTHY_TIME
+from wg4netnsd.engine.backoff import HEALTHY_TIME
 
 MOST_STALL = 1.0
 """Seconds that a stream may stall when its engine is killed."""
@@ -227,7 +227,7 @@ def _work_for_nothing(moments: Sequence[float], length: float) -> None:
     start = time.monotonic()
     for at in moments:
         time.sleep(max(0.0, start + at - time.monotonic()))
-        subprocess.run([sys.executable, "-c", "import wg4netnsd.service"], check=True)
+        subprocess.run([sys.executable, "-c", "import wg4netnsd.api.service"], check=True)
     time.sleep(max(0.0, start + length - time.monotonic()))
 
 

@@ -25,7 +25,7 @@ from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import is_alive, switches, wait_for
 from support.stage import Stage
 from support.transfer import Transfer
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 pytestmark = pytest.mark.long
 
@@ -66,7 +66,7 @@ def up(frugal: Daemon, namespace: MakeNamespace, stage: Stage) -> Iterator[Up]:
 def frugal_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """wg4netnsd with less patience for an engine's memory."""
     limits = "MAX_MEMORY: Final = 1 << 30", f"MAX_MEMORY: Final = {MEMORY}"
-    return changed_package(tmp_path_factory.mktemp("frugal"), "supervised.py", *limits)
+    return changed_package(tmp_path_factory.mktemp("frugal"), "tunnel/engine_slot.py", *limits)
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from support.daemon import Daemon
 from support.fds import memfd, opened
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, resident, wait_for
-from wg4netnsd.blocking import MAX_OF_ONE, MAX_THREADS
-from wg4netnsd.turns import MAX_CALLS, MAX_FDS
-from wg4netnsd.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE
-from wg4netnsd.wire import MAX_MESSAGE
+from wg4netnsd.aio.blocking import MAX_OF_ONE, MAX_THREADS
+from wg4netnsd.bus.call_queue import MAX_CALLS, MAX_FDS
+from wg4netnsd.bus.frames import MAX_MESSAGE
+from wg4netnsd.config.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from support.manager import UserManager
 from support.namespaces import MakeNamespace, ping
 from support.stage import Stage
 from support.tamper import Tampering, changed_unit, tampering
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 
 @dataclass

@@ -14,9 +14,13 @@ try:
 except ModuleNotFoundError:  # it takes a compiler, and nothing here calls it
     sys.modules["systemd"] = sys.modules["systemd.daemon"] = types.ModuleType("systemd")
 
-from wg4netnsd import blocking, configfile, contract, errors, names, options, turns, wgquick, wire
-from wg4netnsd.objects import Interface, snake_case
-from wg4netnsd.service import _PROPERTIES_OF, ManagerInterface, TunnelInterface
+from wg4netnsd import errors, names
+from wg4netnsd.aio import blocking
+from wg4netnsd.api import options
+from wg4netnsd.api.service import _PROPERTIES_OF, ManagerInterface, TunnelInterface
+from wg4netnsd.bus import call_queue, contract, frames
+from wg4netnsd.bus.objects import Interface, snake_case
+from wg4netnsd.config import reader, wgquick
 
 BOUND: dict[str, type[Interface]] = {
     names.MANAGER: ManagerInterface,
@@ -71,13 +75,13 @@ def test_documented_errors_exist(interface: contract.Interface) -> None:
 def test_the_limits_that_are_documented_are_the_codes() -> None:
     text = " ".join(contract.resource(f"dbus/{names.MANAGER}.xml").decode().split())
     for limit in (
-        f"a message of {wire.MAX_MESSAGE >> 10} KiB",
-        f"{turns.MAX_CALLS} calls under way, and {turns.MAX_FDS} file descriptors",
+        f"a message of {frames.MAX_MESSAGE >> 10} KiB",
+        f"{call_queue.MAX_CALLS} calls under way, and {call_queue.MAX_FDS} file descriptors",
         f"{blocking.MAX_OF_ONE} files of one client, and {blocking.MAX_THREADS} in all",
         f"{wgquick.MAX_SIZE >> 20} MiB, {wgquick.MAX_PEERS} peers",
         f"{wgquick.MAX_REPEATED['AllowedIPs']} values of AllowedIPs",
         f"or {wgquick.MAX_REPEATED['Address']} of Address or of DNS",
-        f"read to its end within {configfile.READ_TIME:g} s",
+        f"read to its end within {reader.READ_TIME:g} s",
         f"default {options.parse({}).timeout_usec // 10**6} s",
     ):
         assert limit in text, limit

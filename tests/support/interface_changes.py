@@ -10,46 +10,48 @@ import pytest
 
 from support.interfaces import NAME
 from support.namespaces import Namespace
-from wg4netnsd import errors, netns
-from wg4netnsd.agent import Agent, Change, Request, Settings
+from wg4netnsd import errors
+from wg4netnsd.agent.client import Agent
+from wg4netnsd.agent.protocol import ChangeInterface, CreateInterface, InterfaceSettings
+from wg4netnsd.tunnel.netns import Netns
 
 MTU = 1420
 
 
-def of(*cidrs: str, routes: str = "", mtu: int = MTU) -> Settings:
-    return Settings(mtu, list(cidrs), routes.split())
+def of(*cidrs: str, routes: str = "", mtu: int = MTU) -> InterfaceSettings:
+    return InterfaceSettings(mtu, list(cidrs), routes.split())
 
 
 class Interface:
     """An interface without an engine: the agent makes it and changes it."""
 
-    def __init__(self, agent: Agent, namespace: Namespace, first: Settings) -> None:
+    def __init__(self, agent: Agent, namespace: Namespace, first: InterfaceSettings) -> None:
         self.agent, self.namespace, self.settings = agent, namespace, first
         self.tun = asyncio.run(self._create(first))
 
-    async def _create(self, first: Settings) -> int:
-        inside = netns.identify(self.namespace.open())
+    async def _create(self, first: InterfaceSettings) -> int:
+        inside = Netns.identify(self.namespace.open())
         try:
-            async with netns.provision(self.agent, inside, Request(NAME, first)) as provisioning:
-                tun, watched = await provisioning.tun()
+            async with self.agent.create(inside.fd, CreateInterface(NAME, first)) as asked:
+                tun, watched = await asked.created()
                 os.close(watched.fd)
-                await provisioning.configured()
+                await asked.done()
                 return tun
         finally:
             inside.close()
 
-    def change(self, new: Settings) -> None:
+    def change(self, new: InterfaceSettings) -> None:
         asyncio.run(self._change(new))
         self.settings = new
 
-    async def _change(self, new: Settings) -> None:
-        inside = netns.identify(self.namespace.open())
+    async def _change(self, new: InterfaceSettings) -> None:
+        inside = Netns.identify(self.namespace.open())
         try:
-            await netns.change(self.agent, inside, Change(NAME, self.settings, new))
+            await self.agent.change(inside.fd, ChangeInterface(NAME, self.settings, new))
         finally:
             inside.close()
 
-    def refused(self, new: Settings) -> str:
+    def refused(self, new: InterfaceSettings) -> str:
         """The error's text of a change that must fail and leave all as it was."""
         before = self.state()
         with pytest.raises(errors.TunFailed) as refusal:
@@ -87,7 +89,7 @@ class Interface:
         os.close(self.tun)
 
 
-Make = Callable[[Settings], Interface]
+Make = Callable[[InterfaceSettings], Interface]
 
 
 def run(inside: Namespace, *commands: str) -> None:

@@ -7,31 +7,31 @@ from typing import Final
 
 from support.namespaces import Namespace
 from support.processes import PATIENCE
-from wg4netnsd import netns
-from wg4netnsd.agent import Agent, Request, Settings
-from wg4netnsd.linkwatch import Gone, LinkStatus, LinkWatch, Watched
-from wg4netnsd.netns import Tun
+from wg4netnsd.agent.client import Agent, NewInterface
+from wg4netnsd.agent.protocol import CreateInterface, InterfaceSettings
+from wg4netnsd.tunnel.link_watch import Gone, LinkStatus, LinkWatch
+from wg4netnsd.tunnel.netns import Netns
 
 NAME: Final = "wg0"
-SETTINGS: Final = Settings(1420, ["10.0.0.1/24", "fd00::1/64"], ["0.0.0.0/0", "::/0"])
+SETTINGS: Final = InterfaceSettings(1420, ["10.0.0.1/24", "fd00::1/64"], ["0.0.0.0/0", "::/0"])
 
 
 async def create(
-    agent: Agent, inside: Namespace, *, pins: bool, settings: Settings = SETTINGS
-) -> Tun:
+    agent: Agent, inside: Namespace, *, pins: bool, settings: InterfaceSettings = SETTINGS
+) -> NewInterface:
     """The interface, configured; nothing of ours but its TUN may keep the namespace alive."""
-    target = netns.identify(inside.open())
+    target = Netns.identify(inside.open())
     try:
-        async with netns.provision(agent, target, Request(NAME, settings, pins)) as provisioning:
-            made = await provisioning.tun()
+        async with agent.create(target.fd, CreateInterface(NAME, settings, pins)) as asked:
+            made = await asked.created()
             try:
-                await provisioning.configured()
+                await asked.done()
             except BaseException:
                 made.close()
                 raise
             return made
     finally:
-        target.let_go()
+        target.close()
 
 
 class Watching:
@@ -62,12 +62,12 @@ class Watching:
 
         self._loop.run_until_complete(end())
 
-    def watch_anew(self) -> Watched:
+    def watch_anew(self) -> LinkStatus:
         """As a daemon that has nothing but the TUN."""
         self._end_watch()
-        self.watched = self._loop.run_until_complete(netns.watch(self.agent, self.tun_fd))
+        self.watched = self._loop.run_until_complete(self.agent.watch(self.tun_fd))
         self.watch()
-        return self.watched
+        return LinkStatus(self.watched.link.name, self.watched.link.up)
 
     def told(self, last: LinkStatus | Gone) -> list[LinkStatus | Gone]:
         """What is told up to this."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from wg4netnsd.config import Config
+from wg4netnsd.config.model import Config
+from wg4netnsd.config.wgquick import parse
 from wg4netnsd.errors import InvalidConfig
-from wg4netnsd.wgquick import parse
 
 
 def key(seed: int) -> str:

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from wg4netnsd import agent as agents
-from wg4netnsd.agent import Agent
+from wg4netnsd.agent import server as agents
+from wg4netnsd.agent.client import Agent
 
 
 @pytest.fixture(scope="module")
 def agent() -> Iterator[Agent]:
     """One agent for a module's tests, without a daemon."""
-    forked = agents.fork()
+    forked = Agent(*agents.fork())
     yield forked
     forked.end()

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # a cold build is all CPU
 

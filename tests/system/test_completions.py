@@ -15,8 +15,8 @@ from support.daemon import Daemon
 from support.manager import ctl
 from support.namespaces import Namespace
 from support.stage import Stage
+from wg4netnsd.config.wgquick import IGNORABLE
 from wg4netnsd.ctl.program import parser
-from wg4netnsd.wgquick import IGNORABLE
 
 pytestmark = pytest.mark.distribution
 

@@ -68,7 +68,7 @@ def test_the_network_coming_is_a_reason_to_ask_at_once(
 ) -> None:
     """And the only one here: by itself, this daemon asks again after an hour."""
     delays = "FIRST_DELAY, MAX_DELAY = 1.0, 300.0", "FIRST_DELAY, MAX_DELAY = 3600.0, 3600.0"
-    package = changed_package(tmp_path, "endpoints.py", *delays)
+    package = changed_package(tmp_path, "peers/endpoint.py", *delays)
     client = start_daemon(PYTHONPATH=str(package.parent)).client
     with tunnel(client, inside, conf(stage)):
         control.host_name(NAME, "192.0.3.2")

@@ -16,7 +16,7 @@ import pytest
 
 from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.stage import Stage
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 # Makes wg0, sends its descriptor out, deletes wg0 when told to, and says so.
 INSIDE = """

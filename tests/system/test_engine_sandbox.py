@@ -29,7 +29,7 @@ from support.namespaces import MakeNamespace, ping
 from support.processes import status, wait_for
 from support.stage import Stage
 from support.tunnels import reconfigure
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 SYS_PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]
 SYS_PIDFD_GETFD = 438

@@ -24,7 +24,7 @@ from support.without import (
     SECCOMP,
     without,
 )
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 pytestmark = pytest.mark.distribution
 

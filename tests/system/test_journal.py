@@ -15,7 +15,7 @@ from support.journal import Journal
 from support.manager import UNIT, UserManager, installed, user_manager
 from support.namespaces import MakeNamespace
 from support.stage import Stage, keys
-from wg4netnsd.journal import STATE_CHANGED, level_of_engine
+from wg4netnsd.systemd.journal import STATE_CHANGED, level_of_engine
 
 pytestmark = pytest.mark.distribution
 

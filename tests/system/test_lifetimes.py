@@ -22,7 +22,7 @@ from support.fds import opened
 from support.installed import state
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, wait_for
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 
 @pytest.fixture

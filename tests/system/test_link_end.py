@@ -8,8 +8,10 @@ import pytest
 
 from support.interfaces import NAME, create
 from support.namespaces import MakeNamespace, Namespace
-from wg4netnsd import journal, link, netns
-from wg4netnsd.agent import Agent
+from wg4netnsd.agent.client import Agent
+from wg4netnsd.systemd import journal
+from wg4netnsd.tunnel import link
+from wg4netnsd.tunnel.netns import Netns
 
 LONGER = 0.3  # seconds
 
@@ -53,7 +55,7 @@ def test_somebody_keeps_it(
 
 async def hold(agent: Agent, inside: Namespace, pins: bool) -> tuple[link.Link, list[str]]:
     made = await create(agent, inside, pins=pins)
-    its_netns = netns.identify(inside.open())
+    its_netns = Netns.identify(inside.open())
     log = journal.of_tunnel(logging.getLogger("test"), "t", its_netns.id)
     seen: list[str] = []
     its = link.Link(agent, its_netns, NAME, log, seen.append, seen.append)

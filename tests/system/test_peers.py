@@ -25,7 +25,7 @@ from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transfer import Transfer
 from support.tunnels import tunnel
-from wg4netnsd.engine import BINARY
+from wg4netnsd.engine.engine import BINARY
 
 pytestmark = pytest.mark.long
 

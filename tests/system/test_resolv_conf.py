@@ -28,9 +28,9 @@ from support.fds import udp_port_in_use
 from support.namespaces import MakeNamespace, Namespace
 from support.stage import SMALL
 from support.tunnels import reconfigure
+from wg4netnsd.config.wgquick import parse
 from wg4netnsd.errors import InvalidConfig
-from wg4netnsd.resolvconf import render
-from wg4netnsd.wgquick import parse
+from wg4netnsd.tunnel.resolvconf import render
 
 NONE = "# It has no name server, so look-ups fail: the host's are not asked."
 KEYS = Secrets().conf("Address = 10.9.0.2/24, 10.9.0.3/24, fd09::2/64")

@@ -16,9 +16,12 @@ from support.daemon import SOON
 from support.interfaces import NAME, SETTINGS, create
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import children, is_alive, open_fds, wait_for
-from wg4netnsd import agent as agents
-from wg4netnsd import errors, netns, tun
-from wg4netnsd.agent import Agent, Change, Request, Settings
+from wg4netnsd import errors
+from wg4netnsd.agent import server as agents
+from wg4netnsd.agent.client import Agent, NewInterface
+from wg4netnsd.agent.protocol import ChangeInterface, CreateInterface, InterfaceSettings
+from wg4netnsd.kernel import tun
+from wg4netnsd.tunnel.netns import Netns
 
 both_ways = pytest.mark.parametrize("pins", [True, False], ids=["in place", "sibling"])
 
@@ -32,12 +35,14 @@ def agent(agent: Agent) -> Iterator[Agent]:
     wait_for(lambda: len(children(agent.pid)) == 1, "only the next request's child is left")
 
 
-def make(agent: Agent, inside: Namespace, pins: bool, settings: Settings = SETTINGS) -> netns.Tun:
+def make(
+    agent: Agent, inside: Namespace, pins: bool, settings: InterfaceSettings = SETTINGS
+) -> NewInterface:
     return asyncio.run(create(agent, inside, pins=pins, settings=settings))
 
 
 @contextlib.contextmanager
-def made(agent: Agent, inside: Namespace, pins: bool) -> Iterator[netns.Tun]:
+def made(agent: Agent, inside: Namespace, pins: bool) -> Iterator[NewInterface]:
     interface = make(agent, inside, pins)
     try:
         yield interface
@@ -74,16 +79,16 @@ def test_its_end(agent: Agent, namespace: MakeNamespace, pins: bool, nested: boo
     with made(agent, inside, pins) as interface:
         inside.empty()
         if pins:
-            kept = netns.of_tun(interface.fd)
+            kept = Netns.of_tun(interface.tun_fd)
             assert kept.id == was
             kept.close()
         else:
-            wait_for(lambda: tun.is_gone(interface.fd), "the interface ends with its namespace")
+            wait_for(lambda: tun.is_gone(interface.tun_fd), "the interface ends with its namespace")
             with pytest.raises(errors.TunFailed, match="the interface is gone"):
-                netns.of_tun(interface.fd)
-            assert tun.name(interface.fd) == ""
+                Netns.of_tun(interface.tun_fd)
+            assert tun.name(interface.tun_fd) == ""
             with pytest.raises(errors.TunFailed, match="the interface is gone"):
-                asyncio.run(netns.watch(agent, interface.fd))
+                asyncio.run(agent.watch(interface.tun_fd))
 
 
 @both_ways
@@ -96,31 +101,31 @@ def test_it_goes_with_its_tun(agent: Agent, inside: Namespace, pins: bool) -> No
 def test_its_index_where_others_are(agent: Agent, inside: Namespace, pins: bool) -> None:
     inside.check("ip", "link", "add", "one", "type", "veth", "peer", "other")
     with made(agent, inside, pins) as interface:
-        assert interface.interface == NAME
-        assert interface.watched.ifindex == inside.links()[NAME]["ifindex"] > 3
+        assert interface.watched.link.name == NAME
+        assert interface.watched.link.ifindex == inside.links()[NAME]["ifindex"] > 3
 
 
 @both_ways
 def test_it_can_be_changed_by_its_tun_alone(agent: Agent, inside: Namespace, pins: bool) -> None:
     async def change(tun_fd: int) -> None:
-        target = netns.of_tun(tun_fd)
+        target = Netns.of_tun(tun_fd)
         try:
             assert target.id == inside.id
-            new = Settings(1400, ["10.7.0.1/24"], [])
-            await netns.change(agent, target, Change(NAME, SETTINGS, new))
+            new = InterfaceSettings(1400, ["10.7.0.1/24"], [])
+            await agent.change(target.fd, ChangeInterface(NAME, SETTINGS, new))
         finally:
             target.close()
 
     with made(agent, inside, pins) as interface:
-        asyncio.run(change(interface.fd))
+        asyncio.run(change(interface.tun_fd))
         assert inside.addresses(NAME) == {"10.7.0.1/24"}
 
 
 def test_a_namespace_that_was_let_go(inside: Namespace) -> None:
-    known = netns.identify(inside.open())
+    known = Netns.identify(inside.open())
     fd = known.fd
     for _ in range(2):
-        known.let_go()
+        known.close()
         assert known.fd == -1
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         os.fstat(fd)
@@ -165,15 +170,15 @@ def test_no_room_for_its_fds(agent: Agent, inside: Namespace, pins: bool, room: 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def ask() -> None:
-        target = netns.identify(inside.open())
+        target = Netns.identify(inside.open())
         try:
-            async with netns.provision(agent, target, Request(NAME, SETTINGS, pins)) as asked:
+            async with agent.create(target.fd, CreateInterface(NAME, SETTINGS, pins)) as asked:
                 # New fds take the lowest numbers, so the limit leaves this many of them.
                 free = [os.dup(target.fd) for _ in range(room + 1)]
                 for fd in free:
                     os.close(fd)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard))
-                await asked.tun()
+                await asked.created()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             target.close()
@@ -203,7 +208,7 @@ def test_a_create_that_is_cancelled(
 
 @pytest.fixture
 def own_agent() -> Iterator[Agent]:
-    forked = agents.fork()
+    forked = Agent(*agents.fork())
     yield forked
     forked.end()
     assert not is_alive(forked.pid)
@@ -222,7 +227,7 @@ def test_it_keeps_nothing_that_it_inherits(own_agent: Agent) -> None:
     """/proc does not show its fds to us; but a pipe tells when its last writer is gone."""
     ours, theirs = os.pipe()
     high = os.dup2(theirs, 200)
-    second = agents.fork()
+    second = Agent(*agents.fork())
     os.close(theirs)
     os.close(high)
     try:
@@ -253,9 +258,9 @@ def test_an_agent_that_cannot_fork_says_so(
         asked = (create(own_agent, other, pins=pins) for _ in range(3))
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert time.monotonic() - began < SOON
-        refusals = [answer for answer in answers if not isinstance(answer, netns.Tun)]
+        refusals = [answer for answer in answers if not isinstance(answer, NewInterface)]
         for answer in answers:
-            if isinstance(answer, netns.Tun):
+            if isinstance(answer, NewInterface):
                 answer.close()
         text = "LimitExceeded: fork: Resource temporarily unavailable"
         assert [str(refusal) for refusal in refusals] == [text] * len(refusals)

@@ -18,8 +18,9 @@ from jeepney import DBusAddress, HeaderFields, Message, new_signal
 from support.bus import Bus, Client, DBusError
 from support.fds import pipe
 from support.processes import open_fds, wait_for
-from wg4netnsd import suspend, syscalls
-from wg4netnsd.suspend import FAR, RECENT, TOLERANCE, Clocks, Resumes, Suspend
+from wg4netnsd.host import suspend
+from wg4netnsd.host.suspend import FAR, RECENT, TOLERANCE, Clocks, Resumes, Suspend
+from wg4netnsd.kernel import syscalls
 
 LOGIND = "org.freedesktop.login1"
 LOGIND_PATH = "/org/freedesktop/login1"

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from wg4netnsd.backoff import HEALTHY_TIME, MAX_CRASHES, MAX_DELAY, Backoff
+from wg4netnsd.engine.backoff import HEALTHY_TIME, MAX_CRASHES, MAX_DELAY, Backoff
 
 
 def test_a_crash_loop_slows_down_and_ends() -> None:

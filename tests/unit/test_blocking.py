@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.processes import wait_for
-from wg4netnsd import blocking
+from wg4netnsd.aio import blocking
 from wg4netnsd.errors import LimitExceeded
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from support.wgquick import INTERFACE, PEER, PEER2, PRESHARED, PRIVATE, PROVIDERS, PUBLIC, parsed
-from wg4netnsd.config import Endpoint
+from wg4netnsd.config.model import Endpoint
+from wg4netnsd.config.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE, parse, render
 from wg4netnsd.errors import InvalidConfig, LimitExceeded
-from wg4netnsd.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE, parse, render
 
 # ---------------------------------------------------------------- what is taken
 

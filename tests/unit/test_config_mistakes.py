@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from support.wgquick import INTERFACE, PEER, PEER2, PRIVATE, PUBLIC, parsed, refusal
-from wg4netnsd.wgquick import IGNORABLE
+from wg4netnsd.config.wgquick import IGNORABLE
 
 PLAIN_KEY = "wG4" * 14 + "k"
 """Of a key without its `=`; every fourth has neither `+` nor `/`."""

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.depth import depth
-from wg4netnsd import uapi
-from wg4netnsd.config import Config
+from wg4netnsd.config.model import Config
+from wg4netnsd.config.wgquick import IGNORABLE, MAX_SIZE, parse
+from wg4netnsd.engine import uapi
 from wg4netnsd.errors import Error, InvalidConfig, LimitExceeded
-from wg4netnsd.wgquick import IGNORABLE, MAX_SIZE, parse
 
 MUTANTS = depth(20_000, 98_000)
 OF_HYPOTHESIS = depth(500, 2_000)

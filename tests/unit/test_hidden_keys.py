@@ -13,11 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wg4netnsd import options, paths
-from wg4netnsd.bus import Variant
-from wg4netnsd.config import Config
+from wg4netnsd.aio import fdpath
+from wg4netnsd.api import options
+from wg4netnsd.bus.server import Variant
+from wg4netnsd.config.model import Config
+from wg4netnsd.config.wgquick import parse
 from wg4netnsd.errors import InvalidArgs, InvalidConfig, may_hold_key, quote
-from wg4netnsd.wgquick import parse
 
 SHOWN = 8
 """Characters of a key, one after another, that no message may show."""
@@ -155,7 +156,7 @@ def test_an_option_that_holds_a_key_is_not_shown() -> None:
 def test_a_configuration_in_place_of_a_path_is_not_shown() -> None:
     for text in (INTERFACE, PRIVATE, PRIVATE[:-1], PRIVATE[:12]):
         with pytest.raises(InvalidArgs, match=f"config_path: {re.escape(HIDDEN)}: expected an abs"):
-            paths.refuse_relative(text, "config_path")
+            fdpath.refuse_relative(text, "config_path")
 
 
 # ---------------------------------------------------------------- what is shown

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from support.configs import key
-from wg4netnsd import endpoints
-from wg4netnsd.config import Endpoint, Peer
+from wg4netnsd.config.model import Endpoint, Peer
+from wg4netnsd.engine.events import Completed, Initiated, Moved, Timers
+from wg4netnsd.engine.uapi import PeerStatus
 from wg4netnsd.errors import Error, Unresolved
-from wg4netnsd.events import Completed, Initiated, Moved, Timers
-from wg4netnsd.pace import Told
-from wg4netnsd.peer import Handshake, KnownPeer
-from wg4netnsd.session import PeerState
-from wg4netnsd.uapi import PeerStatus
+from wg4netnsd.peers import endpoint
+from wg4netnsd.peers.pace import Told
+from wg4netnsd.peers.peer import Handshake, KnownPeer
+from wg4netnsd.peers.state import PeerState
 
 KEY = key()
 NAME = "where.test"
@@ -58,8 +58,8 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise Unresolved(f"{host}: nobody knows")
         return list(addresses)
 
-    monkeypatch.setattr(endpoints, "look_up", look_up)
-    monkeypatch.setattr(endpoints, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(endpoint, "look_up", look_up)
+    monkeypatch.setattr(endpoint, "FIRST_DELAY", 0.01)
     return addresses
 
 
@@ -169,10 +169,10 @@ def test_who_has_answered_is_looked_up_soon_again(
         peer.settle()  # stale: it is looked up
         while len(pauses) == known:
             await sleep(0)
-        assert pauses[known] <= endpoints.FIRST_DELAY
+        assert pauses[known] <= endpoint.FIRST_DELAY
 
     sleep = asyncio.sleep
-    monkeypatch.setattr(endpoints.asyncio, "sleep", pause)
+    monkeypatch.setattr(endpoint.asyncio, "sleep", pause)
     with_peer(test)
 
 
@@ -200,6 +200,6 @@ def test_who_answers_an_engine_that_was_replaced_is_in_use_no_longer_than_that()
 
 def test_the_endpoint_begins_with_the_first_address() -> None:
     found = {NAME: ["2001:db8::1", "192.0.2.1"]}
-    assert endpoints.first_address(Endpoint(NAME, 1), found) == "[2001:db8::1]:1"
-    assert endpoints.first_address(Endpoint("192.0.2.9", 1), found) == "192.0.2.9:1"
-    assert endpoints.first_address(Endpoint("other.test", 1), found) == ""
+    assert endpoint.first_address(Endpoint(NAME, 1), found) == "[2001:db8::1]:1"
+    assert endpoint.first_address(Endpoint("192.0.2.9", 1), found) == "192.0.2.9:1"
+    assert endpoint.first_address(Endpoint("other.test", 1), found) == ""

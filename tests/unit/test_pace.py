@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wg4netnsd.pace import BURST, INTERVAL, Pace, Told
+from wg4netnsd.peers.pace import BURST, INTERVAL, Pace, Told
 
 CHANGES = st.lists(st.tuples(st.integers(0, 3), st.floats(0, 5)), max_size=60)
 

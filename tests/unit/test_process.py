@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from support.processes import is_alive, program, state, stopped, wait_for
-from wg4netnsd import process
-from wg4netnsd.process import Process
+from wg4netnsd.aio import process
+from wg4netnsd.aio.process import Process
 
 Test = Callable[[subprocess.Popen[bytes]], Awaitable[None]]
 

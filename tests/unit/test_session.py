@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wg4netnsd.events import Timers
-from wg4netnsd.session import PeerState, Session
+from wg4netnsd.engine.events import Timers
+from wg4netnsd.peers.state import PeerState, Session
 
 TIMERS = Timers(180, 90)
 

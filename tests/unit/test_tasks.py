@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from wg4netnsd.tasks import finish
+from wg4netnsd.aio.tasks import finish
 
 
 def test_finished_in_spite_of_cancellations() -> None:

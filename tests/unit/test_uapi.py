@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wg4netnsd import uapi
-from wg4netnsd.config import Endpoint
+from wg4netnsd.config.model import Endpoint
+from wg4netnsd.config.wgquick import parse
+from wg4netnsd.engine import uapi
+from wg4netnsd.engine.uapi import DeviceStatus, PeerStatus, encode_change, encode_set, parse_get
 from wg4netnsd.errors import EngineFailed, Error, Timeout
-from wg4netnsd.uapi import DeviceStatus, PeerStatus, encode_change, encode_set, parse_get
-from wg4netnsd.wgquick import parse
 
 PRIVATE, PRESHARED, PUBLIC, PUBLIC2 = (bytes([seed]) * 32 for seed in range(1, 5))
 

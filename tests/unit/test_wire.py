@@ -9,8 +9,8 @@ from jeepney import HeaderFields, MessageType, Parser
 
 from support import rawbus
 from support.rawbus import Raw, Values
-from wg4netnsd import connection, wire
-from wg4netnsd.connection import Message, Variant
+from wg4netnsd.bus import connection, frames
+from wg4netnsd.bus.connection import Message, Variant
 
 
 def message(
@@ -29,7 +29,7 @@ def pieces(data: bytes, rng: random.Random) -> Iterator[bytes]:
 
 STREAM = [
     message(),
-    message("ay", (bytes(wire.MAX_MESSAGE),)),
+    message("ay", (bytes(frames.MAX_MESSAGE),)),
     message("", ()),
     message("s", ("y",), big=True),
     message("ay", (bytes(300_000),), big=True),
@@ -41,13 +41,15 @@ STREAM = [
 @pytest.mark.parametrize("seed", range(50))
 def test_a_stream_in_any_pieces(seed: int) -> None:
     """A descriptor comes with the first byte of the message that it belongs to."""
-    frames, found = wire.Frames(), []
+    reader, found = frames.Frames(), []
     for number, data in enumerate(STREAM):
         for nth, piece in enumerate(pieces(data, random.Random(seed))):
-            found += frames.feed(piece, [number] if nth == 0 else [])
+            found += reader.feed(piece, [number] if nth == 0 else [])
     assert [frame.length for frame in found] == [len(data) for data in STREAM]
     assert [frame.fds for frame in found] == [[number] for number in range(len(STREAM))]
-    assert [frame.is_whole for frame in found] == [len(data) <= wire.MAX_MESSAGE for data in STREAM]
+    assert [frame.is_whole for frame in found] == [
+        len(data) <= frames.MAX_MESSAGE for data in STREAM
+    ]
     assert {(frame.sender, frame.member, frame.serial) for frame in found} == {
         (":1.42", "Member", 7)
     }
@@ -55,27 +57,27 @@ def test_a_stream_in_any_pieces(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_messages_that_come_together(seed: int) -> None:
-    frames, found = wire.Frames(), []
+    reader, found = frames.Frames(), []
     for piece in pieces(b"".join(STREAM), random.Random(seed)):
-        found += frames.feed(piece, [])
+        found += reader.feed(piece, [])
     assert [frame.length for frame in found] == [len(data) for data in STREAM]
 
 
 def test_descriptors_belong_to_the_last_message_that_begins() -> None:
-    first, second = wire.Frames().feed(message() + message(), [3, 4])
+    first, second = frames.Frames().feed(message() + message(), [3, 4])
     assert (first.fds, second.fds) == ([], [3, 4])
-    frames = wire.Frames()
-    (first,) = frames.feed(message() + message()[:20], [3])
+    reader = frames.Frames()
+    (first,) = reader.feed(message() + message()[:20], [3])
     assert first.fds == []
-    (second,) = frames.feed(message()[20:], [])
+    (second,) = reader.feed(message()[20:], [])
     assert second.fds == [3]
 
 
 def test_descriptors_of_an_unfinished_message_can_be_dropped() -> None:
-    frames = wire.Frames()
-    assert frames.feed(message()[:20], [3, 4]) == []
-    assert frames.drop() == [3, 4]
-    assert frames.drop() == []
+    reader = frames.Frames()
+    assert reader.feed(message()[:20], [3, 4]) == []
+    assert reader.drop() == [3, 4]
+    assert reader.drop() == []
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -91,7 +93,7 @@ def test_fields_that_nobody_knows_are_ignored(seed: int, big: bool) -> None:
         unknown = (rng.randint(10, 255), signature, values.of(signature))
         fields.insert(rng.randint(0, len(fields)), unknown)
     data = Raw(fields=fields, signature="sv", body=("x", ("u", 7)), big_endian=big).data(7)
-    (frame,) = wire.Frames().feed(data, [])
+    (frame,) = frames.Frames().feed(data, [])
     assert (frame.path, frame.member, frame.sender) == ("/a", "Member", ":1.42")
     assert set(frame.fields) == {rawbus.PATH, rawbus.MEMBER, 7, rawbus.SIGNATURE}
     if frame.is_whole:
@@ -100,7 +102,7 @@ def test_fields_that_nobody_knows_are_ignored(seed: int, big: bool) -> None:
 
 def test_a_field_of_another_type_than_its_own_is_ignored() -> None:
     fields = [(rawbus.PATH, "as", ["/a"]), (rawbus.MEMBER, "u", 7), (7, "s", ":1.42")]
-    (frame,) = wire.Frames().feed(Raw(fields=fields).data(7), [])
+    (frame,) = frames.Frames().feed(Raw(fields=fields).data(7), [])
     assert set(frame.fields) == {7}
 
 
@@ -109,8 +111,8 @@ def test_types_in_one_another_without_end_are_malformed() -> None:
     for _ in range(100):
         deep = ("v", deep)
     data = Raw(fields=[(77, *deep)]).data(7)
-    with pytest.raises(wire.Malformed, match="in one another"):
-        wire.Frames().feed(data, [])
+    with pytest.raises(frames.Malformed, match="in one another"):
+        frames.Frames().feed(data, [])
 
 
 def test_rubbish_is_malformed_or_a_message() -> None:
@@ -120,8 +122,8 @@ def test_rubbish_is_malformed_or_a_message() -> None:
         for _ in range(rng.randint(1, 5)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
-            assert len(wire.Frames().feed(bytes(data), [])) <= 1
-        except wire.Malformed:
+            assert len(frames.Frames().feed(bytes(data), [])) <= 1
+        except frames.Malformed:
             malformed += 1
     assert 1000 < malformed < 9000
 
@@ -129,10 +131,10 @@ def test_rubbish_is_malformed_or_a_message() -> None:
 @pytest.mark.parametrize("text", ["", "LimitExceeded: 7", "é" * 1000])
 @pytest.mark.parametrize("sender", [":1.4", ":1.42", ":1.4200000"])
 def test_an_error_as_others_read_it(sender: str, text: str) -> None:
-    (call,) = wire.Frames().feed(message(), [])
+    (call,) = frames.Frames().feed(message(), [])
     call.sender = sender
     parser = Parser()
-    parser.add_data(wire.error(9, call, "org.example.Error", text))
+    parser.add_data(frames.error(9, call, "org.example.Error", text))
     parsed = parser.get_next_message()
     assert parsed.header.message_type is MessageType.error
     assert parsed.header.serial == 9

@@ -16,7 +16,8 @@ from jeepney import DBusAddress, HeaderFields, Message, MessageFlag, MessageType
 from jeepney.bus import parse_addresses
 from jeepney.io.blocking import DBusConnection
 
-from wg4netnsd import addresses, names
+from wg4netnsd import names
+from wg4netnsd.bus.address import session_address
 from wg4netnsd.ctl.failure import LOG, TIMEOUT, UNREACHABLE, Failure, NotRunning, of_bus
 
 START_BUS: Final = (
@@ -128,7 +129,7 @@ class Client:
 
     def __init__(self) -> None:
         """Raises Failure where there is no bus."""
-        address = addresses.session()
+        address = session_address()
         if not address:
             text = "no session bus: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set"
             raise Failure(text, LOGIN, UNREACHABLE)

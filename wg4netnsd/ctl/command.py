@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 
 from wg4netnsd.ctl import mounts
 from wg4netnsd.ctl.failure import NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED, complain
-from wg4netnsd.syscalls import PR_SET_PDEATHSIG, mount, prctl
+from wg4netnsd.kernel.syscalls import PR_SET_PDEATHSIG, mount, prctl
 
 _PASSED_ON: Final = {
     signal.SIGHUP,

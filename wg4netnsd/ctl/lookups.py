@@ -37,7 +37,7 @@ from typing import Final
 
 from wg4netnsd.ctl import mounts
 from wg4netnsd.ctl.sshconfig import RootFile
-from wg4netnsd.syscalls import MS_BIND, MS_RDONLY, mount
+from wg4netnsd.kernel.syscalls import MS_BIND, MS_RDONLY, mount
 
 _EMPTIED: Final = ("avahi-daemon", "systemd/resolve")
 """Of /run. With our nsswitch.conf nobody asks there; programs that bring their own one may."""

@@ -15,12 +15,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from wg4netnsd import names, signals
+from wg4netnsd import names
 from wg4netnsd.ctl import colours
 from wg4netnsd.ctl.changes import Changes, Event
 from wg4netnsd.ctl.client import Client, Signal, now_usec
 from wg4netnsd.ctl.colours import paint
 from wg4netnsd.ctl.failure import UNREACHABLE, Failure, NotRunning
+from wg4netnsd.kernel import signals
 
 
 def run(arguments: Arguments) -> None:

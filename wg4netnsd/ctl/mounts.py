@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from wg4netnsd.syscalls import (
+from wg4netnsd.kernel.syscalls import (
     MS_BIND,
     MS_NODEV,
     MS_NOSUID,

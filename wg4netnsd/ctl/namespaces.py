@@ -8,7 +8,7 @@ import os
 
 from wg4netnsd.ctl.failure import DOCTOR, Failure, of_kernel
 from wg4netnsd.ctl.mounts import own as own_mounts
-from wg4netnsd.syscalls import (
+from wg4netnsd.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,

@@ -24,7 +24,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from wg4netnsd import contract, names
+from wg4netnsd import names
+from wg4netnsd.bus import contract
 from wg4netnsd.ctl import xdg
 from wg4netnsd.errors import Failed
 

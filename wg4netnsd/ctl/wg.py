@@ -9,7 +9,7 @@ from typing import Final
 from wg4netnsd.ctl import command, mounts, namespaces
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import of_kernel
-from wg4netnsd.syscalls import MS_BIND, mount
+from wg4netnsd.kernel.syscalls import MS_BIND, mount
 
 RUN: Final = "/var/run"
 SOCKETS: Final = "wireguard"

@@ -91,7 +91,7 @@ def test_as_many_tunnels_as_the_limit_allows(
     start_daemon: Callable[..., Daemon], tmp_path: Path, namespace: MakeNamespace, secrets: Secrets
 ) -> None:
     limits = "MAX_TUNNELS: Final = 256\n", "MAX_TUNNELS: Final = 2\n"
-    package = changed_package(tmp_path, "manager.py", *limits)
+    package = changed_package(tmp_path, "tunnel/manager.py", *limits)
     started = start_daemon(PYTHONPATH=str(package.parent))
     client = started.client
     assert client.get(ROOT, "MaxTunnels", MANAGER) == 2

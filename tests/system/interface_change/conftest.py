@@ -7,14 +7,15 @@ import pytest
 
 from support.interface_changes import Interface, Make
 from support.namespaces import Namespace
-from wg4netnsd.agent import Agent, Settings
+from wg4netnsd.agent.client import Agent
+from wg4netnsd.agent.protocol import InterfaceSettings
 
 
 @pytest.fixture
 def tunnel(agent: Agent, inside: Namespace) -> Iterator[Make]:
     made: list[Interface] = []
 
-    def make(first: Settings) -> Interface:
+    def make(first: InterfaceSettings) -> Interface:
         made.append(Interface(agent, inside, first))
         return made[-1]
 
@@ -27,7 +28,7 @@ def tunnel(agent: Agent, inside: Namespace) -> Iterator[Make]:
 def changed_as_created(tunnel: Make, agent: Agent, namespace: Any) -> Callable[..., Interface]:
     """Changes through the settings given; each must look as if it had been made so."""
 
-    def check(*stations: Settings) -> Interface:
+    def check(*stations: InterfaceSettings) -> Interface:
         subject = tunnel(stations[0])
         for station in stations[1:]:
             subject.change(station)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support.interface_changes import Interface, Make, of, run
 from support.interfaces import NAME
 from support.namespaces import Namespace
-from wg4netnsd.agent import Agent, Settings
+from wg4netnsd.agent.client import Agent
+from wg4netnsd.agent.protocol import InterfaceSettings
 
 # ---------------------------------------------------------------- what is asked for comes
 
@@ -29,7 +30,9 @@ from wg4netnsd.agent import Agent, Settings
     ],
     ids=["one more", "others", "another family", "routes", "MTU"],
 )
-def test_there_and_back(changed_as_created: Any, old: Settings, new: Settings) -> None:
+def test_there_and_back(
+    changed_as_created: Any, old: InterfaceSettings, new: InterfaceSettings
+) -> None:
     changed_as_created(old, new, old)
 
 
@@ -91,7 +94,7 @@ def test_the_last_ipv4_address_takes_no_route_along(tunnel: Make, inside: Namesp
     ],
 )
 def test_a_network_is_connected_or_routed(
-    changed_as_created: Any, connected: Settings, explicit: Settings
+    changed_as_created: Any, connected: InterfaceSettings, explicit: InterfaceSettings
 ) -> None:
     changed_as_created(connected, explicit, connected)
 
@@ -127,14 +130,14 @@ NETWORKS = [
 ]  # fmt: skip
 
 
-def consistent(mtu: int, addresses: list[str], networks: list[str]) -> Settings:
+def consistent(mtu: int, addresses: list[str], networks: list[str]) -> InterfaceSettings:
     """What a Config would ask for: no IPv6 below 1280, no route that an address implies."""
     connected = {str(ip_interface(address).network) for address in addresses}
     routes = [network for network in networks if network not in connected]
     if mtu < 1280:
         addresses = [address for address in addresses if ":" not in address]
         routes = [network for network in routes if ":" not in network]
-    return Settings(mtu, addresses, routes)
+    return InterfaceSettings(mtu, addresses, routes)
 
 
 some_settings = st.builds(
@@ -157,7 +160,9 @@ some_settings = st.builds(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @example(stations=[of("fd00::1/64"), of("fd00::1/128", routes="fd00::/64"), of("fd00::1/64")])
-def test_changed_is_as_created(agent: Agent, inside: Namespace, stations: list[Settings]) -> None:
+def test_changed_is_as_created(
+    agent: Agent, inside: Namespace, stations: list[InterfaceSettings]
+) -> None:
     expected = []
     for station in stations:
         fresh = Interface(agent, inside, station)

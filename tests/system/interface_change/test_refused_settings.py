@@ -10,9 +10,11 @@ import pytest
 from support.interface_changes import MTU, Interface, Make, of, run
 from support.namespaces import Namespace
 from support.processes import children, stopped, wait_for
-from wg4netnsd import agent as agents
-from wg4netnsd import errors, interface
-from wg4netnsd.agent import Agent, Settings
+from wg4netnsd import errors
+from wg4netnsd.agent import interface
+from wg4netnsd.agent import server as agents
+from wg4netnsd.agent.client import Agent
+from wg4netnsd.agent.protocol import InterfaceSettings
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def other(inside: Namespace) -> str:
     ],
 )
 def test_a_route_of_another_interface(
-    tunnel: Make, inside: Namespace, other: str, network: str, new: Settings
+    tunnel: Make, inside: Namespace, other: str, network: str, new: InterfaceSettings
 ) -> None:
     subject = tunnel(
         of("10.0.0.1/24", "10.0.0.2/24", "fd00::1/64", routes="0.0.0.0/0 ::/0 10.9.0.0/16")
@@ -102,9 +104,9 @@ def test_an_interface_that_is_not_there(
 
 
 def test_an_agent_that_is_gone(inside: Namespace) -> None:
-    mortal = agents.fork()
+    mortal = Agent(*agents.fork())
     subject = Interface(mortal, inside, of("10.0.0.1/24"))
-    mortal.control.shutdown(socket.SHUT_RDWR)
+    mortal._control.shutdown(socket.SHUT_RDWR)
     mortal.end()
     with pytest.raises(errors.TunFailed, match="the agent can't be reached"):
         subject.change(of("10.0.0.2/24"))
@@ -116,7 +118,7 @@ def test_a_cancelled_change_is_over(tunnel: Make, inside: Namespace, agent: Agen
     subject = tunnel(of("10.0.0.1/24"))
     (child,) = wait_for(lambda: children(agent.pid), "the agent's next child is there")
 
-    async def cancel_at_once(new: Settings) -> None:
+    async def cancel_at_once(new: InterfaceSettings) -> None:
         task = asyncio.create_task(subject._change(new))
         with stopped(child):
             await asyncio.sleep(0)

@@ -15,7 +15,7 @@ import wg4netnsd
 from wg4netnsd.ctl.doctor import trial
 from wg4netnsd.ctl.doctor.finding import Finding, after, note, ok, problem, run
 from wg4netnsd.ctl.doctor.procfs import read, sysctl, user
-from wg4netnsd.syscalls import adjtimex, landlock_version
+from wg4netnsd.kernel.syscalls import adjtimex, landlock_version
 
 UNSYNCHRONISED: Final = 16_000_000
 """Microseconds: NTP_PHASE_LIMIT of the kernel's ntp.c, an error that grows while nobody sets the

@@ -21,7 +21,7 @@ from wg4netnsd.ctl.doctor.procfs import (
     sysctl,
 )
 from wg4netnsd.ctl.doctor.trial import Outcome
-from wg4netnsd.tun import DEVICE as TUN_DEVICE
+from wg4netnsd.kernel.tun import DEVICE as TUN_DEVICE
 
 ENOUGH: Final = 15000
 """For the limits of namespaces; distributions have about as many."""

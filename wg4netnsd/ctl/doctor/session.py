@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd import addresses
+from wg4netnsd.bus.address import session_address
 from wg4netnsd.ctl.doctor.busprobe import AuthenticationError, Bus, Unanswered
 from wg4netnsd.ctl.doctor.finding import Finding, NotYet, note, ok, problem, run
 from wg4netnsd.ctl.doctor.procfs import is_initial_userns, user
@@ -45,7 +45,7 @@ def runtime_directory() -> Finding:
 
 
 def session_bus() -> Finding:
-    if not (address := addresses.session()):
+    if not (address := session_address()):
         return problem(
             "neither XDG_RUNTIME_DIR nor DBUS_SESSION_BUS_ADDRESS tells where it is",
             "See to 'runtime directory' first.",
@@ -72,7 +72,7 @@ def connected() -> Bus:
 def _connect() -> Bus | Exception:
     """It is asked for once, as one that hangs takes its time."""
     try:
-        return Bus.connect(addresses.session())
+        return Bus.connect(session_address())
     except Exception as error:  # jeepney's are of many types, none of them documented
         return error
 

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
-from wg4netnsd import tun
 from wg4netnsd.ctl.namespaces import map_ids
-from wg4netnsd.syscalls import (
+from wg4netnsd.kernel import tun
+from wg4netnsd.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,

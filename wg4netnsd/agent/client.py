@@ -1,0 +1,189 @@
+"""The daemon's side of the agent: ask for an interface, for a change of one, or to watch one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+from wg4netnsd import errors
+from wg4netnsd.agent.protocol import (
+    Answer,
+    ChangeInterface,
+    CreateInterface,
+    InterfaceLink,
+    Refusal,
+    Request,
+    WatchInterface,
+    decode_answer,
+    encode,
+)
+from wg4netnsd.aio.tasks import finish
+
+GIVE_UP_TIME: Final = 5.0
+"""Seconds that an abandoned request gets to end."""
+
+
+class WatchedLink(NamedTuple):
+    """A netlink socket that reports what becomes of an interface; owns `fd`."""
+
+    fd: int
+    link: InterfaceLink
+
+
+class NewInterface(NamedTuple):
+    """An interface by its TUN, and the socket that reports what becomes of it; owns both."""
+
+    tun_fd: int
+    watched: WatchedLink
+
+    def close(self) -> None:
+        os.close(self.tun_fd)
+        os.close(self.watched.fd)
+
+
+class Conversation:
+    """One request, which a child of the agent answers: a new TUN first, the rest after that."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+        self._fds: list[int] = []
+
+    async def created(self) -> NewInterface:
+        """Return the interface as soon as it is in its namespace; its fds are the caller's.
+
+        Raises InvalidNetns, TunFailed, AlreadyExists, LimitExceeded.
+        """
+        watched = await self.watched()
+        return NewInterface(self._fds.pop(), watched)
+
+    async def watched(self) -> WatchedLink:
+        """Return what reports on the interface; its fd is the caller's. Raises as `created()`."""
+        link = await self._answer()
+        assert isinstance(link, InterfaceLink)
+        return WatchedLink(self._fds.pop(), link)
+
+    async def done(self) -> None:
+        """Return when everything that was asked for is done. Raises as `created()`."""
+        await self._answer()
+
+    async def give_up(self) -> None:
+        """Return when the agent's child has ended, so that nothing more comes of the request."""
+        with contextlib.suppress(TimeoutError, OSError, errors.LimitExceeded):
+            async with asyncio.timeout(GIVE_UP_TIME):
+                while await self._receive():
+                    pass
+
+    def close(self) -> None:
+        """Close the socket and every fd that nobody took."""
+        for fd in self._fds:
+            os.close(fd)
+        self._connection.close()
+
+    async def _answer(self) -> Answer:
+        while b"\n" not in self._buffer:
+            data = await self._receive()
+            if not data:
+                raise errors.TunFailed("the agent ended without an answer")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer = decode_answer(line)
+        if isinstance(answer, Refusal):
+            raise errors.named(answer.error, answer.text)
+        return answer
+
+    async def _receive(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self._connection, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._connection)
+        try:
+            data, ancillary, flags, _ = self._connection.recvmsg(
+                4096, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:  # the child ended with the request unread
+            return b""
+        for _level, _type, fds in ancillary:
+            self._fds += struct.unpack(f"{len(fds) // 4}i", fds[: len(fds) // 4 * 4])
+        if flags & socket.MSG_CTRUNC:
+            raise errors.LimitExceeded("no file descriptor left for the TUN (RLIMIT_NOFILE)")
+        return data
+
+
+class Agent:
+    """The agent's process, and the socket that takes requests to it. Owns both.
+
+    Every request raises TunFailed if the agent is gone, and LimitExceeded for want of fds.
+    """
+
+    def __init__(self, pid: int, control: socket.socket) -> None:
+        self.pid = pid
+        self._control = control
+
+    def end(self) -> None:
+        """Close the socket, which ends the agent, and wait for that."""
+        self._control.close()
+        os.kill(self.pid, signal.SIGCONT)  # somebody may have stopped it
+        os.waitpid(self.pid, 0)
+
+    @contextlib.asynccontextmanager
+    async def create(self, netns: int, request: CreateInterface) -> AsyncIterator[Conversation]:
+        """Ask for an interface in the namespace; leaving the block ends the conversation.
+
+        Left by an exception, it leaves no interface except one whose TUN was taken.
+        """
+        async with self._ask(netns, request) as conversation:
+            yield conversation
+
+    async def change(self, netns: int, request: ChangeInterface) -> None:
+        """Have an interface's settings changed: all of it, or nothing.
+
+        Cancelled, it returns when the agent's child has ended, with the change made or not.
+        Raises TunFailed, also when the interface is not there any more, and InvalidNetns.
+        """
+        async with self._ask(netns, request) as conversation:
+            await conversation.done()
+
+    async def watch(self, tun_fd: int) -> WatchedLink:
+        """Return what reports on a TUN's interface, wherever it is; its fd is the caller's.
+
+        Raises TunFailed, also when the interface is gone, and InvalidNetns.
+        """
+        async with self._ask(tun_fd, WatchInterface()) as conversation:
+            return await conversation.watched()
+
+    @contextlib.asynccontextmanager
+    async def _ask(self, fd: int, request: Request) -> AsyncIterator[Conversation]:
+        """Begin a conversation. Left by an exception, return when the agent's child has ended."""
+        with contextlib.ExitStack() as stack:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                conversation = Conversation(ours)
+                stack.callback(conversation.close)
+                ours.setblocking(False)
+                with theirs:
+                    self._hand_over(fd, theirs.fileno())
+                await asyncio.get_running_loop().sock_sendall(ours, encode(request))
+                ours.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                kind = errors.LimitExceeded if error.errno in errors.LACKING else errors.TunFailed
+                raise kind(f"the agent can't be reached: {error.strerror}") from None
+            try:
+                yield conversation
+            except BaseException:
+                # It may be cancelled too, as when the engine and the lease end at once.
+                await finish(conversation.give_up())
+                raise
+
+    def _hand_over(self, *fds: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+        self._control.sendmsg([b"\0"], rights, socket.MSG_DONTWAIT)

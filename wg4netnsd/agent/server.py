@@ -1,0 +1,251 @@
+"""The agent: enters a caller's network namespace and makes the TUN there, or changes it.
+
+    daemon ── control socket ──► agent ──fork──► child, one a request
+                                                   enter → open → (fd back) → configure → exit
+                                                   enter → change → exit
+
+setns() to a user namespace needs a single-threaded process (setns(2)), and what has entered one
+can't come back. So the daemon forks the agent before it starts an event loop or a thread, and the
+agent forks one child for each request. The child is forked ahead of its request: only the request
+itself then lies between the caller and the interface.
+
+The agent never holds a secret: it is forked before the first configuration is read, and a request
+has a name, MTUs, addresses and routes. It imports nothing of ours but what works beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from typing import Any, Final, NoReturn
+
+from wg4netnsd.agent import interface
+from wg4netnsd.agent.interface import Refused
+from wg4netnsd.agent.protocol import (
+    Answer,
+    ChangeInterface,
+    CreateInterface,
+    Done,
+    InterfaceLink,
+    InterfaceSettings,
+    Refusal,
+    Request,
+    WatchInterface,
+    decode_request,
+    encode,
+)
+from wg4netnsd.kernel.rtnetlink import Link, Netlink
+from wg4netnsd.kernel.syscalls import PR_SET_DUMPABLE, PR_SET_NAME, prctl
+
+REQUEST_TIME: Final = 30
+"""Seconds after which a child that is stuck in the kernel gives up."""
+
+PATIENCE: Final = 0.02
+"""Seconds that a child gets for itself; it needs a tenth of that, unless it moves an interface."""
+
+TAKEN: Final = b"+"
+"""What a child says once it has its request."""
+
+ENDED: Final = b"-"
+"""What it says when the daemon is gone."""
+
+
+class _NoChild(Exception):
+    """There is none to give the next request to."""
+
+
+def fork() -> tuple[int, socket.socket]:
+    """Fork the agent; return its pid and the socket that takes requests to it.
+
+    Call this before the process has a second thread.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        _keep_only(0, 1, 2, theirs.fileno())
+        _exit_after(_serve, theirs)
+    theirs.close()
+    return pid, ours
+
+
+def _exit_after(function: Any, *args: Any) -> NoReturn:
+    """Run `function` as all that is left of a forked process: no atexit, no parent's `finally`."""
+    status = 1
+    try:
+        function(*args)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _keep_only(*fds: int) -> None:
+    """Close all others: what the daemon has by now, as from the fd store, is not to live on."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in fds:
+            with contextlib.suppress(OSError):  # EBADF: the listing's own
+                os.close(fd)
+
+
+def _serve(control: socket.socket) -> None:
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115  it may have been another fd
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the daemon
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    prctl(PR_SET_NAME, b"wg4netns-agent")
+    # Once in a caller's user namespace, whoever is root there could ptrace us; see ptrace(2).
+    prctl(PR_SET_DUMPABLE, 0)
+    _rehearse()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are nobody's to collect
+    asked = False
+    while True:
+        try:
+            if _fork_ahead(control) == ENDED:
+                return
+            asked = False
+        except _NoChild as reason:
+            if asked and not _refuse(control, reason):
+                return
+            # Nothing tells when there is memory or a free pid again: see when one is needed.
+            asked = bool(select.select([control], [], [])[0])
+
+
+def _fork_ahead(control: socket.socket) -> bytes:
+    """Fork a child and wait until it says TAKEN or ENDED.
+
+    Raises _NoChild, with the request still to be taken.
+    """
+    announced, announce = os.pipe()
+    try:
+        child = os.fork()
+    except OSError as error:
+        os.close(announced)
+        os.close(announce)
+        raise _NoChild(f"fork: {error.strerror}") from None
+    if child == 0:
+        os.close(announced)
+        _exit_after(_child, control, announce)
+    os.close(announce)
+    said = os.read(announced, 1)
+    if said == TAKEN:
+        # Its end of file is the child's end. To fork beside it would slow it down; to wait for
+        # longer, the next request.
+        select.select([announced], [], [], PATIENCE)
+    os.close(announced)
+    if not said:  # killed, as by the kernel where memory is short, or a defect of ours
+        raise _NoChild("fork: the child ended before it had a request")
+    return said
+
+
+def _refuse(control: socket.socket, reason: _NoChild) -> bool:
+    """Answer a request in place of a child. False when the daemon is gone."""
+    print(f"wg4netns-agent: {reason}", file=sys.stderr)
+    received = _take(control)
+    if not received:
+        return False
+    fd, connection = received
+    os.close(fd)
+    with connection:
+        connection.settimeout(REQUEST_TIME)
+        with contextlib.suppress(OSError):  # it has given up
+            # First to its end: closed with something unread, the daemon could not send it.
+            while connection.recv(65536):
+                pass
+            _send(connection, Refusal("LimitExceeded", str(reason)))
+    return True
+
+
+def _rehearse() -> None:
+    """Do what a request will ask for, as far as it changes nothing: a fresh child has to copy
+    every page that it touches, and nobody waits for it yet."""
+    ours, theirs = socket.socketpair()
+    settings = InterfaceSettings(1420, ["192.0.2.1/32", "2001:db8::1/128"], ["0.0.0.0/0", "::/0"])
+    with ours, theirs:
+        ours.sendall(encode(CreateInterface("wg0", settings)))
+        ours.shutdown(socket.SHUT_WR)
+        _read_request(theirs)
+        _send(theirs, Done())
+    with Netlink() as netlink:
+        netlink.find("lo")
+    interface.messages(Link("wg0", 1), settings)
+
+
+def _child(control: socket.socket, announce: int) -> None:
+    _rehearse()
+    request = _take(control)
+    os.write(announce, TAKEN if request else ENDED)
+    if not request:
+        return
+    control.close()
+    signal.alarm(REQUEST_TIME)
+    _answer(*request)
+
+
+def _take(control: socket.socket) -> tuple[int, socket.socket] | None:
+    """The next request: what it is about, and the conversation. None when the daemon is gone."""
+    # recv_fds() of Python 3.11 ignores its flags, hence recvmsg().
+    data, ancillary, *_ = control.recvmsg(1, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    (_, _, fds), *_ = ancillary
+    fd, connection = struct.unpack("2i", fds)
+    return fd, socket.socket(fileno=connection)
+
+
+def _answer(fd: int, connection: socket.socket) -> None:
+    """Do what is asked with `fd`, which is a TUN's for WatchInterface, otherwise a namespace's."""
+    request = _read_request(connection)
+    with contextlib.suppress(ConnectionError):  # the daemon has given up: so do we
+        try:
+            match request:
+                case CreateInterface():
+                    _create(fd, request, connection)
+                case WatchInterface():
+                    watch_fd, link = interface.watch(fd)
+                    _pass_on(connection, link, watch_fd)
+                case ChangeInterface():
+                    interface.enter(fd)
+                    interface.change(request)
+                case None:
+                    return
+            _send(connection, Done())
+        except ConnectionError:
+            raise
+        except Refused as refusal:
+            _send(connection, Refusal(refusal.error, str(refusal)))
+        except OSError as error:
+            _send(connection, Refusal("TunFailed", interface.say(error)))
+
+
+def _read_request(connection: socket.socket) -> Request | None:
+    """Return None if the daemon ended before it had sent all of it."""
+    with connection.makefile("rb") as stream:
+        try:
+            return decode_request(stream.read())
+        except ValueError:
+            return None
+
+
+def _create(netns: int, request: CreateInterface, connection: socket.socket) -> None:
+    made = interface.make(netns, request)
+    # Once the daemon lets go of the TUN, the interface is gone.
+    _pass_on(connection, made.link, made.tun_fd, made.watch_fd)
+    interface.configure(Link(made.link.name, made.link.ifindex), request.settings)
+
+
+def _pass_on(connection: socket.socket, link: InterfaceLink, *fds: int) -> None:
+    """Send fds that are the daemon's from here on."""
+    _send(connection, link, *fds)
+    for fd in fds:
+        os.close(fd)
+
+
+def _send(connection: socket.socket, message: Answer, *fds: int) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+    connection.sendmsg([encode(message)], ancillary if fds else [])

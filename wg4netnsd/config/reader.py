@@ -1,0 +1,117 @@
+"""Read a caller's configuration: an fd or a path, bounded in size and time."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import stat
+import time
+from collections.abc import Callable, Collection
+from typing import Final
+
+from wg4netnsd.aio import blocking, fdpath
+from wg4netnsd.config import wgquick
+from wg4netnsd.config.model import Config
+from wg4netnsd.errors import InvalidConfig, LimitExceeded, Timeout
+
+log = logging.getLogger(__name__)
+
+READ_TIME: Final = 5.0
+"""Seconds from the call to the end of file."""
+LONG: Final = 16384
+"""Bytes that take about 2 ms to parse."""
+PARSE_TIME: Final = 30.0  # seconds
+
+
+async def read_fd(fd: int) -> bytes:
+    """All that `fd` holds or, if it is a pipe, brings. Closes it.
+
+    Raises InvalidConfig, LimitExceeded, Timeout.
+    """
+    if fdpath.is_memfd(fd):
+        try:
+            return _read_and_close(fd)  # in memory: a thread would only cost time
+        except OSError as error:
+            raise InvalidConfig(f"config: {error.strerror}") from None
+    try:
+        return await _read(_read_and_close, fd)
+    except LimitExceeded:  # so nobody has begun to
+        blocking.close(fd)
+        raise
+
+
+async def read_path(path: str) -> bytes:
+    """The file's bytes. Raises InvalidConfig, InvalidArgs, LimitExceeded, Timeout.
+
+    A file of another user is refused: who may write it would decide where our packets go.
+    """
+    fdpath.refuse_relative(path, "config_path")
+    return await _read(_open_and_read, path)
+
+
+async def parse(data: bytes, ignore: Collection[str]) -> Config:
+    """wgquick.parse(), which takes long for a long text: then aside from the event loop."""
+    if len(data) <= LONG:
+        return wgquick.parse(data, ignore)
+    return await blocking.call(PARSE_TIME, wgquick.parse, data, ignore)
+
+
+async def _read(function: Callable[..., bytes], source: int | str) -> bytes:
+    try:
+        return await blocking.call(READ_TIME + 1, function, source)
+    except TimeoutError:
+        raise Timeout(f"config: no end of file within {READ_TIME:g} s") from None
+    except OSError as error:
+        raise InvalidConfig(f"config: {error.strerror}") from None
+
+
+def _open_and_read(path: str) -> bytes:
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise LimitExceeded(f"{path}: {error.strerror}") from None
+        raise InvalidConfig(f"{path}: {error.strerror}") from None
+    status = os.fstat(fd)
+    if status.st_uid not in (os.geteuid(), 0):
+        os.close(fd)
+        raise InvalidConfig(f"{path}: owned by uid {status.st_uid}: expected a file of yours")
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        log.warning("%s holds a private key and others may read it: chmod 600", path)
+    return _read_and_close(fd)
+
+
+def _read_and_close(fd: int) -> bytes:
+    try:
+        status = os.fstat(fd)
+        mode = status.st_mode
+        if stat.S_ISREG(mode):
+            if status.st_size > wgquick.MAX_SIZE:
+                raise LimitExceeded(
+                    f"the configuration has {status.st_size} bytes: at most {wgquick.MAX_SIZE}"
+                )
+            # From its beginning: a memfd's position is where its writer left it.
+            return os.pread(fd, wgquick.MAX_SIZE + 1, 0)
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            return _read_stream(fd)
+        raise InvalidConfig("config: neither a file nor a pipe")
+    finally:
+        os.close(fd)
+
+
+def _read_stream(fd: int) -> bytes:
+    deadline = time.monotonic() + READ_TIME
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    data = b""
+    while len(data) <= wgquick.MAX_SIZE:
+        if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            break
+        data += chunk
+    return data

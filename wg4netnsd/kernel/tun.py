@@ -1,0 +1,46 @@
+"""What a TUN's fd tells about its interface, from whatever namespace one asks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import select
+from typing import Final
+
+from wg4netnsd.kernel.syscalls import SIOCGSKNS, TUNGETDEVNETNS, ioctl
+
+DEVICE: Final = "/dev/net/tun"
+TUNGETIFF: Final = 0x800454D2  # linux/if_tun.h
+IFREQ_SIZE: Final = 40  # struct ifreq of linux/if.h; it begins with a name of 16 bytes
+
+
+def is_gone(tun_fd: int) -> bool:
+    """Has the interface been deleted under its fd? (tun_chr_poll() then gives EPOLLERR.)"""
+    poll = select.poll()
+    poll.register(tun_fd, select.POLLIN)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def name(tun_fd: int) -> str:
+    """The interface's name now, as the namespace's owner may rename it; empty where it is gone."""
+    try:
+        answer = fcntl.ioctl(tun_fd, TUNGETIFF, bytes(IFREQ_SIZE))
+    except OSError as error:
+        if error.errno != errno.EBADFD:
+            raise
+        return ""
+    return answer[:16].rstrip(b"\0").decode()
+
+
+def netns_fd(tun_fd: int) -> int:
+    """A new fd of the namespace that the interface is in, close-on-exec as the kernel makes it.
+
+    Raises OSError: EBADFD, or EINVAL for a moment, when the interface or its namespace has ended
+    (and EINVAL before Linux 5.2, which does not know the request).
+    """
+    return ioctl(tun_fd, TUNGETDEVNETNS, 0, "TUNGETDEVNETNS")
+
+
+def home_fd(tun_fd: int) -> int:
+    """A new fd of the namespace that the TUN was opened in, and keeps alive. Raises OSError."""
+    return ioctl(tun_fd, SIOCGSKNS, 0, "SIOCGSKNS")

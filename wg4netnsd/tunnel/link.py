@@ -1,0 +1,188 @@
+"""A tunnel's interface as the daemon has it: by its TUN, from outside its namespace.
+
+The namespace's owner may rename it, take it down, move it or delete it. All of that is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final
+
+from wg4netnsd import errors
+from wg4netnsd.agent.client import Agent, NewInterface, WatchedLink
+from wg4netnsd.agent.protocol import ChangeInterface, InterfaceSettings
+from wg4netnsd.aio import blocking
+from wg4netnsd.aio.tasks import log_defect
+from wg4netnsd.kernel import tun
+from wg4netnsd.systemd.journal import TunnelLog
+from wg4netnsd.tunnel.link_watch import Gone, LinkStatus, LinkWatch
+from wg4netnsd.tunnel.netns import Netns
+
+VERDICT_TIME: Final = 1.0
+"""Seconds that the kernel may take to say why an interface is gone, once it is."""
+
+
+class LinkState(enum.StrEnum):
+    UP = "up"
+    DOWN = "down"  # its routes are gone with that
+    MOVED = "moved"  # to another namespace, without its addresses and routes
+
+
+class Link:
+    """Owns the TUN, the watch over the interface, and the namespace's fd if there is to be one."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        namespace: Netns,
+        name: str,
+        log: TunnelLog,
+        changed: Callable[[str], object],
+        gone: Callable[[str], object],
+    ) -> None:
+        """`changed` and `gone` are called with what the owner has done, for people."""
+        self.netns = namespace
+        self.name = name
+        self.state = LinkState.UP
+        self.tun_fd = -1
+        self._agent = agent
+        self._log = log
+        self._tell_change = changed
+        self._tell_end = gone
+        self._watch: LinkWatch | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_gone(self) -> bool:
+        return tun.is_gone(self.tun_fd)
+
+    async def why_gone(self) -> str:
+        """For people, once it is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(VERDICT_TIME):
+                return await asyncio.shield(self._ended)
+        return "the interface is gone"
+
+    def hold(self, made: NewInterface, pins: bool) -> None:
+        """A new one. Unless it `pins` the namespace, we have nothing of that from here on."""
+        self.tun_fd = made.tun_fd
+        self._begin_watch(made.watched)  # it is down yet: to be brought up is no news
+        if not pins:
+            self.netns.close()
+
+    def adopt(self, tun_fd: int) -> None:
+        """One that a daemon before us has made."""
+        self.tun_fd = tun_fd
+        self._watch_again()
+
+    @contextlib.contextmanager
+    def entrance(self) -> Iterator[Netns]:
+        """The way into the namespace that it is in. Raises TunFailed where there is none."""
+        if self.tun_fd >= 0:
+            with contextlib.closing(Netns.of_tun(self.tun_fd)) as entrance:
+                yield entrance
+        elif self.netns.fd >= 0:  # there is no interface yet
+            yield self.netns
+        else:
+            raise errors.TunFailed("the interface is gone")
+
+    async def change(self, old: InterfaceSettings, new: InterfaceSettings) -> None:
+        """Have it go over to other settings, or raise TunFailed and have it keep the old ones."""
+        with self.entrance() as entrance:
+            name = tun.name(self.tun_fd)  # its owner may have renamed it just now
+            await self._agent.change(entrance.fd, ChangeInterface(name, old, new))
+
+    async def change_back(self, new: InterfaceSettings, old: InterfaceSettings) -> None:
+        """The same, as far as that can be, after something else has failed."""
+        try:
+            await self.change(new, old)
+        except errors.Error as error:
+            self._log.error("the interface is half changed: %s", error)
+
+    @contextlib.asynccontextmanager
+    async def changed(self, old: InterfaceSettings, new: InterfaceSettings) -> AsyncIterator[None]:
+        """With other settings, which stay unless the block fails. Raises as change()."""
+        await self.change(old, new)
+        try:
+            yield
+        except BaseException:
+            await self.change_back(new, old)
+            raise
+
+    async def close(self) -> None:
+        """Destroy the interface, and return when the kernel says that it is gone."""
+        if self._watching:
+            self._watching.cancel()
+        if self.tun_fd >= 0:
+            # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
+            fd, self.tun_fd = self.tun_fd, -1
+            await blocking.close_and_wait(fd)
+            await self._until_gone()
+        if self._watch:
+            self._watch.close()
+        self.netns.close()
+
+    async def _until_gone(self) -> None:
+        """Ours may not have been the last: who is between fork() and exec() has it for an instant,
+        and systemd closes what it had in the background (since version 254)."""
+        if not self._watch:
+            return
+        try:
+            async with asyncio.timeout(VERDICT_TIME):
+                await asyncio.shield(self._ended)
+        except TimeoutError:
+            self._log.warning("somebody else keeps %s: its TUN is closed", self.name)
+
+    # ------------------------------------------------------------ what its owner does
+
+    def _begin_watch(self, watched: WatchedLink) -> LinkWatch:
+        self._watch = LinkWatch(watched, self.tun_fd, self._on_change, self._on_gone)
+        return self._watch
+
+    def _watch_again(self) -> None:
+        """Wherever it is now."""
+        self._watching = asyncio.create_task(self._ask_for_watch(), name="watch over a link")
+        self._watching.add_done_callback(log_defect)
+
+    async def _ask_for_watch(self) -> None:
+        try:
+            watched = await self._agent.watch(self.tun_fd)
+        except errors.Error as error:  # it has ended meanwhile, or is where we may not follow
+            self._log.info("%s is not watched: %s", self.name, error)
+        else:
+            self._on_change(self._begin_watch(watched).status)
+
+    def _on_change(self, status: LinkStatus) -> None:
+        if self.tun_fd < 0:
+            return  # it goes down as we have closed it
+        if status.name != self.name:
+            before, self.name = self.name, status.name
+            self._tell_change(f"{before} was renamed to {self.name}")
+        if self._is_elsewhere():
+            state = LinkState.MOVED
+        else:
+            state = LinkState.UP if status.up else LinkState.DOWN
+        if state is not self.state:
+            self.state = state
+            self._tell_change(f"{self.name} is {state}")
+
+    def _on_gone(self, why: Gone) -> None:
+        is_ours = self.tun_fd < 0
+        if why is Gone.MOVED and not is_ours:
+            self._watch = None
+            self._watch_again()
+            return
+        self._ended.set_result(why)
+        if not is_ours:
+            self._tell_end(why)
+
+    def _is_elsewhere(self) -> bool:
+        try:
+            with self.entrance() as entrance:
+                return entrance.id != self.netns.id
+        except errors.Error:  # it is just ending
+            return False

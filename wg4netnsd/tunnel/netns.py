@@ -1,0 +1,130 @@
+"""Network namespaces: open them and tell them apart."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Self, TypeVar
+
+from wg4netnsd import errors
+from wg4netnsd.aio import blocking, fdpath
+from wg4netnsd.kernel import tun
+from wg4netnsd.kernel.syscalls import CLONE_NEWNET, NS_GET_NSTYPE
+
+NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+OPEN_TIME: Final = 5.0  # seconds
+
+
+class NetnsId(NamedTuple):
+    """What makes a namespace the same one, whatever path or fd named it (namespaces(7))."""
+
+    device: int
+    inode: int
+
+
+@dataclass
+class Netns:
+    """A network namespace that is not ours; owns `fd`, which keeps it alive."""
+
+    fd: int
+    """-1 once it is closed."""
+    id: NetnsId
+
+    @classmethod
+    async def from_fd(cls, fd: int) -> Self:
+        """Make a Netns of a caller's fd; owns it in any case. Raises InvalidNetns, Timeout."""
+        try:
+            # What has no path, like a namespace that was opened from /proc, belongs to no file
+            # system that could stall. A bind-mounted namespace has one.
+            if not fdpath.has_path(fd):
+                return cls.identify(fd)
+            # The fd is ours to close, below.
+            return await _call(cls.identify, fd, discard=blocking.let_go)
+        except BaseException:
+            blocking.close(fd)
+            raise
+
+    @classmethod
+    async def from_path(cls, path: str) -> Self:
+        """Open a namespace by its absolute path. Raises InvalidNetns, InvalidArgs, Timeout."""
+        fdpath.refuse_relative(path, "netns_path")
+        return await _call(cls._open, path, discard=cls.close)
+
+    @classmethod
+    def of_tun(cls, tun_fd: int) -> Self:
+        """Open the namespace that a TUN's interface is in. Raises TunFailed if that is gone."""
+        try:
+            fd = tun.netns_fd(tun_fd)
+        except OSError as error:
+            if error.errno not in (errno.EBADFD, errno.EINVAL):
+                raise
+            raise errors.TunFailed("the interface is gone") from None
+        return cls(fd, _id_of(fd))
+
+    @classmethod
+    def identify(cls, fd: int) -> Self:
+        """Make a Netns of an fd, which stays the caller's if this raises.
+
+        May block for ever on an fd of a stalled file system: not for the event loop's thread.
+        Raises InvalidNetns.
+        """
+        try:
+            if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
+                raise errors.InvalidNetns(f"a namespace of another type: {NETNS_HINT}")
+        except OSError as error:
+            if error.errno == errno.EBADF:  # fstat would work on it, setns would not
+                raise errors.InvalidNetns(
+                    f"the fd is of O_PATH: {NETNS_HINT}, opened O_RDONLY"
+                ) from None
+            raise errors.InvalidNetns(f"not a namespace: {NETNS_HINT}") from None
+        found = cls(fd, _id_of(fd))
+        if found.id == own_id():
+            raise errors.InvalidNetns("it is the daemon's own: expected an unprivileged namespace")
+        return found
+
+    @classmethod
+    def _open(cls, path: str) -> Self:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno in errors.LACKING:
+                raise errors.LimitExceeded(f"{path}: {error.strerror}") from None
+            raise errors.InvalidNetns(f"{path}: {error.strerror}") from None
+        try:
+            return cls.identify(fd)
+        except errors.InvalidNetns:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Stop keeping it alive; may be called again."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@functools.cache
+def own_id() -> NetnsId:
+    """Return ours, and so the host's: the daemon never leaves it."""
+    status = os.stat("/proc/self/ns/net")
+    return NetnsId(status.st_dev, status.st_ino)
+
+
+def _id_of(fd: int) -> NetnsId:
+    status = os.fstat(fd)
+    return NetnsId(status.st_dev, status.st_ino)
+
+
+async def _call(function: Callable[[A], T], argument: A, discard: Callable[[T], object]) -> T:
+    try:
+        return await blocking.call(OPEN_TIME, function, argument, discard=discard)
+    except TimeoutError:
+        raise errors.Timeout(f"netns: its file system gave no answer in {OPEN_TIME:g} s") from None

@@ -1,0 +1,143 @@
+"""At startup: go on with the tunnels that a daemon before us has left, and end the rest of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from wg4netnsd import errors
+from wg4netnsd.aio.process import Process
+from wg4netnsd.engine.engine import DEATH_TIME
+from wg4netnsd.systemd import notify
+from wg4netnsd.systemd.fdstore import Kind, Legacy
+from wg4netnsd.tunnel import record, resolvconf
+from wg4netnsd.tunnel.lifecycle import State
+from wg4netnsd.tunnel.lifetime import Lease, Lifetime
+from wg4netnsd.tunnel.manager import Manager
+from wg4netnsd.tunnel.netns import Netns, NetnsId
+from wg4netnsd.tunnel.record import Left, Record, Unreadable
+from wg4netnsd.tunnel.tunnel import Tunnel
+
+log = logging.getLogger(__name__)
+
+DECISION_TIME: Final = 3.0
+"""Seconds that tunnels get to show that their engines run, before we serve without knowing."""
+
+_ENGINE: Final = "wireguard-go"
+
+
+async def take_over(manager: Manager, legacies: Mapping[str, Legacy]) -> list[Tunnel]:
+    """Return when it is known of each tunnel what becomes of it, or soon after at the latest."""
+    taken = []
+    for name, legacy in legacies.items():
+        try:
+            taken.append(_go_on(manager, name, legacy))
+        except (Unreadable, errors.Error) as why:
+            log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
+            await _end(legacy)
+            remove_files(manager.directory / name)
+    if taken:
+        decided = set(State) - {State.STARTING}
+        waits = [asyncio.ensure_future(one.lifecycle.wait_for(decided)) for one in taken]
+        await asyncio.wait(waits, timeout=DECISION_TIME)
+        for wait in waits:
+            wait.cancel()
+    return taken
+
+
+def _go_on(manager: Manager, name: str, legacy: Legacy) -> Tunnel:
+    """`legacy` is the tunnel's if this returns.
+
+    Raises Unreadable, or what the manager has against it.
+    """
+    written = record.newest(legacy.records())
+    if written.name != name:
+        raise Unreadable(f"its record is of another tunnel, {written.name}")
+    if Kind.TUN not in legacy:
+        raise Unreadable("its TUN is missing")
+    with contextlib.ExitStack() as stack:
+        namespace = Netns(-1, NetnsId(*written.netns))
+        stack.callback(namespace.close)
+        for fd in legacy.take(Kind.NETNS) or ():
+            namespace.fd = fd
+        if lease := _lease(written, legacy):
+            stack.callback(lease.close)
+        tunnel = manager.create(written.spec(), namespace, lease, Left(written, legacy))
+        stack.pop_all()
+        return tunnel
+
+
+def _lease(written: Record, legacy: Legacy) -> Lease | None:
+    if written.lifetime is not Lifetime.LEASE:
+        return None
+    for fd in legacy.take(Kind.LEASE) or ():
+        return Lease(fd)
+    raise Unreadable("its lease ended while there was no daemon")  # systemd has let go of it
+
+
+async def _end(legacy: Legacy) -> None:
+    """Its engine, its interface and what systemd holds of it."""
+    for pidfd in legacy.take(Kind.PIDFD) or ():
+        await _kill(pidfd)
+    legacy.remove(*Kind)
+    legacy.close()
+
+
+def remove_files(directory: Path) -> None:
+    """Remove what a tunnel has made: a directory, with at most a socket and a resolv.conf in it.
+
+    Nothing else is ours. It is empty if the daemon was killed on its way to or from them.
+    """
+    for path in directory.glob("*.sock"):
+        if path.is_socket():
+            path.unlink()
+    if resolvconf.is_ours(path := directory / resolvconf.NAME):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+async def end_strays(legacies: Mapping[str, Legacy]) -> None:
+    """End the engines in our cgroup that nobody knows of, before there are any of our own.
+
+    Most have ended by themselves, as nobody holds their handover socket any more; what is left of
+    them is stopped, or hangs.
+    """
+    known = {legacy.pid for legacy in legacies.values()}
+    for pid in _engines_in_our_cgroup() - known:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            log.warning("wireguard-go %d belongs to no tunnel: it is killed", pid)
+            await _kill(pidfd)
+
+
+def _engines_in_our_cgroup() -> set[int]:
+    """Only where the cgroup is our unit's, and nobody else's processes are in it."""
+    if not notify.is_supervising() or not notify.unit():
+        return set()
+    found = set()
+    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):  # the latter beside cgroup v1
+        with contextlib.suppress(OSError):
+            pids = Path(f"{root}{notify.cgroup()}/cgroup.procs").read_text().split()
+            found |= {int(pid) for pid in pids if _program(pid) == _ENGINE}
+    return found
+
+
+def _program(pid: str) -> str:
+    """Its name; an engine's other files in /proc are closed to us."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+async def _kill(pidfd: int) -> None:
+    try:
+        await Process(pidfd).kill(DEATH_TIME)
+    except TimeoutError:
+        log.error("an engine does not die")

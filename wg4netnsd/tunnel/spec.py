@@ -1,0 +1,54 @@
+"""What a caller asked a tunnel to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from wg4netnsd.agent.protocol import InterfaceSettings
+from wg4netnsd.config.model import Address, Config, Dns, Peer
+from wg4netnsd.tunnel.lifetime import Lifetime
+
+
+@dataclass(frozen=True)
+class Spec:
+    VISIBLE: ClassVar = ("mtu", "addresses", "dns", "peers")
+    """What another configuration can change and a client can see."""
+
+    name: str
+    interface: str
+    lifetime: Lifetime
+    config: Config
+    mtu_option: int | None = None  # overrides the configuration's
+    handshake: bool = False  # begin one with each peer at once
+    client: str = ""  # whose leaving ends it, where that is its lifetime: bus and name on it
+
+    def __post_init__(self) -> None:
+        """Raises InvalidConfig where the MTU is too small for the addresses."""
+        self.config.mtu(self.mtu_option)
+
+    @property
+    def mtu(self) -> int:
+        """Of the interface, in bytes."""
+        return self.config.mtu(self.mtu_option)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return self.config.interface.addresses
+
+    @property
+    def dns(self) -> tuple[Dns, ...]:
+        return self.config.interface.dns
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        return self.config.peers
+
+    @property
+    def settings(self) -> InterfaceSettings:
+        """The interface's."""
+        return InterfaceSettings(
+            mtu=self.mtu,
+            addresses=[str(address) for address in self.addresses],
+            routes=[str(network) for network in self.config.routes()],
+        )
