@@ -1,4 +1,4 @@
-"""docs/performance.md, from the recordings."""
+"""Render docs/performance.md from the recordings."""
 
 import re
 import statistics
@@ -16,15 +16,24 @@ HEAD = """\
 <!-- Written by `scripts/bench report` from docs/performance/*.json and tried.md: edit those. -->
 # Performance
 
-What wg4netnsd costs, beside what one would otherwise run, in the same run on the same machine.
-`scripts/bench --record all` measures it anew, and `scripts/bench report` writes this page.
+What wg4netnsd costs, compared with what you could run instead, in the same run on the same machine.
+`scripts/bench --record all` repeats the measurements, and `scripts/bench report` writes this page.
 
-Machines are noisy, so the contenders take turns, and the order is reversed from round to round.
-Tables give the median, in brackets p95 and p99 where values are many enough, the least and the
-most, then the median's ratio (×) to the reference's, whose name is in *italics*. In a plot each
-value is a dot, from top to bottom in the order of measuring, and the bar ends at the median; of
-more than 100 values there are 100 dots, evenly spaced among the sorted ones. What lies beyond the
-edge is counted there. **Trust the ratios**, not the absolute figures.
+The contenders:
+
+- *wg4netnsd*: a tunnel of the daemon's, in a rootless namespace
+- *stock, as root*: upstream's wireguard-go, run by root, with its TUN on the host
+- *predecessor's way*: what CMU's wireguard4netns does, a program that is started for each tunnel,
+  here with a current wireguard-go
+- *slirp4netns* and *pasta*: rootless networking without encryption
+- *floor*: what the measurement costs with no contender in it
+
+Machines are noisy, so the contenders take turns, and every other round reverses their order.
+A table gives the median. In brackets follow p95 and p99, where there are enough values for them,
+and the minimum and maximum. The last figure (×) is the median divided by the reference's median;
+the reference's name is in *italics*. In a plot, each dot is a value, in the order of measuring, and
+a bar ends at the median. Of more than 50 values, the plot shows 50 that are evenly spaced by rank.
+A note counts the values beyond its edge. **Trust the ratios**, not the absolute figures.
 """
 
 
@@ -33,7 +42,7 @@ def recordings() -> Recordings:
 
 
 def render(found: Recordings, tried: str) -> str:
-    """The page. Raises LookupError for a table that no group of bench.subjects shows."""
+    """Return the page. Raises LookupError for a table that no group of bench.subjects shows."""
     lines = [HEAD, "## Targets", "", *_targets(found), "", *_machines(found)]
     for subject in SUBJECTS:
         if subject.what in found:
@@ -46,7 +55,7 @@ def belonging(group: Group, recording: Recording) -> list[Table]:
 
 
 def number(value: float) -> str:
-    """With three digits that say something."""
+    """Format with three significant digits."""
     if value == 0 or abs(value) >= 99.95:
         return f"{value:.0f}"
     return f"{value:#.3g}".rstrip(".")
@@ -72,13 +81,13 @@ def _targets(found: Recordings) -> Iterator[str]:
         if target.remark and not target.met(values):
             remarks.append(f"- *{target.figure}*: {target.remark}")
     yield ""
-    yield "Of several figures, as for 1 stream and 8, up and down, each has to meet the target."
+    yield "A target for several figures (1 and 8 streams, up and down) is met if each meets it."
     if remarks:
-        yield from ["", "Of those missed:", "", *remarks]
+        yield from ["", "Why targets are missed:", "", *remarks]
 
 
 def _machines(found: Recordings) -> Iterator[str]:
-    """Once where all were measured on the same."""
+    """One entry per machine and date, with the benchmarks that were recorded there."""
     places: dict[str, list[str]] = {}
     for what, recording in found.items():
         machine = ", ".join(f"{name} {value}" for name, value in recording.machine.items())

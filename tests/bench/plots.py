@@ -1,19 +1,15 @@
-"""docs/performance/*.svg: the recordings' tables, drawn with matplotlib.
+"""Draw docs/performance/*.svg: the recordings' tables, as SVG.
 
-The same tables give the same bytes. Colours are those of Okabe and Ito, which are told apart by the
-colour-blind too.
+The same tables give the same bytes, so a drawing changes only with its figures. A row's dots are
+one path of zero-length lines, whose round caps are the dots: some 9 bytes each. The colours are
+Okabe and Ito's, which the colour-blind can tell apart, too.
 """
 
-import io
 import math
-import re
 import statistics
 import textwrap
-from collections.abc import Iterable, Sequence
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from collections.abc import Callable, Iterable, Sequence
+from xml.sax.saxutils import escape
 
 from bench.figures import percentile
 from bench.page import number
@@ -28,99 +24,109 @@ COLOURS = {
     "pasta": "#CC79A7",
     "floor": "#767676",
 }
-"""By how a contender's name begins. What has none of these names is wg4netnsd's own."""
-
-DOTS = 100
-BAND = 0.32
-"""How far up and down from its row's middle the dots of a row go; rows are 1 apart."""
-DOT = {"markersize": 2.4, "alpha": 0.6, "markeredgewidth": 0}
-NOTE = {"fontsize": 7.5, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
+"""By how a contender's name begins. A row with any other name is wg4netnsd's own."""
 
 LINES = ("#0072B2", "#E69F00", "#009E73")
 
-STYLE = {
-    "svg.hashsalt": "wg4netnsd",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#767676",
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-}
+DOTS = 50
+
+STYLE = """
+text{font:11px sans-serif;fill:#222}
+.title{font-size:12px;font-weight:bold}
+.end{text-anchor:end}
+.middle{text-anchor:middle}
+.note{font-size:10px;stroke:#fff;stroke-width:3px;paint-order:stroke}
+.axis{stroke:#767676;fill:none}
+.grid{stroke:#e4e4e4;fill:none}
+.bar{opacity:.35}
+.dots{fill:none;stroke-width:3px;stroke-linecap:round;opacity:.6}
+.line{fill:none;stroke-width:1.5px}
+.p95{fill:none;stroke-dasharray:5 3}
+"""
+
+# All in pixels.
+WIDTH = 860
+EDGE = 12
+LETTER = 6.2  # the width of one, on average
+LINE = 15  # of text
+ROW = 26
+BAR = 20
+BAND = 8  # how far up and down from its row's middle a dot can be
+AXIS = 34  # below a panel: ticks and unit
+HEIGHT = 260  # of a plot by size
+
+Scale = Callable[[float], int]
 
 
 def svg(group: Group, tables: Sequence[Table]) -> str:
-    file = io.StringIO()
-    with mpl.rc_context(STYLE):
-        draw(tables).savefig(file, format="svg", metadata={"Title": group.heading, "Date": None})
-    text = re.sub(r"<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
-    title = f"<title>{group.heading}</title>"
-    assert title in text
-    told = "; ".join(each.title for each in tables)
-    text = text.replace(title, f"{title}\n <desc>Plots of these tables: {told}.</desc>", 1)
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
-
-
-def draw(tables: Sequence[Table]) -> Figure:
-    return _lines(tables) if tables[0].axis else _strips(tables)
-
-
-def _end(rows: Iterable[Sequence[float]]) -> float:
-    """Where an axis ends: a few values far out are not to make all else small."""
-    return 1.3 * max(percentile(values, 95) for values in rows) or 1
-
-
-def _dots(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """When each was measured, from -1 to 1, and the values."""
-    chosen: Sequence[int] = range(len(values))
-    if len(values) > DOTS:
-        ordered = sorted(chosen, key=values.__getitem__)
-        chosen = sorted(ordered[round(n * (len(values) - 1) / (DOTS - 1))] for n in range(DOTS))
-    last = len(values) - 1
-    times = [2 * index / last - 1 if last else 0 for index in chosen]
-    return times, [values[index] for index in chosen]
+    shapes, height = _by_size(tables) if tables[0].axis else _by_contender(tables)
+    titles = "; ".join(each.title for each in tables)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
+        f' viewBox="0 0 {WIDTH} {height}">',
+        f"<title>{escape(group.heading)}</title>",
+        f"<desc>Plots of these tables: {escape(titles)}.</desc>",
+        f"<style>{STYLE}</style>",
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        *shapes,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------- contenders
 
 
-def _strips(tables: Sequence[Table]) -> Figure:
+def _by_contender(tables: Sequence[Table]) -> tuple[list[str], int]:
     """A panel for each table, in two columns, and in it a row for each contender."""
     columns = min(2, len(tables))
-    rows = math.ceil(len(tables) / columns)
-    contenders = max(len(each.rows) for each in tables)
-    figure = Figure(figsize=(9, rows * (0.9 + 0.34 * contenders)), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for panel, each in zip(panels, tables, strict=False):
-        _strip(panel, each, 90 // columns - 10)
-    for panel in panels[len(tables) :]:
-        panel.remove()
-    return figure
+    width = WIDTH // columns
+    letters = max(len(label) for each in tables for label in _labels(each))
+    titles = [textwrap.wrap(each.title, int((width - 2 * EDGE) / LETTER / 1.2)) for each in tables]
+    shapes: list[str] = []
+    top = EDGE
+    for first in range(0, len(tables), columns):
+        together = range(first, min(first + columns, len(tables)))
+        start = top + LINE * max(len(titles[index]) for index in together)
+        for index in together:
+            left = width * (index - first)
+            for line, words in enumerate(titles[index]):
+                shapes.append(_text(left + EDGE, top + LINE * line + 10, words, "title"))
+            edges = left + EDGE + math.ceil(letters * LETTER), left + width - EDGE
+            shapes += _panel(tables[index], *edges, start)
+        top = start + ROW * max(len(tables[index].rows) for index in together) + AXIS + EDGE
+    return shapes, top
 
 
-def _strip(panel: Axes, table: Table, width: int) -> None:
-    """`width`: of the title, in characters."""
-    end = _end(table.rows.values())
-    for place, (name, values) in enumerate(table.rows.items()):
-        colour = _colour(name)
-        panel.barh(place, statistics.median(values), height=0.8, color=colour, alpha=0.35)
-        times, shown = _dots(values)
-        panel.plot(shown, [place + BAND * time for time in times], "o", color=colour, **DOT)
+def _panel(table: Table, left: int, right: int, top: int) -> list[str]:
+    """One table, with its rows below one another from `top` on."""
+    end, bottom = _end(table.rows.values()), top + ROW * len(table.rows)
+    x = _scale(end, left, right)
+    shapes = []
+    for tick in _ticks(end):
+        shapes.append(f'<path class="grid" d="M{x(tick)} {top}V{bottom}"/>')
+        shapes.append(_text(x(tick), bottom + 13, f"{tick:g}", "middle"))
+    shapes.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
+    shapes.append(_text((left + right) // 2, bottom + 27, table.unit, "middle"))
+    for place, (label, name) in enumerate(zip(_labels(table), table.rows, strict=True)):
+        values, middle, colour = table.rows[name], top + ROW * place + ROW // 2, _colour(name)
+        shapes.append(_text(left - 6, middle + 4, label, "end"))
+        length = min(x(statistics.median(values)), right) - left
+        shapes.append(
+            f'<rect class="bar" x="{left}" y="{middle - BAR // 2}" width="{length}"'
+            f' height="{BAR}" fill="{colour}"/>'
+        )
+        points = [(x(value), middle + round(BAND * time)) for time, value in _dots(values, end)]
+        shapes.append(_path_of_dots(points, colour))
         if beyond := sum(value > end for value in values):
             note = f"{beyond} more, up to {number(max(values))} ▸"
-            panel.text(end, place, note, ha="right", va="center", **NOTE)
-    names = [f"{name}  {number(statistics.median(each))}" for name, each in table.rows.items()]
-    panel.set_yticks(range(len(names)), names)
-    panel.tick_params(axis="y", length=0)
-    panel.invert_yaxis()
-    panel.set_xlim(0, end)
-    panel.grid(axis="x")
-    panel.set_title(textwrap.fill(table.title, width))
-    panel.set_xlabel(table.unit)
+            shapes.append(_text(right, middle + 4, note, "end note"))
+    return shapes
+
+
+def _labels(table: Table) -> list[str]:
+    # An en space: SVG collapses two ordinary ones.
+    return [f"{name}\u2002{number(statistics.median(each))}" for name, each in table.rows.items()]
 
 
 def _colour(name: str) -> str:
@@ -133,32 +139,91 @@ def _colour(name: str) -> str:
 # ---------------------------------------------------------------- sizes
 
 
-def _lines(tables: Sequence[Table]) -> Figure:
-    """One panel: a line for each table, through its medians; a dashed one through its p95."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panel = figure.subplots()
-    panel.set_xscale("log", base=2)
+def _by_size(tables: Sequence[Table]) -> tuple[list[str], int]:
+    """One panel: a line for each table through its medians, and a dashed one through its p95."""
     end = _end(values for table in tables for values in table.rows.values())
-    for number_of_line, (table, colour) in enumerate(zip(tables, LINES, strict=False)):
-        sizes = [int(name) for name in table.rows]
-        side = 0.3 * (number_of_line - (len(tables) - 1) / 2)
+    top = EDGE + LINE * len(tables)
+    left, right, bottom = EDGE + 40, WIDTH - EDGE, top + HEIGHT
+    sizes = [int(name) for name in tables[0].rows]
+    powers = _scale(math.log2(sizes[-1] / sizes[0]) + 1, left, right)
+    y = _scale(end, bottom, top)
+
+    def x(size: int, aside: float = 0) -> int:
+        return powers(math.log2(size / sizes[0]) + 0.5 + aside)
+
+    shapes = []
+    for tick in _ticks(end):
+        shapes.append(f'<path class="grid" d="M{left} {y(tick)}H{right}"/>')
+        shapes.append(_text(left - 5, y(tick) + 4, f"{tick:g}", "end"))
+    shapes.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
+    shapes += [_text(x(size), bottom + 13, str(size), "middle") for size in sizes]
+    shapes.append(_text((left + right) // 2, bottom + 27, tables[0].axis, "middle"))
+    for place, (table, colour) in enumerate(zip(tables, LINES, strict=False)):
+        legend = f"{table.title}, {table.unit}"
+        side = 0.3 * (place - (len(tables) - 1) / 2)
         for size, values in zip(sizes, table.rows.values(), strict=True):
-            times, shown = _dots(values)
-            places = [size * 2 ** (side + 0.12 * time) for time in times]
-            panel.plot(places, shown, "o", color=colour, **DOT)
+            points = [(x(size, side + 0.12 * time), y(each)) for time, each in _dots(values, end)]
+            shapes.append(_path_of_dots(points, colour))
             if beyond := sum(value > end for value in values):
-                note = f"{beyond} more,\nup to {number(max(values))} ▴"
-                panel.text(size * 2**side, end, note, ha="center", va="top", **NOTE)
-        middles = [statistics.median(values) for values in table.rows.values()]
-        panel.plot(sizes, middles, "s-", color=colour, label=table.title, markersize=5)
+                note = f"{beyond} more, up to {number(max(values))} ▴"
+                shapes.append(_text(x(size), top + 10 + 12 * place, note, "middle note"))
+        middles = [(x(int(name)), y(statistics.median(each))) for name, each in table.rows.items()]
+        shapes.append(_line(middles, colour, "line"))
+        squares = "".join(f"M{x - 3} {y - 3}h6v6h-6z" for x, y in middles)
+        shapes.append(f'<path d="{squares}" fill="{colour}"/>')
         if any(len(values) >= 20 for values in table.rows.values()):
-            tops = [percentile(values, 95) for values in table.rows.values()]
-            panel.plot(sizes, tops, "--", color=colour, label="… its p95", linewidth=1)
-    panel.set_xticks(sizes, [str(size) for size in sizes])
-    panel.minorticks_off()
-    panel.set_ylim(0, end)
-    panel.grid(axis="y")
-    panel.set_xlabel(tables[0].axis)
-    panel.set_ylabel(tables[0].unit)
-    figure.legend(loc="outside upper left", frameon=False, ncols=2)
-    return figure
+            tops = [(x(int(name)), y(percentile(each, 95))) for name, each in table.rows.items()]
+            shapes.append(_line(tops, colour, "p95"))
+            legend += "; dashed: its p95"
+        height = EDGE + LINE * place
+        shapes.append(f'<rect x="{left}" y="{height}" width="10" height="10" fill="{colour}"/>')
+        shapes.append(_text(left + 16, height + 9, legend))
+    return shapes, bottom + AXIS
+
+
+# ---------------------------------------------------------------- both
+
+
+def _end(rows: Iterable[Sequence[float]]) -> float:
+    """Where an axis ends: a few values far out must not make everything else small."""
+    return 1.3 * max(percentile(values, 95) for values in rows) or 1
+
+
+def _scale(end: float, first: int, last: int) -> Scale:
+    """From 0 … end to pixels."""
+    return lambda value: round(first + (last - first) * value / end)
+
+
+def _ticks(end: float) -> list[float]:
+    """At most 6 round numbers from 0 to `end`."""
+    decade = 10.0 ** math.floor(math.log10(end))
+    steps = (decade * factor for factor in (0.1, 0.2, 0.5, 1, 2))
+    step = next(each for each in steps if end / each < 6)
+    return [round(step * index, 10) for index in range(int(end / step) + 1)]
+
+
+def _dots(values: Sequence[float], end: float) -> list[tuple[float, float]]:
+    """Pairs of when a value was measured, from -1 to 1, and the value; none beyond `end`."""
+    chosen: Sequence[int] = range(len(values))
+    if len(values) > DOTS:
+        ordered = sorted(chosen, key=values.__getitem__)
+        chosen = sorted(ordered[round(n * (len(values) - 1) / (DOTS - 1))] for n in range(DOTS))
+    last = len(values) - 1
+    times = [2 * index / last - 1 if last else 0.0 for index in chosen]
+    pairs = zip(times, (values[index] for index in chosen), strict=True)
+    return [(time, value) for time, value in pairs if value <= end]
+
+
+def _path_of_dots(points: Iterable[tuple[int, int]], colour: str) -> str:
+    path = "".join(f"M{x} {y}h0" for x, y in points)
+    return f'<path class="dots" stroke="{colour}" d="{path}"/>'
+
+
+def _line(points: Iterable[tuple[int, int]], colour: str, kind: str) -> str:
+    path = "L".join(f"{x} {y}" for x, y in points)
+    return f'<path class="{kind}" stroke="{colour}" d="M{path}"/>'
+
+
+def _text(x: int, y: int, words: str, kind: str = "") -> str:
+    attribute = f' class="{kind}"' if kind else ""
+    return f'<text{attribute} x="{x}" y="{y}">{escape(words)}</text>'

@@ -1,4 +1,4 @@
-"""What docs/performance.md tells of each benchmark, and which of its tables belong together."""
+"""The text of docs/performance.md about each benchmark, and which tables it shows together."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ class Group:
 
     heading: str
     titles: str
-    """Of its tables, as a regular expression that matches them whole."""
+    """A regular expression that matches the whole title of each of its tables."""
     drawing: str = ""
     """The name of its plot, if it has one."""
 
@@ -27,26 +27,26 @@ SUBJECTS = (
     Subject(
         "create",
         "Create a tunnel",
-        "From the bus call to a configured interface and engine. `persistent` has the "
-        "interface made in place, `namespace` has it moved in from a throw-away sibling. "
-        "Cold: no daemon runs, and the bus starts it. The predecessor's program is timed to "
-        "its end, when the interface has no address yet; slirp4netns to its ready-fd, and it "
-        "encrypts nothing.",
+        "From the bus call until interface and engine are configured. With `persistent`, the "
+        "interface is created in place; with `namespace`, it is moved in from a throw-away "
+        "sibling namespace. Cold means that no daemon runs, so the bus starts it. The "
+        "predecessor's time ends when its program does; its interface has no address by then. "
+        "The time of slirp4netns ends at its ready-fd.",
         (Group("Time to a configured interface", ".*", "create"),),
     ),
     Subject(
         "run",
         "Run a command in a tunnel",
-        "From the start of the first process to the command's first byte: `wg4netnsctl run` "
-        "with a daemon that runs, slirp4netns beside `unshare`, and pasta. Those two encrypt "
-        "nothing.",
+        "From the start of the first process to the command's first byte, for `wg4netnsctl run` "
+        "with a running daemon, for slirp4netns with `unshare`, and for pasta.",
         (Group("Time to the first byte", ".*", "run"),),
     ),
     Subject(
         "growth",
-        "Ever more tunnels",
-        "The n-th tunnel is created and closed, in turns with the first one of another daemon, "
-        "which does not grow. Memory is what is the daemon's alone (Private of smaps_rollup).",
+        "A growing number of tunnels",
+        "The benchmark creates and closes the n-th tunnel, in turns with the first tunnel of a "
+        "second daemon that does not grow. Memory is what only the daemon uses (the Private lines "
+        "of smaps_rollup).",
         (
             Group("Time to create one", "CreateTunnel, .*", "growth-create"),
             Group("Memory of the daemon", "Memory .*", "growth-memory"),
@@ -55,9 +55,9 @@ SUBJECTS = (
     Subject(
         "throughput",
         "Throughput, and what it costs",
-        "To the far end over one veth: `wg4netnsd` and `stock, as root` encrypt, as does the "
-        "predecessor's way; slirp4netns and pasta do not. A GB is 1e9 bytes that were received; "
-        "the client end is the contender's own process, the far end stock wireguard-go.",
+        "To the far end over one veth. wg4netnsd, stock and the predecessor's way encrypt; "
+        "slirp4netns and pasta do not. A GB is 1e9 received bytes. The client end is the "
+        "contender's own process, the far end is stock wireguard-go.",
         (
             Group("TCP, MTU 1420", r"TCP [^:]*, MTU 1420", "tcp"),
             Group("TCP, larger MTU", r"TCP [^:]*, larger MTU", "tcp-large"),
@@ -81,8 +81,8 @@ SUBJECTS = (
     Subject(
         "pairs",
         "From namespace to namespace",
-        "On one machine, both ends made the same way. Where the far end is stock's, as above, "
-        "its offloads help a client that does without them.",
+        "Both ends are on one machine and made the same way. In the measurements above, the far "
+        "end is stock wireguard-go, whose offloads help a client that has none.",
         (
             Group("TCP", r"TCP [^:]*", "pairs"),
             Group("CPU of both engines", r"TCP .*: both engines"),
@@ -92,14 +92,14 @@ SUBJECTS = (
     Subject(
         "floor",
         "The physical floor",
-        "What ChaCha20-Poly1305 and copying take by themselves, on one core.",
+        "The cost of ChaCha20-Poly1305 and of copying alone, on one core.",
         (Group("Rate", "Floor of one core"), Group("Cost", "Floor of one core: cost")),
     ),
     Subject(
         "latency",
         "Added latency",
-        "A ping's way through each, idle and while one TCP stream keeps it busy; the direct way "
-        "over the veth, busy likewise, is the floor.",
+        "Pings through each contender, idle and while one TCP stream keeps it busy. The floor is "
+        "the direct way over the veth, equally busy.",
         (
             Group("Ping", "Ping, [^:]*", "latency"),
             Group("Ping: lost", "Ping, .*: lost"),
@@ -108,9 +108,9 @@ SUBJECTS = (
     Subject(
         "memory",
         "Memory of an engine",
-        "Of the process that carries the packets: new, at most under load (TCP, 8 streams), and "
-        "a minute after that. Stock's is the stage's, one process for all rounds: its first value "
-        "alone is of a new one.",
+        "Memory of the process that carries the packets: when it is new, its maximum under load "
+        "(TCP, 8 streams), and a minute after that. All rounds share one stock process, so only "
+        "its first value is that of a new process.",
         (
             Group("RSS", "RSS [^/]*", "memory"),
             Group("Anonymous memory", "Anonymous .*"),
@@ -120,31 +120,33 @@ SUBJECTS = (
     Subject(
         "idle",
         "Idle",
-        "Context switches of all threads, of either kind, while nothing is sent: a process that "
-        "sleeps makes none. Of the tunnels by number none has ever had a session.",
+        "Voluntary and involuntary context switches of all threads while nothing is sent. A "
+        "process that sleeps makes none. In the measurement by number of tunnels, no tunnel has "
+        "ever had a session.",
         (
-            Group("By tunnels", "Daemon .*|The daemon .*", "idle"),
+            Group("By number of tunnels", "Daemon .*|The daemon .*", "idle"),
             Group("One engine", "One engine", "idle-engine"),
         ),
     ),
     Subject(
         "calls",
         "Calls",
-        "One after the other, from one client. The floor is a call that the bus answers itself.",
-        (Group("Calls a second", ".*", "calls"),),
+        "Calls from one client, one after the other. The floor is a call that the bus itself "
+        "answers.",
+        (Group("Calls per second", ".*", "calls"),),
     ),
     Subject(
         "signals",
         "Signals",
-        "From a handshake's end, by the engine's clock, to the signal in a subscriber's hands. "
-        "The floor is the same signal from a client that does nothing but send it.",
+        "From the end of a handshake, by the engine's clock, until a subscriber has read the "
+        "signal. The floor is the same signal from a client that only sends signals.",
         (Group("Delay", ".*", "signals"),),
     ),
     Subject(
         "adopt",
         "A killed daemon's successor",
-        "SIGKILL, in a real `systemd --user` with the shipped unit, which waits 200 ms before "
-        "it starts the next one. Engines run on meanwhile.",
+        "The daemon gets SIGKILL, in a real `systemd --user` with the shipped unit, which waits "
+        "200 ms before it starts the next daemon. Engines keep running.",
         (
             Group("Time until it is back", "From .*", "adopt"),
             Group("Packets lost", "Pings lost, .*"),

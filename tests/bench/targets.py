@@ -1,6 +1,6 @@
-"""What is to be reached, as ratios and limits, and how that is told from the recordings.
+"""The targets, as ratios and limits, and how to compute them from the recordings.
 
-A target that several tables or rows speak of is met if each of them meets it.
+A target that covers several tables or rows is met if each of them meets it.
 """
 
 import statistics
@@ -95,13 +95,13 @@ TARGETS = (
         "create (`persistent`), warm p50 / slirp4netns ready",
         1.0,
         _ratio("create", CREATE, "wg4netnsd, persistent", "slirp4netns"),
-        remark="Python in three processes, and a bus: see *Where the rest goes*",
+        remark="Python in three processes, and a bus; see *Where the time goes*",
     ),
     Target(
-        "create (`namespace`: the link is moved), likewise",
+        "create (`namespace`: the link is moved), warm p50 / slirp4netns ready",
         3.0,
         _ratio("create", CREATE, "wg4netnsd, namespace", "slirp4netns"),
-        remark="the kernel's `rcu_barrier()` in the move alone takes 20 to 28 ms: see there",
+        remark="`rcu_barrier()` in the kernel takes 20 to 28 ms of the move; see there",
     ),
     Target("create p95, the 256th tunnel / the first", 1.5, _growth),
     Target(
@@ -111,21 +111,21 @@ TARGETS = (
         at_least=True,
     ),
     Target(
-        "TCP throughput / predecessor's way, both at both ends",
+        "TCP throughput / predecessor's way, each at both ends",
         4.5,
         _medians("pairs", "Between two namespaces, round by round", "TCP"),
         at_least=True,
-        remark="the predecessor's engine is today's here, as is its Go: its own could not be had",
+        remark="the predecessor runs with today's engine and Go here; its own were not available",
     ),
     Target(
-        "TCP throughput / predecessor's way, the far end stock's",
+        "TCP throughput / predecessor's way, stock at the far end",
         4.5,
         _medians("throughput", THROUGHPUT, "TCP", "/ predecessor's way"),
         at_least=True,
-        remark="down, stock's offloads send its packets in trains, and its own engine is today's",
+        remark="down, stock's offloads send it packets in trains, and its engine is today's",
     ),
     Target(
-        "CPU-s per GB of TCP, client end / slirp4netns' (which does not encrypt)",
+        "CPU-s per GB of TCP, client end / slirp4netns (which does not encrypt)",
         1.5,
         _medians("throughput", COST, "TCP"),
     ),
@@ -139,7 +139,7 @@ TARGETS = (
         "idle wake-ups, daemon + 64 engines",
         2,
         _worst("idle", "Daemon and engines", "64"),
-        "a second",
+        "per second",
     ),
     *(
         Target(
@@ -147,18 +147,18 @@ TARGETS = (
             5,
             _p99("signals", f"From a handshake to its signal, {how}", "wg4netnsd"),
             "ms",
-            remark="the handshakes themselves keep two cores busy for longer",
+            remark="the handshakes alone keep two cores busy for longer",
         )
         for how in ("one at a time", "25 at once")
     ),
     Target(
-        "adopt 64 tunnels after a daemon's kill: to READY, the slowest",
+        "adopt 64 tunnels after a kill of the daemon: until READY, the slowest",
         1000,
         _worst("adopt", "From the new process's start to READY", "64"),
         "ms",
     ),
     Target(
-        "adopt 64 tunnels after a daemon's kill: packets lost",
+        "adopt 64 tunnels after a kill of the daemon: packets lost",
         0,
         _worst("adopt", "Pings lost, of 400 from the kill on, one each 10 ms", "64"),
     ),

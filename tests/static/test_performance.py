@@ -1,9 +1,12 @@
 """docs/performance.md is what the recordings say, and nothing of theirs is left out."""
 
+import re
+
 import pytest
 
 from bench.page import DIRECTORY, PAGE, belonging, number, recordings, render
 from bench.record import Recording, Table, dump, load
+from bench.report import drawings
 from bench.subjects import SUBJECTS, Group, Subject
 from bench.targets import TARGETS, Target
 
@@ -29,6 +32,17 @@ def test_a_row_is_a_line_of_the_file() -> None:
 def test_the_page_is_up_to_date() -> None:
     tried = (DIRECTORY / "tried.md").read_text()
     assert PAGE.read_text() == render(recordings(), tried), "run scripts/bench report"
+
+
+def test_the_plots_are_up_to_date() -> None:
+    drawn = {path.name: path.read_text() for path in DIRECTORY.glob("*.svg")}
+    assert drawn == drawings(recordings()), "run scripts/bench report"
+
+
+def test_the_directory_has_recordings_and_what_the_page_shows() -> None:
+    shown = re.findall(r"\(performance/([^)]+)\)", PAGE.read_text())
+    recorded_in = {path.name for path in DIRECTORY.glob("*.json")}
+    assert {path.name for path in DIRECTORY.iterdir()} == {"tried.md", *recorded_in, *shown}
 
 
 def test_each_subject_has_its_recording_and_each_recording_its_subject() -> None:
