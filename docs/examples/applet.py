@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Prints a line for each change of a tunnel or of one of its peers, until SIGINT or SIGTERM."""
+"""Print a line for each change of a tunnel or of one of its peers, until SIGINT or SIGTERM."""
 
 import signal
 
@@ -7,8 +7,8 @@ from gi.repository import Gio, GLib
 
 NAME, ROOT, TUNNEL = "org.wg4netns1", "/org/wg4netns1", "org.wg4netns1.Tunnel"
 STATES = {"starting", "up", "restarting", "failed", "stopping", "closed"}
-STATES |= {"idle", "handshaking", "active", "stale"}  # of peers
-names = {}  # of tunnels, by path: an applet has its menu's entries here
+STATES |= {"idle", "handshaking", "active", "stale"}  # the peers' states
+names = {}  # tunnels' names by path: an applet keeps its menu entries here
 
 
 def say(path, state, of=""):
@@ -17,14 +17,14 @@ def say(path, state, of=""):
 
 def added(_manager, new):
     path, tunnel = new.get_object_path(), new.get_interface(TUNNEL)
-    if tunnel:  # later versions may have objects of other kinds
+    if tunnel:  # later versions may have other kinds of objects
         names[path] = tunnel.get_cached_property("Name").unpack()
         say(path, tunnel.get_cached_property("State").unpack())
         for key, peer in tunnel.get_cached_property("Peers").unpack().items():
             say(path, peer["state"], f"peer {key[:4]}… ")
 
 
-def removed(_manager, gone):  # without "closed" before it where the daemon has ended
+def removed(_manager, gone):  # if the daemon has ended, without "closed" before it
     print(f"{names.pop(gone.get_object_path())}: gone", flush=True)
 
 
@@ -37,7 +37,7 @@ def signalled(_manager, _object, proxy, _sender, member, parameters):
 
 
 flags = Gio.DBusObjectManagerClientFlags.DO_NOT_AUTO_START
-where = (Gio.BusType.SESSION, flags, NAME, ROOT)  # new_for_bus() would not block a window
+where = (Gio.BusType.SESSION, flags, NAME, ROOT)  # a GUI uses new_for_bus(), which does not block
 manager = Gio.DBusObjectManagerClient.new_for_bus_sync(*where, None, None, None)
 handlers = {"object-added": added, "object-removed": removed, "interface-proxy-signal": signalled}
 for event, handler in handlers.items():
