@@ -59,6 +59,7 @@ def fds_left(number: int) -> Callable[[Daemon], AbstractContextManager[None]]:
     """RLIMIT_NOFILE leaves so many."""
 
     def fault(daemon: Daemon) -> AbstractContextManager[None]:
+        daemon.client.tunnels()  # answered once the fds that only a spawning took are closed
         # The limit is the first number that is no fd, and there may be gaps below it.
         taken = sorted(open_fds(daemon.pid))
         free = [fd for fd in range(taken[-1] + number + 2) if fd not in taken]

@@ -258,7 +258,9 @@ def test_files_that_are_waited_for(
 @contextlib.contextmanager
 def descriptors_left(daemon: Daemon, number: int) -> Iterator[None]:
     """The daemon may open so many more."""
-    daemon.client.tunnels()
+    tunnels = len(daemon.client.tunnels())
+    wait_for(lambda: len(daemon.engines()) == tunnels + 1, "there is a spare engine again")
+    daemon.client.tunnels()  # answered once the fds that only the spawning took are closed
     _, hard = old = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     taken = open_fds(daemon.pid)
     free = [fd for fd in range(max(taken) + number + 2) if fd not in taken]

@@ -1,10 +1,13 @@
 """A daemon that a test plays: it has one name on the bus, and says what it is told to."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
 from jeepney import DBusAddress, Message, MessageType, new_error, new_method_return, new_signal
 
 from support.bus import NAME, TUNNEL, Client
+from support.processes import wait_for
 
 PATH = "/org/wg4netns1/tunnel/t"
 PEER = "peer's key"
@@ -36,10 +39,10 @@ class Played:
         self._client = Client(address)
         self._client.bus("RequestName", "su", NAME, 4)
 
-    def asked(self) -> Message:
-        """The next call of it."""
+    def asked(self, timeout: float = 10) -> Message:
+        """The next call of it. Raises TimeoutError."""
         while True:
-            message = self._client.connection.receive(timeout=10)
+            message = self._client.connection.receive(timeout=timeout)
             if message.header.message_type is MessageType.method_call:
                 return message
 
@@ -49,6 +52,15 @@ class Played:
 
     def refuse(self, call: Message, error: str) -> None:
         self._client.connection.send(new_error(call, f"{NAME}.Error.{error}", "s", ("refused",)))
+
+    def refuse_until(self, condition: Callable[[], object], error: str) -> None:
+        """Refuse every call until the condition is true, at least one of them."""
+        self.refuse(self.asked(), error)
+        wait_for(lambda: condition() or self._refuse_next(error), "the condition is true")
+
+    def _refuse_next(self, error: str) -> None:
+        with suppress(TimeoutError):
+            self.refuse(self.asked(0.1), error)
 
     def tell(
         self, member: str, signature: str, *body: Any, path: str = PATH, interface: str = TUNNEL

@@ -1,8 +1,9 @@
-"""A TCP stream to an echo server that goes on until it is told to finish, and checks every byte."""
+"""TCP streams: to an echo server, which check every byte, and iperf3's."""
 
+import json
 import subprocess
 import threading
-from typing import Self
+from typing import Any, Self
 
 from support.namespaces import Namespace
 from support.processes import wait_for
@@ -23,6 +24,14 @@ with socket.create_connection((address, port), timeout=30) as connection:
     sender.join()
 print(hashlib.sha256(sent).hexdigest(), hashlib.sha256(received).hexdigest())
 """
+
+
+def iperf3(inside: Namespace, server: str, *options: str) -> dict[str, Any]:
+    """The report of one transfer. The server takes one at a time, and a moment between two."""
+    command = ["iperf3", "--json", f"--client={server}", *options]
+    done = wait_for(lambda: (run := inside.run(*command)).returncode == 0 and run, f"{command}")
+    return dict(json.loads(done.stdout))
+
 
 # Sends blocks, each made of its number, until stdin ends; what comes back has to be the same.
 # Prints how many bytes have come back whole, now and then, and "whole" at the end.

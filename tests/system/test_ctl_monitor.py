@@ -57,6 +57,9 @@ class Monitor:
         """The first line that has all these in it."""
         return wait_for(lambda: self._line(parts), f"a line with {parts}")
 
+    def has_line(self, *parts: str) -> bool:
+        return bool(self._line(parts))
+
     def _line(self, parts: tuple[str, ...]) -> str:
         return next((line for line in self.lines if all(part in line for part in parts)), "")
 
@@ -294,8 +297,8 @@ def test_a_daemon_that_ends_when_it_is_asked(own_bus: Bus, monitor: Callable[...
     with Played(own_bus.address) as without_a_word:
         without_a_word.asked()
     with Played(own_bus.address) as ending:
-        ending.refuse(ending.asked(), "ShuttingDown")
-        watching.wait_line("is running")
+        # It asks once more if it hears of the new owner only after its first question.
+        ending.refuse_until(lambda: watching.has_line("is running"), "ShuttingDown")
     with Played(own_bus.address) as another:
         another.answer(another.asked(), {})
         watching.wait_line("runs again")

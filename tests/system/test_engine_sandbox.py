@@ -28,6 +28,7 @@ from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.namespaces import MakeNamespace, ping
 from support.processes import status, wait_for
 from support.stage import Stage
+from support.transfer import iperf3
 from support.tunnels import reconfigure
 from wg4netnsd.engine.engine import BINARY
 
@@ -78,10 +79,9 @@ def test_a_confined_engine_does_its_work(
         assert client.get(path, "ListenPort") == port
         for address in (stage.far.ipv4, stage.far.ipv6):
             ping(inside, address)
-        # Enough for some garbage collections. The server needs a moment between two.
-        for options in ([stage.far.ipv4], [stage.far.ipv6, "--reverse"]):
-            command = ["iperf3", "--bytes=50M", "--client", *options]
-            wait_for(lambda command=command: inside.run(*command).returncode == 0, f"{command}")
+        # Enough for some garbage collections.
+        iperf3(inside, stage.far.ipv4, "--bytes=50M")
+        iperf3(inside, stage.far.ipv6, "--bytes=50M", "--reverse")
     assert client.get(path, "EnginePID") == pid
     assert is_confined(pid), "a thread that came later is not"
     client.close_tunnel(path)

@@ -12,7 +12,7 @@ from support.bus import OBJECT_MANAGER, ROOT, TUNNEL, Client
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, Namespace, ping
 from support.stage import Stage, keys
-from support.transfer import TRANSFER
+from support.transfer import TRANSFER, iperf3
 from support.tunnels import tunnel
 
 pytestmark = pytest.mark.distribution
@@ -80,8 +80,7 @@ def test_a_stream_at_full_speed_arrives(
 ) -> None:
     inside = namespace()
     with tunnel(client, inside, stage.conf(0)):
-        iperf3 = ["iperf3", "--json", "--time=1", *direction, f"--client={stage.far.ipv4}"]
-        report = json.loads(inside.check(*iperf3))
+        report = iperf3(inside, stage.far.ipv4, "--time=1", *direction)
         assert report["end"]["sum_received"]["bytes"] > 1 << 20
 
 

@@ -15,6 +15,7 @@ from support.daemon import Daemon
 from support.namespaces import MakeNamespace
 from support.processes import wait_for
 from support.stage import Control, ControlError, Stage, keys, preshared_key
+from support.transfer import iperf3
 
 LINK = "far-moving"
 
@@ -296,7 +297,7 @@ def test_a_tunnel_to_the_far_end_that_starts_anew_and_moves(
     def reaches_all_of_it() -> None:
         for address in (stage.far.ipv4, stage.far.ipv6):
             inside.check("ping", "-n", "-c1", "-W10", address)
-            inside.check("iperf3", "--connect-timeout=9000", "--bytes=1K", f"--client={address}")
+            iperf3(inside, address, "--connect-timeout=9000", "--bytes=1K")
             echo = (address, str(stage.far.echo_port))
             assert inside.check("busybox", "nc", "-w5", *echo, input="echo\n") == "echo\n"
 
