@@ -27,7 +27,7 @@ from wg4netnsd.systemd import fdstore, journal, notify
 
 if TYPE_CHECKING:
     from wg4netnsd.agent.client import Agent
-    from wg4netnsd.systemd.fdstore import Legacy
+    from wg4netnsd.systemd.fdstore import InheritedFds
     from wg4netnsd.tunnel.manager import Manager
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,14 @@ def main() -> None:
     try:
         _refuse_wrong_places()
         _set_limits()
-        legacies = fdstore.inherited()
+        inherited = fdstore.inherited()
         # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
         pid, control = agent_server.fork()
         from wg4netnsd.agent.client import Agent
 
         agent = Agent(pid, control)
-        with _runtime_directory(arguments.runtime_dir, legacies.keys()) as directory:
-            status = asyncio.run(_serve(agent, arguments.engine, directory, legacies))
+        with _runtime_directory(arguments.runtime_dir, inherited.keys()) as directory:
+            status = asyncio.run(_serve(agent, arguments.engine, directory, inherited))
         agent.end()
         sys.exit(status)
     except StartupError as error:
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 async def _serve(
-    agent: Agent, binary: Path | None, directory: Path, legacies: Mapping[str, Legacy]
+    agent: Agent, binary: Path | None, directory: Path, inherited: Mapping[str, InheritedFds]
 ) -> int:
     """From the first call to the last; returns the exit status."""
     # Only now: the agent, and with it every fork of it, stays as small as it was.
@@ -92,10 +92,10 @@ async def _serve(
     from wg4netnsd.tunnel import restore
 
     stop = _stop_on_signals()
-    await restore.end_strays(legacies)
+    await restore.end_strays(inherited)
     service = Service(agent, binary or engine.BINARY, directory)
     try:
-        bus = await service.start(legacies)
+        bus = await service.start(inherited)
     except BusGone as error:
         log.critical("%s", error)
         return EXIT_CONFIG if isinstance(error, NameTaken) else EXIT_NO_BUS

@@ -23,7 +23,7 @@ PUBLIC = "AbCd1234efghijklmnopqrstuvwxyzABCDEFGHIJKLM="
 SECRET = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
 PROGRAM = f"""
 import logging
-from wg4netnsd import journal
+from wg4netnsd.systemd import journal
 
 journal.set_up(logging.INFO)
 log = logging.getLogger("of.a.module")

@@ -2,6 +2,7 @@
 show on demand."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from wg4netnsd.engine.events import Completed, Initiated, Moved, Timers
 from wg4netnsd.engine.uapi import PeerStatus
 from wg4netnsd.errors import Error, Unresolved
 from wg4netnsd.peers import endpoint
-from wg4netnsd.peers.pace import Told
+from wg4netnsd.peers.pace import Report
 from wg4netnsd.peers.peer import Handshake, KnownPeer
 from wg4netnsd.peers.state import PeerState
 
@@ -25,7 +26,7 @@ NAME = "where.test"
 
 @dataclass
 class Recorder:
-    """A peer.Listener that writes down what it is told."""
+    """A peer.PeerObserver that writes down what it is told."""
 
     handshakes: list[int] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
@@ -33,13 +34,13 @@ class Recorder:
     used: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def handshake(self, _key: str, told: Told[Handshake]) -> None:
+    def handshake(self, _key: str, told: Report[Handshake]) -> None:
         self.handshakes.append(told.new.realtime_usec)
 
-    def peer_state_changed(self, _key: str, told: Told[PeerState]) -> None:
+    def peer_state_changed(self, _key: str, told: Report[PeerState]) -> None:
         self.states.append(told.new)
 
-    def peer_endpoint_changed(self, _key: str, told: Told[str]) -> None:
+    def peer_endpoint_changed(self, _key: str, told: Report[str]) -> None:
         self.endpoints.append(told.new)
 
     def peers_changed(self) -> None: ...
@@ -69,10 +70,11 @@ def with_peer(test: Callable[[KnownPeer, Recorder], Awaitable[None]], found: Any
     async def run() -> None:
         told = Recorder()
         configured = Peer(PublicKey=KEY, Endpoint=f"{NAME}:1")
-        peer = KnownPeer(configured, Timers(), told)
+        peer = KnownPeer(configured, Timers(), told, logging.getLogger("test"))
         name = configured.endpoint
         assert name
-        peer.look_for(name, {NAME: found or Unresolved(NAME)}, lambda e, _: told.used.append(e))
+        looked_up = {NAME: found or Unresolved(NAME)}
+        peer.look_for(name, looked_up, lambda e, _: told.used.append(e), told.lookup_failed)
         peer.settle()
         await test(peer, told)
         peer.close()
@@ -90,11 +92,11 @@ def completed(usec: int, age: float = 0.0) -> Completed:
 def test_a_handshake_that_the_engine_tells_twice_is_told_once() -> None:
     async def test(peer: KnownPeer, told: Recorder) -> None:
         peer.resync(PeerStatus(KEY, last_handshake_usec=5_000_000, session_age=0.0))
-        peer.take(completed(4_000_000))  # was still in the pipe
-        peer.take(completed(5_000_000))
+        peer.handle_event(completed(4_000_000))  # was still in the pipe
+        peer.handle_event(completed(5_000_000))
         assert told.handshakes == [5_000_000]
         assert told.states == ["active"]
-        peer.take(completed(3_000_000))  # the clock was set back
+        peer.handle_event(completed(3_000_000))  # the clock was set back
         assert told.handshakes == [5_000_000, 3_000_000]
 
     with_peer(test, ["192.0.2.1"])
@@ -103,7 +105,7 @@ def test_a_handshake_that_the_engine_tells_twice_is_told_once() -> None:
 def test_a_clock_that_was_set_makes_no_session_old_nor_unseen() -> None:
     async def test(peer: KnownPeer, told: Recorder) -> None:
         now = time.time_ns() // 1000
-        peer.take(completed(now))
+        peer.handle_event(completed(now))
         peer.session.expired()
         peer.resync(PeerStatus(KEY, last_handshake_usec=now - 86_400_000_000, session_age=3.0))
         assert peer.view().state is PeerState.ACTIVE
@@ -127,8 +129,8 @@ def test_a_handshake_whose_session_is_over_makes_nobody_active() -> None:
 def test_who_answers_is_not_looked_up(resolver: list[str]) -> None:
     async def test(peer: KnownPeer, told: Recorder) -> None:
         assert told.errors
-        peer.take(Moved(KEY, "192.0.2.7:9"))  # it has spoken first
-        peer.take(completed(1))
+        peer.handle_event(Moved(KEY, "192.0.2.7:9"))  # it has spoken first
+        peer.handle_event(completed(1))
         resolver.append("192.0.2.1")
         await asyncio.sleep(0.05)
         assert told.used == []
@@ -159,11 +161,11 @@ def test_who_has_answered_is_looked_up_soon_again(
     async def test(peer: KnownPeer, told: Recorder) -> None:
         while len(pauses) < 5:
             await sleep(0)
-        peer.take(completed(1))
+        peer.handle_event(completed(1))
         assert sorted(pauses) == pauses
         assert pauses[-1] > pauses[0]
         known = len(pauses)
-        peer.take(Initiated(KEY))
+        peer.handle_event(Initiated(KEY))
         peer.session.expired()
         peer.session.gave_up()
         peer.settle()  # stale: it is looked up
@@ -178,18 +180,18 @@ def test_who_has_answered_is_looked_up_soon_again(
 
 def test_the_end_of_an_active_peer_begins_no_look_up(resolver: list[str]) -> None:
     async def test(peer: KnownPeer, _told: Recorder) -> None:
-        peer.take(Initiated(KEY))
-        peer.take(completed(1))
+        peer.handle_event(Initiated(KEY))
+        peer.handle_event(completed(1))
 
     with_peer(test, ["192.0.2.1"])
 
 
 def test_who_answers_an_engine_that_was_replaced_is_in_use_no_longer_than_that() -> None:
     async def test(peer: KnownPeer, _told: Recorder) -> None:
-        peer.take(completed(1))
+        peer.handle_event(completed(1))
         peer.engine_ended()
         assert peer.in_use
-        peer.take(Completed(KEY, "responder", 2, 0.0))
+        peer.handle_event(Completed(KEY, "responder", 2, 0.0))
         assert peer.in_use
         peer.session.expired()
         peer.settle()

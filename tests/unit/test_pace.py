@@ -3,12 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wg4netnsd.peers.pace import BURST, INTERVAL, Pace, Told
+from wg4netnsd.peers.pace import BURST, INTERVAL, Pace, Report
 
 CHANGES = st.lists(st.tuples(st.integers(0, 3), st.floats(0, 5)), max_size=60)
 
 
-def tell(changes: list[tuple[int, float]]) -> tuple[list[tuple[float, Told[int]]], Pace[int]]:
+def tell(changes: list[tuple[int, float]]) -> tuple[list[tuple[float, Report[int]]], Pace[int]]:
     """What a teller tells that is woken by each change and by due_at()."""
     pace, now, told = Pace(0), 0.0, []
     for value, wait in [*changes, (changes[-1][0] if changes else 0, 0.0)]:

@@ -16,11 +16,11 @@ from wg4netnsd.bus.objects import Interface, Tree
 from wg4netnsd.bus.server import Bus, Call, Reply, Variant
 from wg4netnsd.config import reader
 from wg4netnsd.engine import engine
-from wg4netnsd.peers.pace import Told
+from wg4netnsd.peers.pace import Report
 from wg4netnsd.peers.peer import Handshake, PeerView
 from wg4netnsd.peers.state import PeerState
 from wg4netnsd.systemd import notify
-from wg4netnsd.systemd.fdstore import Legacy
+from wg4netnsd.systemd.fdstore import InheritedFds
 from wg4netnsd.tunnel import restore
 from wg4netnsd.tunnel.lifecycle import State
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
@@ -57,64 +57,40 @@ class Service:
         self._binary = binary
         self._tree = Tree(names.ROOT_PATH)
 
-    async def start(self, legacies: Mapping[str, Legacy]) -> Bus:
+    async def start(self, inherited: Mapping[str, InheritedFds]) -> Bus:
         """Connect, take over what a daemon before us has left, and only then own the name.
 
         Raises BusGone.
         """
         engine.version(self._binary)  # asked now, so that no call has to wait for it
         self._bus = await Bus.connect(self._tree.serve)
-        for tunnel in await restore.take_over(self.manager, legacies):
+        for tunnel in await restore.take_over(self.manager, inherited):
             if tunnel.spec.lifetime is Lifetime.CLIENT:
                 close_with_client(tunnel, self._bus)
-        self._tree.add(names.ROOT_PATH, ManagerInterface(self.manager, self._binary, self._bus))
+        self._tree.add(
+            names.ROOT_PATH, ManagerInterface(self.manager, self._binary, self._bus, self._tree)
+        )
         self._tree.attach(self._bus)
         await self._bus.own_name(names.BUS_NAME)
         return self._bus
 
-    # ------------------------------------------------------------ manager.Observer
+    # ------------------------------------------------------------ manager.TunnelsObserver
 
-    def tunnel_added(self, tunnel: Tunnel) -> None:
-        self._tree.add(_path(tunnel), TunnelInterface(tunnel, self.manager, self._bus))
+    def tunnel_added(self, tunnel: Tunnel) -> TunnelInterface:
+        added = TunnelInterface(tunnel, self.manager, self._bus, self._tree)
+        self._tree.add(added.path, added)
+        return added
 
     def tunnel_removed(self, tunnel: Tunnel) -> None:
         self._tree.remove(_path(tunnel))
-
-    def state_changed(self, tunnel: Tunnel, new: State, old: State, reason: str) -> None:
-        self._tree.signal(_path(tunnel), "StateChanged", new, old, reason)
-
-    def properties_changed(self, tunnel: Tunnel, attributes: Collection[str]) -> None:
-        properties = [prop for name in attributes for prop in _PROPERTIES_OF[name]]
-        self._tree.changed(_path(tunnel), properties)
-
-    def handshake(self, tunnel: Tunnel, public_key: str, told: Told[Handshake]) -> None:
-        details = {
-            "role": Variant("s", told.new.role),
-            "endpoint": Variant("s", tunnel.peers[public_key].endpoint),
-            "missed": Variant("u", told.missed),
-        }
-        at = told.new.realtime_usec
-        self._tree.signal(_path(tunnel), "Handshake", public_key, at, details)
-
-    def peer_state_changed(self, tunnel: Tunnel, public_key: str, told: Told[PeerState]) -> None:
-        details = {
-            "endpoint": Variant("s", tunnel.peers[public_key].endpoint),
-            "last_handshake_usec": Variant("t", tunnel.peers[public_key].last_handshake_usec),
-            "missed": Variant("u", told.missed),
-        }
-        body = (public_key, told.new, told.old, details)
-        self._tree.signal(_path(tunnel), "PeerStateChanged", *body)
-
-    def peer_endpoint_changed(self, tunnel: Tunnel, public_key: str, told: Told[str]) -> None:
-        body = (public_key, told.new, told.old, {"missed": Variant("u", told.missed)})
-        self._tree.signal(_path(tunnel), "PeerEndpointChanged", *body)
 
 
 class ManagerInterface(Interface):
     """org.wg4netns1.Manager"""
 
-    def __init__(self, manager: Manager, binary: Path, bus: Bus) -> None:
+    def __init__(self, manager: Manager, binary: Path, bus: Bus, tree: Tree) -> None:
         super().__init__(names.MANAGER)
+        self._tree = tree
         self._manager = manager
         self._binary = binary
         self._bus = bus
@@ -207,7 +183,9 @@ class ManagerInterface(Interface):
         return [[t.spec.name, _path(t), t.state] for t in self._manager.tunnels]
 
     async def describe(self, _call: Call) -> str:
-        interfaces = [TunnelInterface(t, self._manager, self._bus) for t in self._manager.tunnels]
+        interfaces = [
+            TunnelInterface(t, self._manager, self._bus, self._tree) for t in self._manager.tunnels
+        ]
         await asyncio.gather(*(interface.refresh() for interface in interfaces))
         described: dict[str, Any] = {name: _plain(v) for name, v in self.get_all().items()}
         described["tunnels"] = [
@@ -233,12 +211,14 @@ class ManagerInterface(Interface):
 
 
 class TunnelInterface(Interface):
-    """org.wg4netns1.Tunnel"""
+    """org.wg4netns1.Tunnel; also its tunnel's observer."""
 
     volatile = frozenset({"Peers"})
 
-    def __init__(self, tunnel: Tunnel, manager: Manager, bus: Bus) -> None:
+    def __init__(self, tunnel: Tunnel, manager: Manager, bus: Bus, tree: Tree) -> None:
         super().__init__(names.TUNNEL)
+        self.path = _path(tunnel)
+        self._tree = tree
         self._tunnel = tunnel
         self._manager = manager
         self._bus = bus
@@ -290,6 +270,43 @@ class TunnelInterface(Interface):
         """Without an engine, there are no counters."""
         with contextlib.suppress(errors.Error):
             await self._tunnel.status()
+
+    # ------------------------------------------------------------ observer.TunnelObserver
+
+    def state_changed(self, new: State, old: State, reason: str) -> None:
+        self._tree.signal(self.path, "StateChanged", new, old, reason)
+
+    def properties_changed(self, names: Collection[str]) -> None:
+        properties = [prop for name in names for prop in _PROPERTIES_OF[name]]
+        self._tree.changed(self.path, properties)
+
+    def handshake(self, public_key: str, report: Report[Handshake]) -> None:
+        details = {
+            "role": Variant("s", report.new.role),
+            "endpoint": Variant("s", self._tunnel.peers[public_key].endpoint),
+            "missed": Variant("u", report.missed),
+        }
+        at = report.new.realtime_usec
+        self._tree.signal(self.path, "Handshake", public_key, at, details)
+
+    def peer_state_changed(self, public_key: str, report: Report[PeerState]) -> None:
+        peer = self._tunnel.peers[public_key]
+        details = {
+            "endpoint": Variant("s", peer.endpoint),
+            "last_handshake_usec": Variant("t", peer.last_handshake_usec),
+            "missed": Variant("u", report.missed),
+        }
+        body = (public_key, report.new, report.old, details)
+        self._tree.signal(self.path, "PeerStateChanged", *body)
+
+    def peer_endpoint_changed(self, public_key: str, report: Report[str]) -> None:
+        body = (public_key, report.new, report.old, {"missed": Variant("u", report.missed)})
+        self._tree.signal(self.path, "PeerEndpointChanged", *body)
+
+    def peers_changed(self) -> None:
+        self._tree.changed(self.path, ["Peers"])
+
+    # ------------------------------------------------------------ properties
 
     def read_name(self) -> str:
         return self._tunnel.spec.name

@@ -50,8 +50,8 @@ def version(binary: Path) -> str:
     return output.stdout.decode().split("\n")[0].removeprefix("wireguard-go v")
 
 
-class Kept(NamedTuple):
-    """The fds that an engine is known by, and that another daemon takes it over with."""
+class EngineFds(NamedTuple):
+    """The fds by which a daemon holds an engine, or adopts one."""
 
     pidfd: int
     handover: int
@@ -66,21 +66,21 @@ class Engine:
     configured, then for its TUN. It lives as long as somebody holds our end of its handover socket.
     """
 
-    def __init__(self, process: Process, kept: Kept, socket_path: Path | None = None) -> None:
-        """Owns all of them. Who needs an engine calls spawn() or adopt()."""
-        self.note_lack: Callable[[events.Lacks], object] = lambda _: None
+    def __init__(self, process: Process, fds: EngineFds, socket_path: Path | None = None) -> None:
+        """Owns all of them. Call spawn() or adopt() instead."""
+        self.on_lack: Callable[[events.Lacks], object] = lambda _: None
         """Called with each part of its confinement that it does without."""
         self.process = process
-        self.kept = kept
+        self.fds = fds
         self.pid = process.pid
         self.exited = process.exited
-        self._handover = socket.socket(fileno=kept.handover)
+        self._handover = socket.socket(fileno=fds.handover)
         self._handover.setblocking(False)
         self._socket_path = socket_path
-        self._log = _Log(self.pid, kept.log)
-        self._events = Lines(kept.events, self._on_event)
-        self._untold: list[events.Event] = []
-        self._tell: Callable[[events.Event], None] = self._untold.append
+        self._log = _Log(self.pid, fds.log)
+        self._events = Lines(fds.events, self._on_event)
+        self._waiting: list[events.Event] = []
+        self._forward: Callable[[events.Event], None] = self._waiting.append
         self._closing = asyncio.create_task(self._close_after())
 
     @classmethod
@@ -103,22 +103,22 @@ class Engine:
                 why = f"wireguard-go can't be started: {error.strerror}"
                 raise (LimitExceeded if error.errno in LACKING else EngineFailed)(why) from None
             ours.pop_all()
-        return cls(Process(pidfd, child), Kept(pidfd, handover.detach(), events_end, log_end))
+        return cls(Process(pidfd, child), EngineFds(pidfd, handover.detach(), events_end, log_end))
 
     @classmethod
-    def adopt(cls, kept: Kept, socket_path: Path) -> Self:
-        """Take over one that a daemon before us has spawned. Owns `kept`.
+    def adopt(cls, fds: EngineFds, socket_path: Path) -> Self:
+        """Take over an engine that an earlier daemon spawned. Owns `fds`.
 
-        It may have ended meanwhile: then that is noticed as always.
+        An engine that has ended meanwhile is noticed as always.
         """
-        return cls(Process(kept.pidfd), kept, socket_path)
+        return cls(Process(fds.pidfd), fds, socket_path)
 
-    def watch(self, tell: Callable[[events.Event], None], tunnels_log: TunnelLog) -> None:
-        """Have `tell` called with each event, also with those that were before."""
-        self._log.log = tunnels_log
-        self._tell = tell
-        while self._untold:
-            tell(self._untold.pop(0))
+    def forward_events(self, to: Callable[[events.Event], None], log: TunnelLog) -> None:
+        """Call `to` with every event from now on, and with those that waited; log to `log`."""
+        self._log.log = log
+        self._forward = to
+        while self._waiting:
+            to(self._waiting.pop(0))
 
     async def listen(self, socket_path: Path) -> None:
         """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
@@ -191,7 +191,7 @@ class Engine:
 
     @property
     def is_ending(self) -> bool:
-        """Is one of `kept` closed, and its number perhaps another's?"""
+        """Is one of `fds` closed, and its number perhaps another's?"""
         ends = (self.exited, self._log.ended, self._events.ended)
         return any(end.is_set() for end in ends)
 
@@ -232,9 +232,9 @@ class Engine:
             self._log.write(logging.WARNING, f"not an event: {redact(line)[:80]!r}")
             event = events.Dropped()
         if isinstance(event, events.Lacks):
-            self.note_lack(event)
+            self.on_lack(event)
         else:
-            self._tell(event)
+            self._forward(event)
 
     async def _close_after(self) -> None:
         await self.exited.wait()
@@ -252,9 +252,9 @@ class _Log:
         self._panicked = False
         self._lines = 0  # until the time of `_fresh`
         self._fresh = 0.0
-        self.ended = Lines(fd, self._take).ended
+        self.ended = Lines(fd, self._log_line).ended
 
-    def _take(self, line: str) -> None:
+    def _log_line(self, line: str) -> None:
         # What follows is Go's traceback: it shows arguments, and keys are among them.
         if self._panicked:
             return
@@ -276,8 +276,8 @@ class _Log:
             self.log.warning("wireguard-go[%d]: too much: silent for %.0f s", self._pid, silence)
 
 
-class Spare:
-    """Keeps one engine waiting: starting a process takes longer than all the rest of a create."""
+class SpareEngine:
+    """One engine that waits: starting a process takes longer than all the rest of a create."""
 
     def __init__(self, binary: Path) -> None:
         self.lacks: dict[str, events.Lacks] = {}
@@ -287,8 +287,8 @@ class Spare:
         self._closed = False
         self.refill()
 
-    def take(self) -> Engine:
-        """An engine without a TUN, now the caller's. Raises EngineFailed, LimitExceeded."""
+    def take_engine(self) -> Engine:
+        """Return an engine without a TUN, now the caller's. Raises EngineFailed, LimitExceeded."""
         engine, self._waiting = self._waiting, None
         asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
         return engine if engine and not engine.exited.is_set() else self._spawn()
@@ -306,7 +306,7 @@ class Spare:
 
     def _spawn(self) -> Engine:
         engine = Engine.spawn(self._binary)
-        engine.note_lack = self._note_lack
+        engine.on_lack = self._note_lack
         return engine
 
     def _note_lack(self, lack: events.Lacks) -> None:

@@ -14,7 +14,9 @@ INTERVAL: Final = 1.0  # seconds for one more
 T = TypeVar("T")
 
 
-class Told(NamedTuple, Generic[T]):
+class Report(NamedTuple, Generic[T]):
+    """One change, or several merged into one."""
+
     new: T
     old: T
     missed: int  # changes in between
@@ -36,7 +38,7 @@ class Pace(Generic[T]):
             self.newest = value
             self._untold += 1
 
-    def due(self, now: float) -> Told[T] | None:
+    def due(self, now: float) -> Report[T] | None:
         """What is to be told now; it then counts as told. None if nothing is, or not yet."""
         if self.newest == self._told:
             return None
@@ -44,9 +46,9 @@ class Pace(Generic[T]):
         if self._tokens < 1:
             return None
         self._tokens -= 1
-        told = Told(self.newest, self._told, self._untold - 1)
+        report = Report(self.newest, self._told, self._untold - 1)
         self._told, self._untold = self.newest, 0
-        return told
+        return report
 
     def due_at(self, now: float) -> float | None:
         """When due() will have something; None if there is nothing to tell."""

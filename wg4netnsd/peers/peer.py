@@ -7,6 +7,7 @@ told, and none while neither is to come.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from wg4netnsd.engine import events
 from wg4netnsd.engine.uapi import PeerStatus
 from wg4netnsd.errors import Error
 from wg4netnsd.peers.endpoint import NamedEndpoint, first_address, host_of
-from wg4netnsd.peers.pace import Pace, Told
+from wg4netnsd.peers.pace import Pace, Report
 from wg4netnsd.peers.resolve import Found, is_address
 from wg4netnsd.peers.state import PeerState, Session
+from wg4netnsd.systemd.journal import TunnelLog
 
 
 @dataclass(frozen=True)
@@ -41,26 +43,30 @@ class PeerView(NamedTuple):
     status: PeerStatus | None  # the engine's newest answer; None where it has given none
 
 
-class Listener(Protocol):
-    """Who is told of peers' changes."""
+class PeerObserver(Protocol):
+    """The interface through which peers report their changes."""
 
-    def handshake(self, public_key: str, told: Told[Handshake]) -> None: ...
+    def handshake(self, public_key: str, report: Report[Handshake]) -> None: ...
 
-    def peer_state_changed(self, public_key: str, told: Told[PeerState]) -> None: ...
+    def peer_state_changed(self, public_key: str, report: Report[PeerState]) -> None: ...
 
-    def peer_endpoint_changed(self, public_key: str, told: Told[str]) -> None: ...
+    def peer_endpoint_changed(self, public_key: str, report: Report[str]) -> None: ...
 
     def peers_changed(self) -> None:
-        """After one or more of these."""
+        """Called after one or more of these."""
         ...
-
-    def lookup_failed(self, error: Error) -> None: ...
 
 
 class KnownPeer:
     """One of a tunnel's peers. Times are CLOCK_BOOTTIME's."""
 
-    def __init__(self, configured: Peer, timers: events.Timers, listener: Listener) -> None:
+    def __init__(
+        self,
+        configured: Peer,
+        timers: events.Timers,
+        observer: PeerObserver,
+        log: logging.Logger | TunnelLog,
+    ) -> None:
         self.configured = configured
         self.session = Session(timers)
         self.name: NamedEndpoint | None = None
@@ -72,7 +78,8 @@ class KnownPeer:
         self._state = Pace(PeerState.IDLE)
         self._handshakes = Pace(Handshake())
         self._endpoints: Pace[str] | None = None  # until there is a first one to begin with
-        self._listener = listener
+        self._observer = observer
+        self._log = log
         self._timer: asyncio.TimerHandle | None = None
         self._lost = False
         self._closed = False
@@ -97,12 +104,16 @@ class KnownPeer:
         )
 
     def look_for(
-        self, configured: Endpoint | None, found: Found, use: Callable[[str, bool], None]
+        self,
+        configured: Endpoint | None,
+        found: Found,
+        use: Callable[[str, bool], None],
+        lookup_failed: Callable[[Error], None],
     ) -> None:
-        """Its Endpoint is this from now on; what is known of another one counts no more."""
+        """Take this Endpoint from now on, and forget what is known of another one."""
         self._forget_name()
         if configured and not is_address(configured.host):
-            self.name = NamedEndpoint(configured, found, use, self._listener.lookup_failed)
+            self.name = NamedEndpoint(configured, found, use, lookup_failed)
             self.name.timers = self.session.timers
         if configured and (first := first_address(configured, found)):
             self.endpoint = first
@@ -114,7 +125,7 @@ class KnownPeer:
         if self.name:
             self.name.timers = timers
 
-    def take(self, event: events.PeerEvent) -> None:
+    def handle_event(self, event: events.PeerEvent) -> None:
         match event:
             case events.Initiated():
                 self._lost = False
@@ -173,23 +184,27 @@ class KnownPeer:
         self._handshakes.change(self.handshake)
         if self._endpoints:
             self._endpoints.change(self.endpoint)
-        self._tell(now)
+        self._report(now)
         if self.name and state is PeerState.STALE and before is not PeerState.STALE:
             self.name.look_up_again()
         self._wake_at(now)
 
-    def _tell(self, now: float) -> None:
+    def _report(self, now: float) -> None:
         key = self.configured.public_key
         handshake, state = self._handshakes.due(now), self._state.due(now)
         endpoint = self._endpoints.due(now) if self._endpoints else None
+        about = {"PEER": key}
         if handshake:
-            self._listener.handshake(key, handshake)
+            self._log.debug("handshake, as %s", handshake.new.role or "…", extra=about)
+            self._observer.handshake(key, handshake)
         if state:
-            self._listener.peer_state_changed(key, state)
+            self._log.info("%s → %s", state.old, state.new, extra=about)
+            self._observer.peer_state_changed(key, state)
         if endpoint:
-            self._listener.peer_endpoint_changed(key, endpoint)
+            self._log.info("moved to %s", endpoint.new, extra=about)
+            self._observer.peer_endpoint_changed(key, endpoint)
         if handshake or state or endpoint:
-            self._listener.peers_changed()
+            self._observer.peers_changed()
 
     def _wake_at(self, now: float) -> None:
         if self._timer:

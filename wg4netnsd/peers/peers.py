@@ -1,6 +1,6 @@
-"""A tunnel's peers: what their engine tells of them is kept, and told on.
+"""A tunnel's peers: keep what their engine reports of them, and pass on what changed.
 
-    engine ──events──► Peers ──► each peer's session (state), endpoint (names) ──► Listener
+    engine ──events──► Peers ──► each peer's session (state), endpoint (names) ──► PeerObserver
        ▲                 │
        └─── endpoints, handshakes to begin, and one question when events were lost
 
@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final, Protocol
 
 from wg4netnsd.config.model import Peer
 from wg4netnsd.engine import events, uapi
 from wg4netnsd.errors import Error, Timeout
 from wg4netnsd.peers.endpoint import first_address, host_of
-from wg4netnsd.peers.peer import KnownPeer, Listener, PeerView
+from wg4netnsd.peers.peer import KnownPeer, PeerObserver, PeerView
 from wg4netnsd.peers.resolve import Found, is_address, look_up_all
 from wg4netnsd.peers.state import PeerState
+from wg4netnsd.systemd.journal import TunnelLog
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,18 @@ RESYNC_PAUSE: Final = 1.0
 """Seconds from one question to the next: a peer whose packets alternate between two addresses can
 fill the pipe for as long as it likes."""
 
-Settings = Callable[[], bytes | None]
-"""Makes a `set` of uapi's when its turn has come, or None if it is not wanted any more."""
+
+class EngineControl(Protocol):
+    """The engine, as far as its peers use it. Both wait their turn.
+
+    Both raise EngineFailed or Timeout.
+    """
+
+    async def set(self, make_request: Callable[[], bytes | None]) -> None:
+        """Send the `set` that `make_request` makes when its turn has come; None for nothing."""
+        ...
+
+    async def ask(self) -> uapi.DeviceStatus: ...
 
 
 class Peers:
@@ -37,15 +48,16 @@ class Peers:
 
     def __init__(
         self,
-        set_engine: Callable[[Settings], Coroutine[Any, Any, None]],
-        ask_engine: Callable[[], Awaitable[uapi.DeviceStatus]],
-        listener: Listener,
+        engine: EngineControl,
+        observer: PeerObserver,
+        log: TunnelLog,
+        lookup_failed: Callable[[Error], None],
     ) -> None:
-        """`set_engine` and `ask_engine` wait for their turn; both raise EngineFailed or Timeout."""
         self.handshaken = asyncio.Event()  # one of them has been, once
-        self._set_engine = set_engine
-        self._ask_engine = ask_engine
-        self._listener = listener
+        self._engine = engine
+        self._observer = observer
+        self._log = log
+        self._lookup_failed = lookup_failed
         self._known: dict[str, KnownPeer] = {}
         self.timers = events.Timers()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,9 +85,11 @@ class Peers:
         for peer in peers:
             key = peer.public_key
             before = known.pop(key, None)
-            kept = self._known[key] = before or KnownPeer(peer, self.timers, self._listener)
+            kept = self._known[key] = before or KnownPeer(
+                peer, self.timers, self._observer, self._log
+            )
             if before is None or before.configured.endpoint != peer.endpoint:
-                kept.look_for(peer.endpoint, found, self._user(kept))
+                kept.look_for(peer.endpoint, found, self._user(kept), self._lookup_failed)
             kept.configured = peer
             kept.settle()
         for gone in known.values():
@@ -113,16 +127,16 @@ class Peers:
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
 
-    def note(self, statuses: Iterable[uapi.PeerStatus]) -> None:
-        """Keep the engine's answer to a question that somebody asked."""
-        for status in statuses:
-            if known := self._known.get(status.public_key):
-                known.status = status
+    def note_status(self, status: uapi.DeviceStatus) -> None:
+        """Keep the counters of the engine's newest answer."""
+        for peer in status.peers:
+            if known := self._known.get(peer.public_key):
+                known.status = peer
 
     # ------------------------------------------------------------ what happens
 
-    def take(self, event: events.Event) -> None:
-        """An event of the engine's."""
+    def handle_event(self, event: events.Event) -> None:
+        """Handle an event of the engine's."""
         match event:
             case events.Timers():
                 self.timers = event
@@ -133,7 +147,7 @@ class Peers:
                 self._spawn(self._resync())
             case _:
                 if event.public_key in self._known:  # else it has just been removed
-                    self._known[event.public_key].take(event)
+                    self._known[event.public_key].handle_event(event)
                 if isinstance(event, events.Completed):
                     self.handshaken.set()
 
@@ -148,7 +162,7 @@ class Peers:
         if reachable := self.in_use() & self.endpoints().keys():
             for key in reachable:
                 self._known[key].session.gave_up()  # what was sent into the old network
-            self._spawn(self._set_engine(lambda: uapi.encode_initiate(reachable)))
+            self._spawn(self._engine.set(lambda: uapi.encode_initiate(reachable)))
         for known in self._known.values():
             if known.name and known.view().state is not PeerState.ACTIVE:
                 known.name.look_up_again(now=True)
@@ -172,7 +186,7 @@ class Peers:
         def use(endpoint: str, initiate: bool) -> None:
             if endpoint != known.endpoint:
                 known.wanted = endpoint
-                self._spawn(self._set_engine(lambda: settings(endpoint, initiate)))
+                self._spawn(self._engine.set(lambda: settings(endpoint, initiate)))
 
         def settings(endpoint: str, initiate: bool) -> bytes | None:
             if known.wanted != endpoint:  # it has answered, or been configured otherwise
@@ -193,7 +207,7 @@ class Peers:
             while self._must_resync:
                 self._must_resync = False
                 try:
-                    self._take_answer(await self._ask_engine())
+                    self._take_answer(await self._engine.ask())
                 except Timeout:
                     self._must_resync = True
                 await asyncio.sleep(RESYNC_PAUSE)

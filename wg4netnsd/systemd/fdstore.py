@@ -61,8 +61,8 @@ _TARGETS: Final = {
 ENGINE_KINDS: Final = (Kind.PIDFD, Kind.HANDOVER, Kind.EVENTS, Kind.LOG)
 
 
-class Shelf:
-    """One tunnel's part of the store. It owns no fd that it is given: systemd has its own copy."""
+class FdStore:
+    """One tunnel's part of systemd's fd store. It owns no fd: systemd has its own copies."""
 
     def __init__(self, tunnel: str) -> None:
         self._tunnel = tunnel
@@ -112,8 +112,8 @@ class Shelf:
         return f"{kind}@{self._tunnel}"
 
 
-class Legacy(Shelf):
-    """A shelf that a daemon before us has filled. Owns the fds that came of it, until taken."""
+class InheritedFds(FdStore):
+    """A tunnel's fds that an earlier daemon stored. Owns them until they are popped."""
 
     def __init__(self, tunnel: str) -> None:
         super().__init__(tunnel)
@@ -122,7 +122,7 @@ class Legacy(Shelf):
     def add(self, kind: Kind, fd: int) -> None:
         """Owns `fd`."""
         if kind in self._stored:  # both have been stored as this: none can be told from the other
-            for other in (fd, *(self.take(kind) or ())):
+            for other in (fd, *(self.pop_fds(kind) or ())):
                 os.close(other)
         else:
             self._stored.add(kind)
@@ -131,8 +131,8 @@ class Legacy(Shelf):
     def __contains__(self, kind: Kind) -> bool:
         return kind in self._fds
 
-    def take(self, *kinds: Kind) -> list[int] | None:
-        """Their fds, now the caller's, or None if one of them is missing."""
+    def pop_fds(self, *kinds: Kind) -> list[int] | None:
+        """Return these fds, now the caller's, or None if one of them is missing."""
         if not self._fds.keys() >= set(kinds):
             return None
         return [self._fds.pop(kind) for kind in kinds]
@@ -141,7 +141,7 @@ class Legacy(Shelf):
         """The content of the one record, or of both."""
         contents = []
         for kind in (Kind.RECORD, Kind.NEXT_RECORD):
-            for fd in self.take(kind) or ():
+            for fd in self.pop_fds(kind) or ():
                 with os.fdopen(fd, "rb", buffering=0) as file:  # a copy, so its position is shared
                     file.seek(0)
                     contents.append(file.read())
@@ -153,23 +153,23 @@ class Legacy(Shelf):
         return process.pid_of(self._fds[Kind.PIDFD]) if Kind.PIDFD in self._fds else -1
 
     def close(self) -> None:
-        """Close what nobody took."""
+        """Close every fd that nobody popped."""
         while self._fds:
             os.close(self._fds.popitem()[1])
 
 
-def inherited() -> dict[str, Legacy]:
-    """What systemd has handed to us, by the tunnels' names; what is nothing of ours is dropped."""
-    legacies: dict[str, Legacy] = {}
+def inherited() -> dict[str, InheritedFds]:
+    """Return the fds that systemd handed to us, by the tunnels' names; drop those not ours."""
+    found: dict[str, InheritedFds] = {}
     for fd, name in notify.inherited_fds():
         kind, _, tunnel = name.partition("@")
         if tunnel and kind in set(Kind) and re.fullmatch(_TARGETS[Kind(kind)], fdpath.target(fd)):
-            legacies.setdefault(tunnel, Legacy(tunnel)).add(Kind(kind), fd)
+            found.setdefault(tunnel, InheritedFds(tunnel)).add(Kind(kind), fd)
         else:
             log.warning("the fd store has '%s', which is nothing of ours: removed", name)
             notify.remove_stored_fd(name)
             os.close(fd)
-    return legacies
+    return found
 
 
 @contextlib.contextmanager

@@ -10,14 +10,15 @@ from typing import Final, Protocol
 
 from wg4netnsd import errors
 from wg4netnsd.agent.client import Agent
-from wg4netnsd.engine.engine import Spare
+from wg4netnsd.engine.engine import SpareEngine
 from wg4netnsd.tunnel.lifecycle import State
 from wg4netnsd.tunnel.lifetime import Lease
 from wg4netnsd.tunnel.netns import Netns, NetnsId
-from wg4netnsd.tunnel.observer import Observer as TunnelObserver
-from wg4netnsd.tunnel.record import Left
+from wg4netnsd.tunnel.observer import TunnelObserver
+from wg4netnsd.tunnel.record import SavedTunnel
+from wg4netnsd.tunnel.resources import Resources
 from wg4netnsd.tunnel.spec import Spec
-from wg4netnsd.tunnel.tunnel import Means, Tunnel
+from wg4netnsd.tunnel.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,12 @@ SPARE_FDS: Final = 160
 """For the bus, the spare engine, and calls under way."""
 
 
-class Observer(TunnelObserver[Tunnel], Protocol):
-    """Who is told of all that changes."""
+class TunnelsObserver(Protocol):
+    """The interface through which a manager reports which tunnels there are."""
 
-    def tunnel_added(self, tunnel: Tunnel) -> None: ...
+    def tunnel_added(self, tunnel: Tunnel) -> TunnelObserver:
+        """Return the new tunnel's own observer."""
+        ...
 
     def tunnel_removed(self, tunnel: Tunnel) -> None: ...
 
@@ -40,13 +43,15 @@ class Observer(TunnelObserver[Tunnel], Protocol):
 class Manager:
     """Owns the tunnels. Those being closed count until nothing is left of them."""
 
-    def __init__(self, agent: Agent, binary: Path, directory: Path, observer: Observer) -> None:
+    def __init__(
+        self, agent: Agent, binary: Path, directory: Path, observer: TunnelsObserver
+    ) -> None:
         """`binary`: the wireguard-go to run; `directory` gets a socket for each tunnel."""
         fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.max_tunnels = max(1, min(MAX_TUNNELS, (fds - SPARE_FDS) // FDS))
         self.directory = directory
-        self._spare = Spare(binary)
-        self._means = Means(agent, self._spare, directory)
+        self._spare = SpareEngine(binary)
+        self._resources = Resources(agent, self._spare, directory)
         self._observer = observer
         self._tunnels: dict[str, Tunnel] = {}
         self._keepers: dict[Tunnel, asyncio.Task[None]] = {}
@@ -62,9 +67,13 @@ class Manager:
         return [str(lack) for lack in self._spare.lacks.values()]
 
     def create(
-        self, spec: Spec, netns: Netns, lease: Lease | None = None, left: Left | None = None
+        self,
+        spec: Spec,
+        netns: Netns,
+        lease: Lease | None = None,
+        saved: SavedTunnel | None = None,
     ) -> Tunnel:
-        """Start a tunnel, or go on with what is `left` of one. It owns them all if this returns.
+        """Start a tunnel, or go on with a `saved` one. It owns them all if this returns.
 
         Raises AlreadyExists, LimitExceeded, ShuttingDown.
         """
@@ -76,9 +85,9 @@ class Manager:
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
         if len(self._tunnels) >= self.max_tunnels:
             raise errors.LimitExceeded(f"there are {self.max_tunnels} tunnels already")
-        created = Tunnel(spec, netns, self._means, self._observer, lease, left)
+        created = Tunnel(spec, netns, self._resources, lease, saved)
         self._tunnels[spec.name] = created
-        self._observer.tunnel_added(created)
+        created.start(self._observer.tunnel_added(created))
         self._keepers[created] = asyncio.create_task(self._keep(created))
         return created
 
@@ -106,7 +115,7 @@ class Manager:
         for other in self._tunnels.values():
             if other is not created and other.engine.public_key == key:
                 text = f"'{other.spec.name}' has the same PrivateKey"
-                created.note(errors.AlreadyExists(f"{text}: a peer talks to who spoke last"))
+                created.note_error(errors.AlreadyExists(f"{text}: a peer talks to who spoke last"))
                 return
 
     async def close(self, closed: Tunnel, reason: str) -> None:

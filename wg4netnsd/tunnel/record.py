@@ -12,7 +12,7 @@ from wg4netnsd.config import wgquick
 from wg4netnsd.config.model import Config
 from wg4netnsd.engine.events import PROTOCOL, Timers
 from wg4netnsd.errors import Error, Failed, named
-from wg4netnsd.systemd.fdstore import Legacy
+from wg4netnsd.systemd.fdstore import FdStore, InheritedFds
 from wg4netnsd.tunnel.lifetime import Lifetime
 from wg4netnsd.tunnel.spec import Spec
 
@@ -34,8 +34,8 @@ KnownError = Annotated[tuple[str, str], AfterValidator(_known)]
 """Its short name and its text."""
 
 
-class Change(BaseModel):
-    """Another configuration that a tunnel was on its way to."""
+class PendingChange(BaseModel):
+    """A reconfiguration that has begun."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -58,7 +58,7 @@ class Record(BaseModel):
     mtu_option: int | None
     handshake: bool
     config: str = Field(repr=False)  # wg-quick's format
-    change: Change | None  # begun, and nobody knows how far it got
+    change: PendingChange | None  # nobody knows how far it got
     netns: tuple[int, int]  # device and inode
     created_usec: int
     listen_port: int
@@ -78,7 +78,7 @@ class Record(BaseModel):
                 "handshake": spec.handshake,
                 "config": wgquick.render(spec.config),
                 "change": changing_to
-                and Change(
+                and PendingChange(
                     mtu_option=changing_to.mtu_option, config=wgquick.render(changing_to.config)
                 ),
                 **state,
@@ -111,11 +111,29 @@ def _parse(text: str) -> Config:
     return wgquick.parse(text.encode(), max_size=wgquick.MAX_RENDERED)
 
 
-class Left(NamedTuple):
-    """What a daemon before us has left of a tunnel."""
+class RecordKeeper:
+    """Keeps a tunnel's newest record in the fd store, once the tunnel is complete."""
+
+    def __init__(self, fd_store: FdStore) -> None:
+        self._fd_store = fd_store
+        self._serial = 0  # of the next record; 0: the tunnel must not be taken over yet
+
+    def begin(self, serial: int) -> None:
+        self._serial = serial
+
+    def keep(self, spec: Spec, changing_to: Spec | None, **state: object) -> None:
+        """Store a record in place of the one before; the arguments are those of Record.of()."""
+        if self._serial:
+            record = Record.of(spec, changing_to, serial=self._serial, **state)
+            self._fd_store.put_record(record.encode())
+            self._serial += 1
+
+
+class SavedTunnel(NamedTuple):
+    """A tunnel of an earlier daemon, as systemd handed it over."""
 
     record: Record
-    legacy: Legacy
+    fds: InheritedFds
 
 
 def newest(contents: Iterable[bytes]) -> Record:

@@ -14,13 +14,13 @@ from wg4netnsd import errors
 from wg4netnsd.aio.process import Process
 from wg4netnsd.engine.engine import DEATH_TIME
 from wg4netnsd.systemd import notify
-from wg4netnsd.systemd.fdstore import Kind, Legacy
+from wg4netnsd.systemd.fdstore import InheritedFds, Kind
 from wg4netnsd.tunnel import record, resolvconf
 from wg4netnsd.tunnel.lifecycle import State
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
 from wg4netnsd.tunnel.manager import Manager
 from wg4netnsd.tunnel.netns import Netns, NetnsId
-from wg4netnsd.tunnel.record import Left, Record, Unreadable
+from wg4netnsd.tunnel.record import Record, SavedTunnel, Unreadable
 from wg4netnsd.tunnel.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,15 @@ DECISION_TIME: Final = 3.0
 _ENGINE: Final = "wireguard-go"
 
 
-async def take_over(manager: Manager, legacies: Mapping[str, Legacy]) -> list[Tunnel]:
+async def take_over(manager: Manager, inherited: Mapping[str, InheritedFds]) -> list[Tunnel]:
     """Return when it is known of each tunnel what becomes of it, or soon after at the latest."""
     taken = []
-    for name, legacy in legacies.items():
+    for name, fds in inherited.items():
         try:
-            taken.append(_go_on(manager, name, legacy))
+            taken.append(_go_on(manager, name, fds))
         except (Unreadable, errors.Error) as why:
             log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
-            await _end(legacy)
+            await _end(fds)
             remove_files(manager.directory / name)
     if taken:
         decided = set(State) - {State.STARTING}
@@ -50,42 +50,42 @@ async def take_over(manager: Manager, legacies: Mapping[str, Legacy]) -> list[Tu
     return taken
 
 
-def _go_on(manager: Manager, name: str, legacy: Legacy) -> Tunnel:
-    """`legacy` is the tunnel's if this returns.
+def _go_on(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
+    """`fds` is the tunnel's if this returns.
 
     Raises Unreadable, or what the manager has against it.
     """
-    written = record.newest(legacy.records())
+    written = record.newest(fds.records())
     if written.name != name:
         raise Unreadable(f"its record is of another tunnel, {written.name}")
-    if Kind.TUN not in legacy:
+    if Kind.TUN not in fds:
         raise Unreadable("its TUN is missing")
     with contextlib.ExitStack() as stack:
         namespace = Netns(-1, NetnsId(*written.netns))
         stack.callback(namespace.close)
-        for fd in legacy.take(Kind.NETNS) or ():
+        for fd in fds.pop_fds(Kind.NETNS) or ():
             namespace.fd = fd
-        if lease := _lease(written, legacy):
+        if lease := _lease(written, fds):
             stack.callback(lease.close)
-        tunnel = manager.create(written.spec(), namespace, lease, Left(written, legacy))
+        tunnel = manager.create(written.spec(), namespace, lease, SavedTunnel(written, fds))
         stack.pop_all()
         return tunnel
 
 
-def _lease(written: Record, legacy: Legacy) -> Lease | None:
+def _lease(written: Record, fds: InheritedFds) -> Lease | None:
     if written.lifetime is not Lifetime.LEASE:
         return None
-    for fd in legacy.take(Kind.LEASE) or ():
+    for fd in fds.pop_fds(Kind.LEASE) or ():
         return Lease(fd)
     raise Unreadable("its lease ended while there was no daemon")  # systemd has let go of it
 
 
-async def _end(legacy: Legacy) -> None:
+async def _end(fds: InheritedFds) -> None:
     """Its engine, its interface and what systemd holds of it."""
-    for pidfd in legacy.take(Kind.PIDFD) or ():
+    for pidfd in fds.pop_fds(Kind.PIDFD) or ():
         await _kill(pidfd)
-    legacy.remove(*Kind)
-    legacy.close()
+    fds.remove(*Kind)
+    fds.close()
 
 
 def remove_files(directory: Path) -> None:
@@ -102,13 +102,13 @@ def remove_files(directory: Path) -> None:
         directory.rmdir()
 
 
-async def end_strays(legacies: Mapping[str, Legacy]) -> None:
+async def end_strays(inherited: Mapping[str, InheritedFds]) -> None:
     """End the engines in our cgroup that nobody knows of, before there are any of our own.
 
     Most have ended by themselves, as nobody holds their handover socket any more; what is left of
     them is stopped, or hangs.
     """
-    known = {legacy.pid for legacy in legacies.values()}
+    known = {fds.pid for fds in inherited.values()}
     for pid in _engines_in_our_cgroup() - known:
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)

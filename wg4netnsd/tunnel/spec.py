@@ -1,8 +1,8 @@
-"""What a caller asked a tunnel to be."""
+"""A tunnel as its creator asked for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from wg4netnsd.agent.protocol import InterfaceSettings
@@ -13,7 +13,7 @@ from wg4netnsd.tunnel.lifetime import Lifetime
 @dataclass(frozen=True)
 class Spec:
     VISIBLE: ClassVar = ("mtu", "addresses", "dns", "peers")
-    """What another configuration can change and a client can see."""
+    """Attributes that a reconfiguration can change and a client can see."""
 
     name: str
     interface: str
@@ -23,14 +23,12 @@ class Spec:
     handshake: bool = False  # begin one with each peer at once
     client: str = ""  # whose leaving ends it, where that is its lifetime: bus and name on it
 
-    def __post_init__(self) -> None:
-        """Raises InvalidConfig where the MTU is too small for the addresses."""
-        self.config.mtu(self.mtu_option)
+    mtu: int = field(init=False)
+    """The interface's MTU in bytes."""
 
-    @property
-    def mtu(self) -> int:
-        """Of the interface, in bytes."""
-        return self.config.mtu(self.mtu_option)
+    def __post_init__(self) -> None:
+        """Raises InvalidConfig if the MTU is too small for the addresses."""
+        object.__setattr__(self, "mtu", self.config.mtu(self.mtu_option))
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -14,28 +14,27 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from wg4netnsd import errors
-from wg4netnsd.agent.client import Agent
 from wg4netnsd.agent.protocol import CreateInterface
 from wg4netnsd.aio.tasks import first_of
 from wg4netnsd.config.model import Config
 from wg4netnsd.engine import uapi
 from wg4netnsd.engine.backoff import Backoff
-from wg4netnsd.engine.engine import Spare
 from wg4netnsd.peers.peers import Peers
 from wg4netnsd.systemd import journal
-from wg4netnsd.systemd.fdstore import Kind, Shelf
-from wg4netnsd.tunnel.engine_slot import FAILURES, Supervised, refuse_own_key
+from wg4netnsd.systemd.fdstore import FdStore, Kind
+from wg4netnsd.tunnel import reconfigure
+from wg4netnsd.tunnel.engine_slot import FAILURES, EngineSlot
 from wg4netnsd.tunnel.lifecycle import Lifecycle, State
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
 from wg4netnsd.tunnel.link import Link
 from wg4netnsd.tunnel.netns import Netns, NetnsId
-from wg4netnsd.tunnel.observer import Observer, PeersOf
-from wg4netnsd.tunnel.record import Left, Record
+from wg4netnsd.tunnel.observer import TunnelObserver
+from wg4netnsd.tunnel.record import RecordKeeper, SavedTunnel
 from wg4netnsd.tunnel.resolvconf import ResolvConf
+from wg4netnsd.tunnel.resources import Resources
 from wg4netnsd.tunnel.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -43,16 +42,8 @@ log = logging.getLogger(__name__)
 _RECORDED = {"error", "listen_port", "restart_count"}
 
 
-class Means(NamedTuple):
-    """What all tunnels share."""
-
-    agent: Agent
-    spare: Spare
-    directory: Path  # in which each has its own
-
-
 class _InterfaceGone(Exception):
-    """It, or the namespace around it, has ended; its owner may delete it."""
+    """The interface has ended, alone or with its namespace; its owner may delete it."""
 
 
 class Tunnel:
@@ -65,12 +56,11 @@ class Tunnel:
         self,
         spec: Spec,
         namespace: Netns,
-        means: Means,
-        observer: Observer[Tunnel],
+        resources: Resources,
         lease: Lease | None = None,
-        left: Left | None = None,
+        saved: SavedTunnel | None = None,
     ) -> None:
-        """A new one, or one to take over with all that is `left` of it."""
+        """A new tunnel, or one that an earlier daemon `saved`. Nothing happens before `start()`."""
         self.spec = spec
         self.created_usec = time.time_ns() // 1000
         self._log = journal.of_tunnel(log, spec.name, namespace.id)
@@ -78,21 +68,22 @@ class Tunnel:
         self.error: errors.Error | None = None  # the newest, whatever came of it
         self.failure: errors.Error | None = None  # the one that ended the tunnel
         self.restart_count = 0
-        self._means = means
-        self._observer = observer
+        self._agent = resources.agent
         self._lease = lease
+        self._saved = saved
         self.link = Link(
-            means.agent, namespace, spec.interface, self._log, self._link_changed, self.close
+            resources.agent, namespace, spec.interface, self._log, self._link_changed, self.close
         )
-        self.resolv_conf = ResolvConf(means.directory / spec.name, spec.name, self._log)
-        self._shelf = left.legacy if left else Shelf(spec.name)
-        self._serial = 0  # of the record that the shelf has; 0: none yet
-        self.engine = Supervised(
-            means.spare,
-            means.directory / spec.name / f"{spec.interface}.sock",
-            self._shelf,
-            PeersOf(self, observer, self._log, self.note),
+        directory = resources.directory / spec.name
+        self.resolv_conf = ResolvConf(directory, spec.name, self._log)
+        self._fd_store = saved.fds if saved else FdStore(spec.name)
+        self._records = RecordKeeper(self._fd_store)
+        self.engine = EngineSlot(
+            resources.spare,
+            directory / f"{spec.interface}.sock",
+            self._fd_store,
             self._log,
+            lambda event: self.peers.handle_event(event),
             self._changed,
         )
         self._creators_mtu = spec.mtu_option
@@ -104,7 +95,12 @@ class Tunnel:
         if lease:
             lease.watch(lambda: self.close("its lease ended"))
             self._at_end.callback(lease.close)
-        self._task = asyncio.create_task(self._run(left), name=f"tunnel {spec.name}")
+
+    def start(self, observer: TunnelObserver) -> None:
+        """Begin, and report everything that changes to `observer`."""
+        self._observer = observer
+        self.peers = Peers(self.engine, observer, self._log, self.note_error)
+        self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
 
     @property
     def state(self) -> State:
@@ -113,10 +109,6 @@ class Tunnel:
     @property
     def netns_id(self) -> NetnsId:
         return self.link.netns.id
-
-    @property
-    def peers(self) -> Peers:
-        return self.engine.peers
 
     # ------------------------------------------------------------ what others may ask for
 
@@ -152,7 +144,7 @@ class Tunnel:
         Raises what brought it down otherwise.
         """
         if self.state is not State.STARTING:
-            self.engine.replace()
+            self.engine.request_replacement()
         if await self.lifecycle.wait_for_next({State.UP, State.FAILED}) is State.FAILED:
             raise self.error or errors.EngineFailed("no reason given")
 
@@ -173,10 +165,12 @@ class Tunnel:
         self._at_end.callback(callback)
 
     async def status(self) -> uapi.DeviceStatus:
-        """What the engine knows. Raises EngineFailed, Timeout."""
+        """Ask the engine for its status. Raises EngineFailed, Timeout."""
         if self.state is not State.UP:
             raise errors.EngineFailed(f"'{self.spec.name}' is {self.state}, its engine is not up")
-        return await self.engine.status()
+        status = await self.engine.status()
+        self.peers.note_status(status)
+        return status
 
     def open_netns(self) -> int:
         """An fd of the namespace, the caller's. Raises NoSuchTunnel, TunFailed."""
@@ -187,10 +181,10 @@ class Tunnel:
 
     # ------------------------------------------------------------ the run task
 
-    async def _run(self, left: Left | None) -> None:
+    async def _run(self) -> None:
         try:
-            if left:
-                await self._take_over(left)
+            if self._saved:
+                await self._take_over(self._saved)
             else:
                 async with self.engine.lock:
                     await self._bring_up()
@@ -218,33 +212,38 @@ class Tunnel:
         peers = self.spec.config.peers
         pins = self.spec.lifetime is not Lifetime.NAMESPACE
         request = CreateInterface(self.spec.interface, self.spec.settings, pins)
-        async with self._means.agent.create(self.link.netns.fd, request) as asked:
+        async with self._agent.create(self.link.netns.fd, request) as asked:
             self.peers.configure(peers, await self.peers.look_up(peers))
             every = {peer.public_key for peer in peers} if self.spec.handshake else set()
-            await self.engine.configure(self.spec, every)
+            await self.engine.configure(self.spec, self.peers.endpoints(), every)
             self.link.hold(await asked.created(), pins)
             await self.engine.attach(self.link.tun_fd)
             await asked.done()
         self.resolv_conf.write(self.spec.dns)
         self._store()
 
-    async def _take_over(self, left: Left) -> None:
-        """What a daemon before us has left, its engine included, as it runs."""
-        record = left.record
-        self._serial = record.serial + 1
+    async def _take_over(self, saved: SavedTunnel) -> None:
+        """Go on with what an earlier daemon saved, its engine included, as it runs."""
+        record = saved.record
+        self._records.begin(record.serial + 1)
         self.created_usec, self.restart_count = record.created_usec, record.restart_count
         self.error = errors.named(*record.error) if record.error else None
         self.engine.listen_port = record.listen_port
         why = None
-        with contextlib.closing(left.legacy) as legacy:
-            self.link.adopt(*legacy.take(Kind.TUN) or (-1,))
+        peers = self.spec.config.peers
+        with contextlib.closing(saved.fds) as fds:
+            self.link.adopt(*fds.pop_fds(Kind.TUN) or (-1,))
             if self.link.is_gone:
                 raise _InterfaceGone
             self.resolv_conf.write_back(self.spec.dns)
+            self.peers.handle_event(record.timers)
             try:
                 async with self.engine.lock:
-                    await self.engine.adopt(left, self.spec)
+                    status = await self.engine.adopt(saved, self.spec)
+                    self.peers.adopt(peers, status)
+                    self.engine.forward_events()
             except FAILURES as error:
+                self.peers.configure(peers, {})
                 why = error
         if not why:
             self.lifecycle.enter(State.UP, "taken over from the daemon before")
@@ -256,9 +255,10 @@ class Tunnel:
     async def _bring_back(self, why: errors.Error | None) -> None:
         """From an engine that ended to one that runs, however often that takes."""
         while True:
-            self.engine.replaced()
+            self.engine.requests_served()
             async with self.engine.lock:
                 await self.engine.stop()
+            self.peers.engine_ended()
             if self.link.is_gone:
                 raise _InterfaceGone
             if why:
@@ -272,14 +272,16 @@ class Tunnel:
             try:
                 async with self.engine.lock:
                     # Its sessions were lost with the old one, and the far ends don't know.
-                    await self.engine.configure(self.spec, self.peers.in_use())
+                    await self.engine.configure(
+                        self.spec, self.peers.endpoints(), self.peers.in_use()
+                    )
                     await self.engine.attach(self.link.tun_fd)
             except FAILURES as error:
                 why = error
                 continue
             self._changing_to = None
             self._set(restart_count=self.restart_count + 1)
-            self.engine.replaced()  # who asked meanwhile has been served
+            self.engine.requests_served()  # also those of the meantime
             self.lifecycle.enter(State.UP, "the engine is back")
             return
 
@@ -288,25 +290,28 @@ class Tunnel:
         delay = backoff.lacking() if lacking else backoff.crashed(self.lifecycle.uptime)
         if delay is None:
             self.lifecycle.enter(State.FAILED, str(why))
-            await self.engine.wait_replace()
+            await self.engine.wait_requested()
             self._backoff.reset()
         self.lifecycle.enter(State.RESTARTING, str(why) if delay is not None else "asked for")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay or 0):
-                await self.engine.wait_replace()
+                await self.engine.wait_requested()
 
     async def _undo(self) -> None:
         """Leave nothing behind; each step is safe where its counterpart never happened."""
         self.lifecycle.close_reason = self.lifecycle.close_reason or await self.link.why_gone()
         self.lifecycle.enter(State.STOPPING, self.lifecycle.close_reason)
-        self._shelf.remove(Kind.RECORD, Kind.NEXT_RECORD)  # or the next daemon would go on with it
+        self._fd_store.remove(
+            Kind.RECORD, Kind.NEXT_RECORD
+        )  # or the next daemon would go on with it
         self.peers.close()
         try:
             await self.engine.end()  # a cancelled change lets go of it when the agent's child has
         except (errors.Error, OSError) as error:
             self._log.error("%s", error)
+        self.peers.engine_ended()
         self.resolv_conf.remove()
-        await self._shelf.clear()
+        await self._fd_store.clear()
         await self.link.close()
         self._at_end.close()
         self.lifecycle.enter(State.CLOSED, self.lifecycle.close_reason)
@@ -314,28 +319,22 @@ class Tunnel:
     # ------------------------------------------------------------ another configuration
 
     async def _change(self, new: Spec) -> None:
-        """Each step undoes itself if it fails, and those before it if a later one does."""
-        async with contextlib.AsyncExitStack() as turn:
-            await turn.enter_async_context(self._in_order)
+        async with self._in_order:
             found = await self.peers.look_up(new.config.peers)
-            await turn.enter_async_context(self.engine.lock)
-            old = self.spec
-            key_stays = new.config.interface.private_key == old.config.interface.private_key
-            # Which only an engine can tell of another private key.
-            public_key = self.engine.public_key if key_stays else ""
-            refuse_own_key(new.config, public_key)
-            turn.enter_context(self._begun(new))
-            turn.enter_context(self.resolv_conf.changed(old.dns, new.dns))
-            await turn.enter_async_context(self.link.changed(old.settings, new.settings))
-            await self.engine.change(old, new, found, public_key)
-            self.spec = new
-            self.peers.configure(new.config.peers, found)
+            async with self.engine.lock:
+                old = self.spec
+                with self._changing(new):
+                    parts = self.resolv_conf, self.link, self.peers, self.engine
+                    await reconfigure.apply(old, new, found, *parts)
+                    self.spec = new
+                    self.peers.configure(new.config.peers, found)
         if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:
-            self._observer.properties_changed(self, changed)
+            self._observer.properties_changed(changed)
 
     @contextlib.contextmanager
-    def _begun(self, new: Spec) -> Iterator[None]:
-        """Whoever takes over in this block, or while the engine is half changed, knows of it."""
+    def _changing(self, new: Spec) -> Iterator[None]:
+        """Record the change for a daemon that takes over in this block, or before the engine has
+        recovered from half of it."""
         self._changing_to = new
         self._record()
         try:
@@ -349,21 +348,18 @@ class Tunnel:
 
     def _store(self) -> None:
         """Have systemd hold all that the tunnel consists of; from now on it can be taken over."""
-        self._shelf.put(Kind.TUN, self.link.tun_fd)
+        self._fd_store.put(Kind.TUN, self.link.tun_fd)
         if self.link.netns.fd >= 0:
-            self._shelf.put(Kind.NETNS, self.link.netns.fd)
+            self._fd_store.put(Kind.NETNS, self.link.netns.fd)
         if self._lease and self._lease.fd >= 0:  # else it has just ended
-            self._shelf.put(Kind.LEASE, self._lease.fd)
-        self._serial = 1
+            self._fd_store.put(Kind.LEASE, self._lease.fd)
+        self._records.begin(1)
         self._record()
 
     def _record(self) -> None:
-        if not self._serial:
-            return  # what isn't complete is not to be taken over
-        record = Record.of(
+        self._records.keep(
             self.spec,
             self._changing_to,
-            serial=self._serial,
             netns=self.netns_id,
             created_usec=self.created_usec,
             listen_port=self.engine.listen_port,
@@ -371,8 +367,6 @@ class Tunnel:
             error=(self.error.short_name, self.error.text) if self.error else None,
             timers=self.peers.timers,
         )
-        self._shelf.put_record(record.encode())
-        self._serial += 1
 
     # ------------------------------------------------------------ the one place of each change
 
@@ -387,17 +381,17 @@ class Tunnel:
             return
         if not _RECORDED.isdisjoint(names):
             self._record()
-        self._observer.properties_changed(self, names)
+        self._observer.properties_changed(names)
 
     def _state_changed(self, new: State, old: State, reason: str) -> None:
-        self._observer.properties_changed(self, ["state"])
-        self._observer.state_changed(self, new, old, reason)
+        self._observer.properties_changed(["state"])
+        self._observer.state_changed(new, old, reason)
 
     def _link_changed(self, what: str) -> None:
         self._log.warning("%s by its owner", what)
         self._changed({"interface", "link_state"})
 
-    def note(self, error: errors.Error) -> None:
-        """What does not end it, but is to be known."""
+    def note_error(self, error: errors.Error) -> None:
+        """Make known an error that does not end the tunnel."""
         self._log.warning("%s", error)
         self._set(error=error)

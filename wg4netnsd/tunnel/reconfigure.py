@@ -1,0 +1,54 @@
+"""Take every part of a tunnel from one configuration to another, or none of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from wg4netnsd.peers.peers import Peers
+from wg4netnsd.peers.resolve import Found
+from wg4netnsd.tunnel.engine_slot import EngineSlot, refuse_own_key
+from wg4netnsd.tunnel.link import Link
+from wg4netnsd.tunnel.resolvconf import ResolvConf
+from wg4netnsd.tunnel.spec import Spec
+
+
+async def apply(
+    old: Spec,
+    new: Spec,
+    found: Found,
+    resolv_conf: ResolvConf,
+    link: Link,
+    peers: Peers,
+    engine: EngineSlot,
+) -> None:
+    """Apply `new` where `old` is in force; `found` has the addresses of new host names.
+
+    Each step undoes itself if it fails, and those before it if a later one does. The caller holds
+    the engine's lock. Raises the reason why the old configuration stays.
+    """
+    key_stays = new.config.interface.private_key == old.config.interface.private_key
+    # Only an engine can tell the public key of another private key.
+    public_key = engine.public_key if key_stays else ""
+    refuse_own_key(new.config, public_key)
+    endpoints = peers.new_endpoints(new.config.peers, found)
+    async with contextlib.AsyncExitStack() as undo:
+        undo.enter_context(resolv_conf.changed(old.dns, new.dns))
+        await undo.enter_async_context(link.changed(old.settings, new.settings))
+        undo.enter_context(_knowing_both(peers, old, new, found))
+        await engine.change(old, new, endpoints, public_key)
+
+
+@contextlib.contextmanager
+def _knowing_both(peers: Peers, old: Spec, new: Spec, found: Found) -> Iterator[None]:
+    """Know new peers too while the engine changes, as it reports events of them at once.
+
+    A peer of both keeps its old configuration until then.
+    """
+    both = {peer.public_key: peer for peer in (*new.config.peers, *old.config.peers)}
+    peers.configure(both.values(), found)
+    try:
+        yield
+    except BaseException:
+        peers.configure(old.config.peers, {})
+        raise

@@ -1,0 +1,16 @@
+"""The daemon's resources that all tunnels share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from wg4netnsd.agent.client import Agent
+from wg4netnsd.engine.engine import SpareEngine
+
+
+class Resources(NamedTuple):
+    agent: Agent
+    spare: SpareEngine
+    directory: Path
+    """The daemon's own; each tunnel has a directory in it."""
