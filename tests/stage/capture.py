@@ -1,8 +1,8 @@
-"""Looks at each packet on each interface of its network namespace: capture.py MARKER REPORT
+"""Inspect every packet on every interface of this network namespace: capture.py MARKER REPORT
 
-tests/stage/control.py runs it as root. It says "ready" when it looks, and at SIGTERM writes REPORT:
-how many packets it saw and how many it missed, WireGuard's handshake messages, and what ought not
-to be there: a tunnel's inner addresses in a packet's own header, or MARKER anywhere in it.
+tests/stage/control.py runs it as root. It prints "ready" once it captures. At SIGTERM it writes
+REPORT: how many packets it saw and missed, WireGuard's handshake messages, and what must not be
+there: a tunnel's inner addresses in a packet's own header, or MARKER anywhere in a packet.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ INNER = {4: bytes([198, 51, 100]), 16: bytes.fromhex("20010db800010000")}
 FAR_PORT = 51820
 ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 SOL_PACKET, PACKET_STATISTICS, SO_RCVBUFFORCE = 263, 6, 33
-BUFFER = 64 << 20  # bytes that may wait for us
-MOST_FINDINGS = 1000  # the count goes on
-INITIATION, RESPONSE, TRANSPORT = 1, 2, 4  # types of WireGuard's messages
+BUFFER = 64 << 20  # bytes that the kernel queues for us
+MOST_FINDINGS = 1000  # later ones are only counted
+INITIATION, RESPONSE, TRANSPORT = 1, 2, 4  # WireGuard's message types
 
 
 class Seen:
-    """What was seen so far."""
+    """What the capture has seen so far."""
 
     def __init__(self) -> None:
         self.packets = Counter[str]()  # by interface
@@ -70,7 +70,7 @@ class Seen:
 
 
 def parsed(protocol: int, packet: bytes) -> tuple[bytes, bytes, int, bytes]:
-    """Source, destination, and what is carried: its protocol, and itself. Empty if not of IP."""
+    """Parse an IP packet: source, destination, upper protocol, payload. Empty if it is not IP."""
     if protocol == ETH_P_IP and len(packet) >= 20:
         return packet[12:16], packet[16:20], packet[9], packet[(packet[0] & 15) * 4 :]
     if protocol == ETH_P_IPV6 and len(packet) >= 40:
@@ -86,12 +86,12 @@ def main() -> None:
     marker, report = bytes.fromhex(sys.argv[1]), Path(sys.argv[2])
     seen = Seen()
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as packets:
-        with contextlib.suppress(PermissionError):  # root of a user namespace may not, and sees few
+        with contextlib.suppress(PermissionError):  # for a user namespace's root, who sees little
             packets.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         signal.signal(signal.SIGTERM, lambda *_: packets.setblocking(False))
         print("ready", flush=True)
         content = memoryview(bytearray(1 << 17))
-        with contextlib.suppress(BlockingIOError):  # told to end, and all that waited is seen
+        with contextlib.suppress(BlockingIOError):  # SIGTERM came, and the queue is empty
             while True:
                 size, (interface, protocol, *_) = packets.recvfrom_into(content)
                 seen.take(interface, protocol, bytes(content[:size]), marker)

@@ -1,24 +1,25 @@
-"""Does as root what tests need to change while they run: control.py USER STOCK
+"""Make the changes that running tests need from root: control.py USER STOCK
 
-The user's suite asks on a socket: one line a connection, answered by `ok` or by what went wrong,
-once the effect is there. This is all there is to ask for:
+The user's suite sends requests over a socket, one line per connection. The answer, `ok` or what
+went wrong, comes once the effect is there. These are all the requests:
 
   far stop | far start            the engine of `far-moving`, its interface with it
   far move ADDRESS                its uplink's IPv4 address, in place of the present one
   host address add|delete ADDRESS/PREFIX        on the host's side of that link
-  host default add|delete         a default route by that link
+  host default add|delete         a default route over that link
   host link up|down               the host's side
   host-name NAME.test ADDRESS…    all addresses of the name; none removes it
-  engine descriptors PID          what they lead to, as JSON after the `ok`
-  engine environment PID          likewise
-  stock mtu 1420|8920             of the stock client, which is there for benchmarks
+  engine descriptors PID          the files they refer to, as JSON after the `ok`
+  engine environment PID          also as JSON
+  stock mtu 1420|8920             the MTU of the stock client, which benchmarks use
   capture start MARKER | capture stop           tests/stage/capture.py, on the host; MARKER in hex
   reset                           everything as it was when this program started
 
-An engine is a wireguard-go of that user's, who can't read these: it is not dumpable.
+An engine is a wireguard-go of that user's. The user cannot read its files in /proc, because it is
+not dumpable.
 
-What comes in is parsed here and written anew. STOCK is the program of the far end's engine;
-tests/stage/world exports `far_engine`, which starts it.
+Requests are parsed here and written anew, never passed on as text. STOCK is the program of the far
+end's engine; tests/stage/world exports `far_engine`, which starts it.
 """
 
 import contextlib
@@ -52,7 +53,7 @@ CAPTURED = "/run/wg4netnsd-captured.json"
 
 
 class Refused(Exception):
-    """What the user reads."""
+    """A refusal; the user reads its text."""
 
 
 class Control:
@@ -65,9 +66,9 @@ class Control:
         self.capture: subprocess.Popen[bytes] | None = None
 
     def obey(self, line: str) -> Any:
-        """Returns what the answer tells, if anything."""
+        """Carry out a request; return what the answer contains, if anything."""
         if not line.endswith("\n"):
-            raise Refused("not a line, or too long a one")
+            raise Refused("not a line, or too long")
         match line.split():
             case ["far", "stop"]:
                 self.far_stop()
@@ -116,12 +117,12 @@ class Control:
 
     def far_start(self) -> None:
         if not self.far_engines():
-            # It keeps our stderr: who captured that would wait for the engine's end.
+            # It keeps our stderr, so capturing that would wait for the engine's end.
             subprocess.run(["bash", "-c", "set -euo pipefail; far_engine far-moving"], check=True)
 
     @contextlib.contextmanager
     def engine(self, pid: str) -> Iterator[int]:
-        """Its directory in /proc, which no other process can slip into."""
+        """Open its directory in /proc, which stays this process's even if the pid is reused."""
         if not re.fullmatch(r"[1-9][0-9]{0,9}", pid):
             raise Refused(f"not a process: {pid!r}")
         proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
@@ -164,7 +165,7 @@ class Control:
         far_move(self.far_address)
 
 
-# --- what may be asked for -----------------------------------------------------------------
+# --- parsing requests ----------------------------------------------------------------------
 
 
 def stage_address(text: str) -> IPv4Address | IPv6Address:
@@ -192,7 +193,7 @@ def link_address(text: str) -> str:
 
 
 def parse(kind: Callable[[str], T], text: str) -> T:
-    if "%" in text:  # ipaddress takes any text for the zone after it
+    if "%" in text:  # ipaddress accepts any text as the zone after it
         raise Refused(f"not an address: {text!r}")
     try:
         return kind(text)
@@ -206,7 +207,7 @@ def hostname(text: str) -> str:
     return text
 
 
-# --- what is done --------------------------------------------------------------------------
+# --- changes -------------------------------------------------------------------------------
 
 DEFAULT = ("default", "via", FAR_ADDRESS, "dev", LINK, "metric", "4242")
 
@@ -217,8 +218,8 @@ def far_move(new: str) -> None:
         return
     ip("-netns", NETNS, "address", "add", new, "dev", "uplink")
     ip("-netns", NETNS, "address", "delete", old, "dev", "uplink")
-    # An engine sends from the address that it was last reached at, gone or not. A new mark makes
-    # it forget that address (Device.BindSetMark).
+    # An engine sends from the address at which it last received, even if that is gone. A new mark
+    # makes it forget that address (Device.BindSetMark).
     for mark in ("1", "0") if far_is_up() else ():
         run("ip", "netns", "exec", NETNS, "wg", "set", NETNS, "fwmark", mark)
 
@@ -247,7 +248,7 @@ def host_default(verb: str) -> None:
 
 def host_link_up() -> None:
     ip("link", "set", LINK, "up")
-    # Until the carrier is noticed, a moment later, packets are dropped.
+    # The kernel notices the carrier a moment later; until then it drops packets.
     deadline = time.monotonic() + 5
     while Path(f"/sys/class/net/{LINK}/operstate").read_text() != "up\n":
         if time.monotonic() > deadline:
@@ -266,7 +267,7 @@ def host_name(name: str, addresses: list[IPv4Address | IPv6Address]) -> None:
 
 
 def write_hosts(text: str) -> None:
-    with HOSTS.open("r+") as file:  # in place, as it is mounted at /etc/hosts
+    with HOSTS.open("r+") as file:  # in place, because it is mounted at /etc/hosts
         file.write(text)
         file.truncate()
 
@@ -312,11 +313,11 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-# --- who asks ------------------------------------------------------------------------------
+# --- the server ----------------------------------------------------------------------------
 
 
 class Handler(socketserver.StreamRequestHandler):
-    timeout = 5  # of who connects and says nothing: requests are done one after the other
+    timeout = 5  # seconds for a silent client: requests are handled one after the other
 
     def handle(self) -> None:
         line = self.rfile.readline(MOST_BYTES).decode(errors="replace")
@@ -325,7 +326,7 @@ class Handler(socketserver.StreamRequestHandler):
             answer = "ok" if told is None else f"ok {json.dumps(told)}"
         except (Refused, OSError, subprocess.CalledProcessError) as error:
             answer = " ".join(f"{error}".split())
-        with contextlib.suppress(BrokenPipeError):  # who asked may have gone
+        with contextlib.suppress(BrokenPipeError):  # the client may have gone
             self.wfile.write(f"{answer}\n".encode())
 
 
@@ -336,7 +337,7 @@ def main() -> None:
         os.umask(0o022)
         server.control = Control(pwd.getpwnam(user).pw_uid, stock)
         shutil.chown(f"{SOCKET}.new", user)
-        os.rename(f"{SOCKET}.new", SOCKET)  # there once it listens
+        os.rename(f"{SOCKET}.new", SOCKET)  # it appears only once it listens
         server.serve_forever()
 
 

@@ -1,4 +1,4 @@
-"""Sends back what it gets, TCP port 7, IPv4 and IPv6; the far end runs it."""
+"""Echo on TCP port 7, over IPv4 and IPv6; the far end runs it."""
 
 import socket
 import socketserver

@@ -1,10 +1,10 @@
-"""Makes the far end's keys and its clients'.
+"""Generate the keys of the far end and of its clients.
 
   identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME SHORT
 
 The first two files are for `wg setconf`: at the far end, and at the stock client that benchmarks
-compare with. The third tells the user's suite all that it needs to connect. The keys are made by
-the real `wg`, anew at each start.
+compare with. The third tells the user's suite everything that it needs to connect. The real `wg`
+generates new keys at each start.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""Runs the suite in several worlds at a time:  suite.py WORLDS COMMAND…
+"""Run the suite in several worlds at a time:  suite.py WORLDS COMMAND…
 
 COMMAND enters a world and runs pytest in it: tests/stage/enter with its arguments. In a word that
-ends in -WORLD that becomes the world's number.
+ends in -WORLD, the world's number replaces WORLD.
 
-The worlds share a queue of test modules, a pipe that holds the numbers 0, 1, 2 …: all of them
-collect the same modules in the same order, and the one that reads a number runs that module. Each
-reports its tests through a pipe of its own (tests/support/shared.py is the other end). Ends with 0
-if every world came to its end, and every test passed or was skipped; else what the worlds printed
-is kept.
+The worlds share a queue of test modules, a pipe that holds the numbers 0, 1, 2 …: all worlds
+collect the same modules in the same order, and the world that reads a number runs that module. Each
+reports its tests through its own pipe (tests/support/shared.py is the other end). The exit status
+is 0 if every world finished and every test passed or was skipped. Otherwise, the worlds' output is
+kept.
 """
 
 import contextlib
@@ -26,35 +26,36 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-MOST_MODULES = 4096  # numbers of four bytes: a quarter of a pipe's 64 KiB
+MOST_MODULES = 4096  # four bytes each: a quarter of a pipe's 64 KiB
 
 
 class World:
-    """One of the worlds, and what it has reported."""
+    """A world and its reports."""
 
     def __init__(self, number: int, command: list[str], queue: int, log: Path) -> None:
         self.number = number
         self.log = log
         self.done = False
-        """Whether its pytest came to its end."""
+        """Whether its pytest has finished."""
         self._rest = b""
         self.results, theirs = os.pipe()
         fds = ["--queue", str(queue), "--results", str(theirs)]
         command = [re.sub("-WORLD$", f"-{number}", word) for word in command]
         with log.open("wb") as output:
-            # --pdeathsig: it ends with us, however we end.
+            # --pdeathsig: it ends with us, however we end. A process group of its own: a signal to
+            # one world must not reach another.
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *command, *fds],
                 pass_fds=(queue, theirs),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # what is sent to one world's is for no other
+                process_group=0,
             )
         os.close(theirs)
 
     def read(self) -> Iterator[dict[str, str]]:
-        """The reports that are there. Raises EOFError when nobody in it is left to write any."""
+        """Yield the reports that have arrived. Raises EOFError when no writer is left."""
         data = os.read(self.results, 1 << 16)
         if not data:
             raise EOFError
@@ -83,16 +84,16 @@ class Summary:
                     self.skips[text] += 1
 
     def ended(self, world: World) -> None:
-        """A world that has not said that it is done counts as a failure."""
+        """Record a world's end. A world that has not reported that it is done has failed."""
         status = world.process.wait()
-        if world.done and status in (0, 1):  # pytest's own for tests that failed
+        if world.done and status in (0, 1):  # 1 is pytest's status if tests failed
             return
         self.count["failed"] += 1
         tail = "\n".join(world.log.read_text(errors="replace").splitlines()[-40:])
         self.fail(f"world {world.number} ended with status {status}", tail)
 
     def fail(self, what: str, text: str) -> None:
-        """Told at once, as whoever waits may not wait for the end, and named once more there."""
+        """Print a failure at once, for those who do not wait; print() names it again."""
         print(f"\n{self.elapsed()} FAILED {what}\n{text}\n", flush=True)
         self.failures.append(what)
 
@@ -111,7 +112,7 @@ class Summary:
 
 
 def queue_of_numbers() -> int:
-    """The end to read from; each read of four bytes takes a number that nobody else gets."""
+    """Return the read end; each read of four bytes takes a number that no other world gets."""
     reader, writer = os.pipe()
     os.write(writer, b"".join(struct.pack("=I", number) for number in range(MOST_MODULES)))
     os.close(writer)
@@ -152,7 +153,7 @@ def main() -> int:
     if passed:
         shutil.rmtree(logs)
     else:
-        print(f"What the worlds printed is in {logs}")
+        print(f"The worlds' output is in {logs}")
     summary.print()
     return 0 if passed else 1
 
