@@ -1,4 +1,4 @@
-"""What docs/ shows is what is there."""
+"""Check that the pages show files and drawings as they are."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_the_examples_are_in_the_page_as_they_are(file: str, language: str) -> N
 
 
 def test_links_lead_to_files() -> None:
-    """On all pages; not each of them has one."""
+    """All pages together, because not every page has a link."""
     links = [
         page.parent / target
         for page in PAGES
@@ -31,6 +31,15 @@ def test_links_lead_to_files() -> None:
     ]
     assert ROOT / "docs/reliability.md" in links
     assert [link for link in links if not link.exists()] == []
+
+
+def test_the_way_through_the_code_names_files() -> None:
+    """README's section on how it is built; its paths begin at the top or in the package."""
+    section = (ROOT / "README.md").read_text().partition("## How it is built")[2]
+    paths = re.findall(r"`((?:[\w.-]+/)+(?:[\w.-]+)?)`", section.partition("\n## ")[0])
+    assert "tunnel/tunnel.py" in paths
+    bases = (ROOT, ROOT / "wg4netnsd")
+    assert [path for path in paths if not any((base / path).exists() for base in bases)] == []
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.name)
