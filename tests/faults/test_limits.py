@@ -21,7 +21,7 @@ from support.daemon import Daemon
 from support.fds import memfd, opened
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import open_fds, resident, wait_for
-from wg4netnsd.aio.blocking import MAX_OF_ONE, MAX_THREADS
+from wg4netnsd.aio.blocking import MAX_THREADS, MAX_THREADS_PER_CALLER
 from wg4netnsd.bus.call_queue import MAX_CALLS, MAX_FDS
 from wg4netnsd.bus.frames import MAX_MESSAGE
 from wg4netnsd.config.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE
@@ -240,15 +240,17 @@ def test_files_that_are_waited_for(
     daemon: Daemon, client: Client, inside: Namespace, flood: Flood, tmp_path: Path
 ) -> None:
     """One caller's stalled files leave threads for the others': it takes three to take all."""
-    assert MAX_OF_ONE * 2 < MAX_THREADS
+    assert MAX_THREADS_PER_CALLER * 2 < MAX_THREADS
     os.mkfifo(tmp_path / "fifo", 0o600)
-    for _ in range(MAX_OF_ONE + 5):
+    for _ in range(MAX_THREADS_PER_CALLER + 5):
         body = (inside.path, str(tmp_path / "fifo"), {})
         flood.call(ROOT, MANAGER, "CreateTunnelFromPaths", "ssa{sv}", body)
-    expected = f"LimitExceeded: {MAX_OF_ONE} files of yours are being waited for already"
+    expected = (
+        f"LimitExceeded: {MAX_THREADS_PER_CALLER} files of yours are being waited for already"
+    )
     assert flood.answers(5) == [expected] * 5
     client.close_tunnel(client.create(inside, Secrets().conf()))
-    assert {text.split(":")[0] for text in flood.answers(MAX_OF_ONE)} == {"Timeout"}
+    assert {text.split(":")[0] for text in flood.answers(MAX_THREADS_PER_CALLER)} == {"Timeout"}
     flood.client.close_tunnel(flood.client.create(inside, Secrets().conf()))
 
 

@@ -77,7 +77,7 @@ def test_the_limits_that_are_documented_are_the_codes() -> None:
     for limit in (
         f"a message of {frames.MAX_MESSAGE >> 10} KiB",
         f"{call_queue.MAX_CALLS} calls under way, and {call_queue.MAX_FDS} file descriptors",
-        f"{blocking.MAX_OF_ONE} files of one client, and {blocking.MAX_THREADS} in all",
+        f"{blocking.MAX_THREADS_PER_CALLER} files of one client, and {blocking.MAX_THREADS} in all",
         f"{wgquick.MAX_SIZE >> 20} MiB, {wgquick.MAX_PEERS} peers",
         f"{wgquick.MAX_REPEATED['AllowedIPs']} values of AllowedIPs",
         f"or {wgquick.MAX_REPEATED['Address']} of Address or of DNS",

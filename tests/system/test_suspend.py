@@ -167,7 +167,7 @@ def test_each_wake_up_reads_the_clocks(monkeypatch: pytest.MonkeyPatch, director
 # Tells what Suspend tells and logs, a line each; ends with its standard input.
 WATCH = """
 import asyncio, logging, os, sys
-from wg4netnsd.suspend import Suspend
+from wg4netnsd.host.suspend import Suspend
 
 async def watch():
     ended = asyncio.Event()

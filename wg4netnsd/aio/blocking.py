@@ -21,7 +21,7 @@ from wg4netnsd.errors import LimitExceeded
 MAX_THREADS: Final = 64
 """Calls under way at once, hung ones among them."""
 
-MAX_OF_ONE: Final = 24
+MAX_THREADS_PER_CALLER: Final = 24
 """Those of one caller: it takes three to take all. More than resolve looks up at once, 16, so
 that a configuration with many host names has them all tried."""
 
@@ -39,12 +39,15 @@ _to_close: deque[int] = deque()
 _closers = 0
 
 
-def let_go(result: object) -> None:
+def ignore_result(result: object) -> None:
     """For results that own nothing."""
 
 
 async def call(
-    seconds: float, function: Callable[..., T], *args: Any, discard: Callable[[T], object] = let_go
+    seconds: float,
+    function: Callable[..., T],
+    *args: Any,
+    discard: Callable[[T], object] = ignore_result,
 ) -> T:
     """`function(*args)`, its result or its exception.
 
@@ -52,7 +55,7 @@ async def call(
     timeout or a cancellation, goes to `discard`.
     """
     who = caller.get()
-    _begin(who)
+    _begin_call(who)
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -71,14 +74,14 @@ async def call(
             result = function(*args)
         except Exception as exception:
             error = exception
-        _end(who)
+        _end_call(who)
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is all else
             loop.call_soon_threadsafe(deliver, result, error)
 
     try:
         threading.Thread(target=run, daemon=True, name=function.__name__).start()
     except RuntimeError:  # a limit of the kernel's or of a cgroup
-        _end(who)
+        _end_call(who)
         raise LimitExceeded("no thread can be started") from None
     try:
         async with asyncio.timeout(seconds):
@@ -90,16 +93,18 @@ async def call(
         raise
 
 
-def _begin(who: str) -> None:
+def _begin_call(who: str) -> None:
     with _lock:
         if _under_way.total() >= MAX_THREADS:
             raise LimitExceeded(f"{MAX_THREADS} files or host names are being waited for already")
-        if who and _under_way[who] >= MAX_OF_ONE:
-            raise LimitExceeded(f"{MAX_OF_ONE} files of yours are being waited for already")
+        if who and _under_way[who] >= MAX_THREADS_PER_CALLER:
+            raise LimitExceeded(
+                f"{MAX_THREADS_PER_CALLER} files of yours are being waited for already"
+            )
         _under_way[who] += 1
 
 
-def _end(who: str) -> None:
+def _end_call(who: str) -> None:
     with _lock:
         _under_way[who] -= 1
         if not _under_way[who]:

@@ -1,4 +1,4 @@
-"""Lines from a child's pipe."""
+"""LineReader from a child's pipe."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MAX_READ: Final = 4096
 """Bytes at a time: thousands of short lines would keep all others waiting."""
 
 
-class Lines:
+class LineReader:
     """Owns the read end of a pipe, hands on each line that comes, and closes it at its end."""
 
-    def __init__(self, fd: int, take: Callable[[str], None]) -> None:
+    def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:
         self.ended = asyncio.Event()
         self._fd = fd
-        self._take = take
+        self._on_line = on_line
         self._buffer = b""
         asyncio.get_running_loop().add_reader(fd, self._on_readable)
 
@@ -32,7 +32,7 @@ class Lines:
             self._buffer = b""
         for line in lines:
             if line:
-                self._take(line.decode(errors="replace"))
+                self._on_line(line.decode(errors="replace"))
         if not data:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

@@ -34,8 +34,7 @@ class Process:
         self._child = child
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
-    @property
-    def ending(self) -> str:
+    def describe_exit(self) -> str:
         """How it ended, for people."""
         if not self.exited.is_set():
             return "no longer talks to us"

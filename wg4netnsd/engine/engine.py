@@ -15,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from wg4netnsd.aio import rundir
-from wg4netnsd.aio.lines import Lines
+from wg4netnsd.aio.lines import LineReader
 from wg4netnsd.aio.process import Process
-from wg4netnsd.engine import events, uapi
+from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.errors import LACKING, EngineFailed, LimitExceeded, Timeout, redact
 from wg4netnsd.systemd.journal import TunnelLog, level_of_engine
 
@@ -78,7 +77,7 @@ class Engine:
         self._handover.setblocking(False)
         self._socket_path = socket_path
         self._log = _Log(self.pid, fds.log)
-        self._events = Lines(fds.events, self._on_event)
+        self._events = LineReader(fds.events, self._on_event)
         self._waiting: list[events.Event] = []
         self._forward: Callable[[events.Event], None] = self._waiting.append
         self._closing = asyncio.create_task(self._close_after())
@@ -198,7 +197,7 @@ class Engine:
     async def obituary(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
         await self._fall_silent()
-        how = f"wireguard-go {self.process.ending}"
+        how = f"wireguard-go {self.process.describe_exit()}"
         return EngineFailed(": ".join([how, *self._log.last_words]))
 
     async def stop(self) -> None:
@@ -214,7 +213,7 @@ class Engine:
             raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
         await self._fall_silent()
         if self._socket_path:
-            rundir.remove(self._socket_path)
+            rundir.remove_file(self._socket_path)
 
     async def _fall_silent(self) -> None:
         """Wait for the end of a process that is dying, and for all that it has told."""
@@ -252,7 +251,7 @@ class _Log:
         self._panicked = False
         self._lines = 0  # until the time of `_fresh`
         self._fresh = 0.0
-        self.ended = Lines(fd, self._log_line).ended
+        self.ended = LineReader(fd, self._log_line).ended
 
     def _log_line(self, line: str) -> None:
         # What follows is Go's traceback: it shows arguments, and keys are among them.
@@ -348,7 +347,7 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
 
 def _listen(path: Path) -> socket.socket:
     try:
-        rundir.make(path.parent)
+        rundir.create(path.parent)
         path.unlink(missing_ok=True)  # of an engine that ended while there was no daemon
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from wg4netnsd import errors
-from wg4netnsd.aio import rundir
 from wg4netnsd.aio.process import Process, Vitals
 from wg4netnsd.aio.tasks import first_of
 from wg4netnsd.config.model import Config
-from wg4netnsd.engine import events, uapi
+from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.engine.engine import DEATH_TIME, Engine, EngineFds, SpareEngine
 from wg4netnsd.systemd.fdstore import ENGINE_KINDS, FdStore, Kind
 from wg4netnsd.systemd.journal import TunnelLog
@@ -177,7 +176,7 @@ class EngineSlot:
                 await self._engine.process.kill(DEATH_TIME)
         async with self.lock:
             await self.stop()
-        rundir.remove(self._socket_path)  # also of one that ended while there was no daemon
+        rundir.remove_file(self._socket_path)  # also of one that ended while there was no daemon
 
     def request_replacement(self, why: errors.Error | None = None) -> None:
         """Ask for another engine, because this one failed or because somebody wants it."""

@@ -47,7 +47,7 @@ class Netns:
             if not fdpath.has_path(fd):
                 return cls.identify(fd)
             # The fd is ours to close, below.
-            return await _call(cls.identify, fd, discard=blocking.let_go)
+            return await _call(cls.identify, fd, discard=blocking.ignore_result)
         except BaseException:
             blocking.close(fd)
             raise

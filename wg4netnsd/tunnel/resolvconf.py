@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd.aio import rundir
 from wg4netnsd.config.model import Dns
+from wg4netnsd.engine import rundir
 from wg4netnsd.errors import LACKING, EngineFailed, Error, LimitExceeded
 from wg4netnsd.systemd.journal import TunnelLog
 
@@ -69,7 +69,7 @@ class ResolvConf:
         Raises EngineFailed, as of the engine's socket beside it; or LimitExceeded.
         """
         try:
-            rundir.make(self.path.parent)
+            rundir.create(self.path.parent)
             with _opened(self.path, os.O_RDWR | os.O_CREAT) as fd:
                 _overwrite(fd, render(self._tunnel, dns).encode())
         except OSError as error:
@@ -96,7 +96,7 @@ class ResolvConf:
     def remove(self) -> None:
         """Remove it, and the directory if it was the last in it."""
         try:
-            rundir.remove(self.path)
+            rundir.remove_file(self.path)
         except OSError as error:
             self._log.error("%s: %s", self.path, error.strerror)
 

@@ -106,10 +106,10 @@ def test_no_more_than_so_many_at_once() -> None:
         stalled = Stalled(None)
         calls = []
         for number in range(blocking.MAX_THREADS):
-            blocking.caller.set(f"caller {number // blocking.MAX_OF_ONE}")
+            blocking.caller.set(f"caller {number // blocking.MAX_THREADS_PER_CALLER}")
             calls.append(asyncio.create_task(blocking.call(10, stalled)))
             await asyncio.sleep(0)
-            if number + 1 == blocking.MAX_OF_ONE:
+            if number + 1 == blocking.MAX_THREADS_PER_CALLER:
                 with pytest.raises(LimitExceeded, match="files of yours"):
                     await blocking.call(10, stalled)
         blocking.caller.set("")

@@ -42,11 +42,11 @@ def test_it_is_gone_when_kill_returns(
     async def test(child: subprocess.Popen[bytes]) -> None:
         one = take(child)
         assert one.pid == child.pid
-        assert one.ending == "no longer talks to us"
+        assert one.describe_exit() == "no longer talks to us"
         await one.kill(10)
         assert not is_alive(child.pid)
         assert one.exited.is_set()
-        assert one.ending == ending
+        assert one.describe_exit() == ending
         await one.kill(10)  # it has been
 
     with_child(test)
@@ -71,7 +71,7 @@ def test_one_that_ends_by_itself() -> None:
     async def test(child: subprocess.Popen[bytes]) -> None:
         one = watched(child)
         await asyncio.wait_for(one.exited.wait(), 10)
-        assert one.ending == "ended with status 3"
+        assert one.describe_exit() == "ended with status 3"
         assert one.vitals() is None
 
     with_child(test, "sh", "-c", "exit 3")
