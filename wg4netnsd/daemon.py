@@ -23,7 +23,7 @@ from wg4netnsd import __version__
 from wg4netnsd.agent import server as agent_server
 from wg4netnsd.aio.tasks import log_defect
 from wg4netnsd.kernel import signals
-from wg4netnsd.systemd import fdstore, journal, notify
+from wg4netnsd.systemd import fdstore, journal, notify, unit
 
 if TYPE_CHECKING:
     from wg4netnsd.agent.client import Agent
@@ -65,7 +65,7 @@ def main() -> None:
     try:
         _refuse_wrong_places()
         _set_limits()
-        inherited = fdstore.inherited()
+        inherited = fdstore.receive_fds()
         # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
         pid, control = agent_server.fork()
         from wg4netnsd.agent.client import Agent
@@ -102,9 +102,9 @@ async def _serve(
     gc.freeze()  # modules and classes stay: no collection need look at them again
     host = _watch_host(service.manager)
     beat = asyncio.create_task(_beat(service.manager))
-    notify.notify_ready()
+    notify.ready()
     log.info("ready")
-    if not notify.is_supervising():
+    if not notify.is_supervised():
         log.info("not started by systemd: no tunnel outlives this process")
 
     ends = {
@@ -116,14 +116,14 @@ async def _serve(
 
     beat.cancel()
     host.close()
-    if status == EXIT_NO_BUS and notify.is_supervising():
+    if status == EXIT_NO_BUS and notify.is_supervised():
         # A systemd that sees us end before the bus's own process connects to that, which is no
         # more, and does nothing else for 90 s (252: manager_recheck_dbus(), then sd_bus_flush()).
         await wait_for_bus(BUS_TIME)
     if succeeded := await _has_successor(status):
-        notify.notify_stopping("its successor takes over the tunnels")
+        notify.stopping("its successor takes over the tunnels")
     else:
-        notify.notify_stopping("closing all tunnels")
+        notify.stopping("closing all tunnels")
         await service.manager.close_all("the daemon is ending")
     await bus.close(patiently=not succeeded)
     log.info("stopped")
@@ -148,11 +148,11 @@ async def _has_successor(status: int) -> bool:
     """
     from wg4netnsd.bus.client import BusGone, get_property
 
-    if not notify.is_supervising() or status != EXIT_SUCCESS:
-        return notify.is_supervising()
+    if not notify.is_supervised() or status != EXIT_SUCCESS:
+        return notify.is_supervised()
     try:
-        job, path = await get_property(*notify.unit_object(), "Job")
-        return bool(job) and await get_property(*notify.job_object(path), "JobType") == "restart"
+        job, path = await get_property(*unit.dbus_object(), "Job")
+        return bool(job) and await get_property(*unit.job_object(path), "JobType") == "restart"
     except BusGone as error:
         log.warning("whether it is a restart can't be told: %s", error)
         return True
@@ -256,7 +256,7 @@ async def _beat(manager: Manager) -> None:
     patience = notify.watchdog_time()
     period = min(CHECK_TIME, patience / 3) if patience else CHECK_TIME
     while True:
-        notify.notify_alive()
+        notify.alive()
         checking = asyncio.create_task(manager.check_engines())  # may take longer than a period
         checking.add_done_callback(log_defect)
         await asyncio.sleep(period)

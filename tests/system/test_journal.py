@@ -15,7 +15,7 @@ from support.journal import Journal
 from support.manager import UNIT, UserManager, installed, user_manager
 from support.namespaces import MakeNamespace
 from support.stage import Stage, keys
-from wg4netnsd.systemd.journal import STATE_CHANGED, level_of_engine
+from wg4netnsd.systemd.journal import STATE_CHANGED, engine_line_level
 
 pytestmark = pytest.mark.distribution
 
@@ -27,7 +27,7 @@ from wg4netnsd.systemd import journal
 
 journal.set_up(logging.INFO)
 log = logging.getLogger("of.a.module")
-office = journal.of_tunnel(log, "office", (4, 4026532345))
+office = journal.tunnel_log(log, "office", (4, 4026532345))
 peer = {{"PEER": "{PUBLIC}"}}
 """
 JOURNALS_SOCKET = "/run/systemd/journal"
@@ -182,7 +182,7 @@ def test_no_entry_has_key_material(code: str, logged: Journal) -> None:
     ],
 )
 def test_an_engine_s_line_has_a_level(line: str, level: int) -> None:
-    assert level_of_engine(line) == level
+    assert engine_line_level(line) == level
 
 
 # ---------------------------------------------------------------- the daemon, as a user unit

@@ -56,7 +56,7 @@ def test_somebody_keeps_it(
 async def hold(agent: Agent, inside: Namespace, pins: bool) -> tuple[link.Link, list[str]]:
     made = await create(agent, inside, pins=pins)
     its_netns = Netns.identify(inside.open())
-    log = journal.of_tunnel(logging.getLogger("test"), "t", its_netns.id)
+    log = journal.tunnel_log(logging.getLogger("test"), "t", its_netns.id)
     seen: list[str] = []
     its = link.Link(agent, its_netns, NAME, log, seen.append, seen.append)
     its.hold(made, pins)

@@ -204,7 +204,7 @@ class ManagerInterface(Interface):
         return self._manager.engine_lacks
 
     def read_features(self) -> list[str]:
-        return ["survival"] if notify.is_supervising() else []
+        return ["survival"] if notify.is_supervised() else []
 
     def read_max_tunnels(self) -> int:
         return self._manager.max_tunnels

@@ -49,13 +49,13 @@ def run(arguments: Arguments) -> int:
     with contextlib.suppress(_Told), contextlib.ExitStack() as at_end:
         try:
             client, tunnel = _up(arguments, at_end)
-            notify.notify_ready()
+            notify.ready()
             _until_it_ends(client, tunnel)
         except Failure as failure:
-            notify.notify_stopping(str(failure))
+            notify.stopping(str(failure))
             raise
         except _Told:
-            notify.notify_stopping("told to end")
+            notify.stopping("told to end")
             raise
     return 0
 
@@ -68,7 +68,7 @@ def _tell(*_: object) -> None:
 
 def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tunnel]:
     """A tunnel, in a namespace of our own, which we enter."""
-    notify.notify_status("waiting for the tunnel")
+    notify.status("waiting for the tunnel")
     with create.opened(arguments.conf) as conf:
         client = at_end.enter_context(Client())
         lease = os.pidfd_open(os.getpid())
@@ -81,7 +81,7 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
         os.close(netns)
         os.close(lease)
     found = client.properties(path)
-    notify.notify_status(_summary(found))
+    notify.status(_summary(found))
     # journald learns a stream's unit from the first line, while the process is there: without this
     # one, "has ended" could come too late to be shown among the unit's.
     print(f"{found['Name']} is {_summary(found)}", file=sys.stderr)
@@ -115,13 +115,13 @@ def _follow(client: Client, tunnel: _Tunnel) -> None:
             raise Failure(text) from None
         match heard.member, heard.body:
             case "StateChanged", ("closed", _, reason):
-                notify.notify_stopping(reason)
+                notify.stopping(reason)
                 print(f"{tunnel.name} has ended: {reason}", file=sys.stderr)
                 return
             case "StateChanged", ("failed", _, reason):
                 raise _failed(tunnel, reason)
             case "StateChanged", (state, _, reason):
-                notify.notify_status(f"{state}: {reason}")
+                notify.status(f"{state}: {reason}")
             case "NameOwnerChanged", (names.BUS_NAME, *_):
                 # A daemon that takes over has all tunnels before it has its name.
                 served = _is_served(client, tunnel)
@@ -134,14 +134,14 @@ def _is_served(client: Client, tunnel: _Tunnel) -> bool:
         found = client.properties(tunnel.path)
     except Failure as failure:
         if failure.status == UNREACHABLE:
-            notify.notify_status("waiting for wg4netnsd, which ended; the tunnel is as it was")
+            notify.status("waiting for wg4netnsd, which ended; the tunnel is as it was")
             return False
         found = {}
     if found.get("CreatedUSec") != tunnel.created_usec:
         raise Failure(f"{tunnel.name} was lost: wg4netnsd does not have it any more")
     if found["State"] == "failed":
         raise _failed(tunnel, found["LastError"][1])
-    notify.notify_status(_summary(found))
+    notify.status(_summary(found))
     return True
 
 

@@ -19,7 +19,7 @@ from wg4netnsd.aio.lines import LineReader
 from wg4netnsd.aio.process import Process
 from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.errors import LACKING, EngineFailed, LimitExceeded, Timeout, redact
-from wg4netnsd.systemd.journal import TunnelLog, level_of_engine
+from wg4netnsd.systemd.journal import TunnelLog, engine_line_level
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class _Log:
         line = redact(line)
         self._panicked = line.startswith(_LAST_LINES)
         self.last_words.append(line)
-        self.write(level_of_engine(line), line)
+        self.write(engine_line_level(line), line)
 
     def write(self, level: int, line: str) -> None:
         """Log it, unless there have been too many of late."""

@@ -26,7 +26,7 @@ from wg4netnsd.systemd import notify
 
 log = logging.getLogger(__name__)
 
-SETTLE_TIME: Final = 2.0  # seconds
+BARRIER_TIME: Final = 2.0  # seconds
 
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -66,24 +66,24 @@ class FdStore:
 
     def __init__(self, tunnel: str) -> None:
         self._tunnel = tunnel
-        self._about = {"TUNNEL": tunnel}
+        self._log_extra = {"TUNNEL": tunnel}
         self._stored: set[Kind] = set()
 
     def put(self, kind: Kind, fd: int) -> None:
         """Store it, in place of what was stored as that."""
-        if not notify.is_supervising():
+        if not notify.is_supervised():
             return
         self.remove(kind)
         try:
             notify.store_fd(self._name(kind), fd)
         except OSError as error:  # too many descriptors on their way, or there is no systemd
-            log.warning("systemd takes no %s: %s", kind, error.strerror, extra=self._about)
+            log.warning("systemd takes no %s: %s", kind, error.strerror, extra=self._log_extra)
         else:
             self._stored.add(kind)
 
     def put_record(self, content: bytes) -> None:
         """Store it, and only then let go of the one before."""
-        if not notify.is_supervising():
+        if not notify.is_supervised():
             return
         before, now = Kind.RECORD, Kind.NEXT_RECORD
         if before not in self._stored:
@@ -92,7 +92,7 @@ class FdStore:
             with _sealed(content) as fd:
                 self.put(now, fd)
         except OSError as error:  # then the one before has to do
-            log.warning("its record can't be made: %s", error.strerror, extra=self._about)
+            log.warning("its record can't be made: %s", error.strerror, extra=self._log_extra)
         else:
             self.remove(before)
 
@@ -106,7 +106,7 @@ class FdStore:
         """Store nothing of the tunnel any more; return when systemd has let go of it."""
         if self._stored:
             self.remove(*Kind)
-            await _settled()
+            await _wait_processed()
 
     def _name(self, kind: Kind) -> str:
         return f"{kind}@{self._tunnel}"
@@ -137,7 +137,7 @@ class InheritedFds(FdStore):
             return None
         return [self._fds.pop(kind) for kind in kinds]
 
-    def records(self) -> list[bytes]:
+    def pop_records(self) -> list[bytes]:
         """The content of the one record, or of both."""
         contents = []
         for kind in (Kind.RECORD, Kind.NEXT_RECORD):
@@ -158,7 +158,7 @@ class InheritedFds(FdStore):
             os.close(self._fds.popitem()[1])
 
 
-def inherited() -> dict[str, InheritedFds]:
+def receive_fds() -> dict[str, InheritedFds]:
     """Return the fds that systemd handed to us, by the tunnels' names; drop those not ours."""
     found: dict[str, InheritedFds] = {}
     for fd, name in notify.inherited_fds():
@@ -182,7 +182,7 @@ def _sealed(content: bytes) -> Iterator[int]:
         yield fd
 
 
-async def _settled() -> None:
+async def _wait_processed() -> None:
     """Return when systemd has done all that it was told so far; sd_notify_barrier(3)."""
     ours, theirs = os.pipe()
     closed = asyncio.Event()
@@ -191,10 +191,10 @@ async def _settled() -> None:
     try:
         notify.barrier(theirs)
         os.close(theirs)
-        async with asyncio.timeout(SETTLE_TIME):
+        async with asyncio.timeout(BARRIER_TIME):
             await closed.wait()
     except TimeoutError:
-        log.warning("systemd has not answered in %g s", SETTLE_TIME)
+        log.warning("systemd has not answered in %g s", BARRIER_TIME)
     finally:
         loop.remove_reader(ours)
         os.close(ours)

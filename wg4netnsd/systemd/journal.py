@@ -27,12 +27,12 @@ SOCKET: Final = "/run/systemd/journal/socket"  # systemd.journal-fields(7), the 
 STATE_CHANGED: Final = "b73816d5ac814312b0de4245e8b6d992"
 """The MESSAGE_ID of a tunnel's transition: `journalctl MESSAGE_ID=…` shows them, and no others."""
 
-_OF_RECORD: Final = ("MESSAGE_ID", "TUNNEL", "NETNS", "PEER")
+_EXTRA_FIELDS: Final = ("MESSAGE_ID", "TUNNEL", "NETNS", "PEER")
 _IDENTIFIER: Final = "wg4netnsd"
 _SHORT_KEY: Final = 8  # characters
 
 _PRIORITY: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
-_ENGINES: Final = {
+_ENGINE_LEVELS: Final = {
     "ERROR:": logging.WARNING,  # mostly the network's, and it goes on
     "panic:": logging.ERROR,
     "fatal error:": logging.ERROR,
@@ -57,14 +57,16 @@ class TunnelLog(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
-def of_tunnel(logger: logging.Logger, name: str, netns_id: tuple[int, int]) -> TunnelLog:
+def tunnel_log(logger: logging.Logger, name: str, netns_id: tuple[int, int]) -> TunnelLog:
     """`netns_id` is (st_dev, st_ino); NETNS= is the inode, as lsns(8) and /proc show it."""
     return TunnelLog(logger, {"TUNNEL": name, "NETNS": str(netns_id[1])})
 
 
-def level_of_engine(line: str) -> int:
+def engine_line_level(line: str) -> int:
     """How grave a line of wireguard-go's is."""
-    return next((level for word, level in _ENGINES.items() if line.startswith(word)), logging.INFO)
+    return next(
+        (level for word, level in _ENGINE_LEVELS.items() if line.startswith(word)), logging.INFO
+    )
 
 
 # ---------------------------------------------------------------- where it goes
@@ -74,14 +76,14 @@ def set_up(level: int) -> None:
     """From here on all that is logged goes to the journal if stderr does, else to stderr."""
     if not _is_journal(sys.stderr):
         handler: logging.Handler = _Stderr(_TerminalText())
-    elif _is_reachable(SOCKET):
+    elif _is_listening(SOCKET):
         handler = _Journal()
     else:
         handler = _Stderr(_StreamText())
     logging.basicConfig(level=level, handlers=[handler])
     # Python's own would write what no redact() has seen.
     sys.excepthook = _log_uncaught
-    threading.excepthook = sys.unraisablehook = _log_lost
+    threading.excepthook = sys.unraisablehook = _log_unraisable
 
 
 class _Text(logging.Formatter):
@@ -91,7 +93,7 @@ class _Text(logging.Formatter):
         return redact(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = _about(record) + record.message
+        record.message = _prefix(record) + record.message
         return super().formatMessage(record)
 
 
@@ -114,7 +116,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
         self.setFormatter(text)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        _complain(record)
+        _report_lost_line(record)
 
 
 class _Journal(logging.Handler):
@@ -141,14 +143,14 @@ class _Journal(logging.Handler):
             ("CODE_FILE", record.pathname),
             ("CODE_LINE", record.lineno),
             ("CODE_FUNC", record.funcName),
-            *((name, vars(record)[name]) for name in _OF_RECORD if vars(record).get(name)),
+            *((name, vars(record)[name]) for name in _EXTRA_FIELDS if vars(record).get(name)),
         ]
 
     def handleError(self, record: logging.LogRecord) -> None:
-        _complain(record)
+        _report_lost_line(record)
 
 
-def _about(record: logging.LogRecord) -> str:
+def _prefix(record: logging.LogRecord) -> str:
     """`tunnel NAME: peer Abcd1234…: `, or as much of it as is known."""
     fields = vars(record)
     tunnel = f"tunnel {fields['TUNNEL']}: " if fields.get("TUNNEL") else ""
@@ -162,13 +164,13 @@ def _log_uncaught(
     log.critical("a defect", exc_info=(kind, error, traceback))
 
 
-def _log_lost(lost: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+def _log_unraisable(lost: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
     """Of a thread, or of a __del__: nobody above could have caught it."""
     if lost.exc_value:
         _log_uncaught(lost.exc_type, lost.exc_value, lost.exc_traceback)
 
 
-def _complain(record: logging.LogRecord) -> None:
+def _report_lost_line(record: logging.LogRecord) -> None:
     """Instead of logging's own complaint, which shows the arguments as they are."""
     with contextlib.suppress(OSError, ValueError):
         what = f"{type(sys.exc_info()[1]).__name__}: {record.pathname}:{record.lineno}"
@@ -184,7 +186,7 @@ def _is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def _is_reachable(path: str) -> bool:
+def _is_listening(path: str) -> bool:
     """sd_journal_send() says nothing where the socket is missing, and lines would be lost."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:

@@ -13,7 +13,7 @@ from typing import Final
 from wg4netnsd import errors
 from wg4netnsd.aio.process import Process
 from wg4netnsd.engine.engine import DEATH_TIME
-from wg4netnsd.systemd import notify
+from wg4netnsd.systemd import notify, unit
 from wg4netnsd.systemd.fdstore import InheritedFds, Kind
 from wg4netnsd.tunnel import record, resolvconf
 from wg4netnsd.tunnel.lifecycle import State
@@ -55,7 +55,7 @@ def _go_on(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
 
     Raises Unreadable, or what the manager has against it.
     """
-    written = record.newest(fds.records())
+    written = record.newest(fds.pop_records())
     if written.name != name:
         raise Unreadable(f"its record is of another tunnel, {written.name}")
     if Kind.TUN not in fds:
@@ -118,12 +118,12 @@ async def end_strays(inherited: Mapping[str, InheritedFds]) -> None:
 
 def _engines_in_our_cgroup() -> set[int]:
     """Only where the cgroup is our unit's, and nobody else's processes are in it."""
-    if not notify.is_supervising() or not notify.unit():
+    if not notify.is_supervised() or not unit.name():
         return set()
     found = set()
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):  # the latter beside cgroup v1
         with contextlib.suppress(OSError):
-            pids = Path(f"{root}{notify.cgroup()}/cgroup.procs").read_text().split()
+            pids = Path(f"{root}{unit.cgroup()}/cgroup.procs").read_text().split()
             found |= {int(pid) for pid in pids if _program(pid) == _ENGINE}
     return found
 

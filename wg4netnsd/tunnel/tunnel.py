@@ -63,7 +63,7 @@ class Tunnel:
         """A new tunnel, or one that an earlier daemon `saved`. Nothing happens before `start()`."""
         self.spec = spec
         self.created_usec = time.time_ns() // 1000
-        self._log = journal.of_tunnel(log, spec.name, namespace.id)
+        self._log = journal.tunnel_log(log, spec.name, namespace.id)
         self.lifecycle = Lifecycle(spec.name, self._log, self._state_changed)
         self.error: errors.Error | None = None  # the newest, whatever came of it
         self.failure: errors.Error | None = None  # the one that ended the tunnel
