@@ -1,7 +1,7 @@
-"""How long a daemon that was killed is away, with so many tunnels to take over.
+"""How long a killed daemon is absent, by the number of tunnels that the next one takes over.
 
-All is as its user has it: the unit that `wg4netnsctl setup` installs, in a real `systemd --user`.
-Pings through one of the tunnels tell whether it was noticed.
+The set-up is a user's: the unit that `wg4netnsctl setup` installs, in a real `systemd --user`.
+Pings through one of the tunnels show whether the kill is noticeable.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
 def _kill(
     manager: UserManager, client: Client, inside: Namespace, far: str, size: int
 ) -> tuple[float, float, int]:
-    """Milliseconds to READY and until it serves; how many pings were lost meanwhile."""
+    """Kill the daemon. Return ms until READY, ms until it answers, and how many pings were lost."""
     pings = inside.popen("ping", "-q", "-i0.01", f"-c{PINGS}", far, stdout=-1)
     start = time.monotonic()
     crash(manager)

@@ -1,6 +1,6 @@
-"""How many calls a second the daemon answers, one after the other, to one client.
+"""How many calls per second the daemon answers, from one client, one after the other.
 
-Beside them, in turns, one that the bus answers itself: what bus and client take.
+In turns with them, a call that the bus itself answers: the share of bus and client.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from support.daemon import Daemon
 
 PEERS = 250
 CALLS_TIME = 0.1
-"""Seconds for each kind, a round."""
+"""Seconds per kind of call and round."""
 FLOOR = "floor: GetId, of the bus itself"
 
 
@@ -68,7 +68,7 @@ def _first(daemon: Daemon) -> str:
 
 
 def _rate(call: Callable[[], object]) -> Callable[[], float]:
-    """What measures it once."""
+    """Return a function that measures this call once."""
 
     def measure() -> float:
         call()

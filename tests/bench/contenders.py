@@ -1,14 +1,14 @@
-"""Who carries packets from a client's namespace to the far end, each for as long as a block.
+"""The contenders: each carries packets from a client's namespace to the far end, for one block.
 
     wg4netnsd           the daemon's tunnel, in an unprivileged namespace
-    stock, as root      upstream's wireguard-go on a TUN of its own, on the host; the stage's
+    stock, as root      the stage's upstream wireguard-go, on a TUN of its own on the host
     predecessor's way   predecessor.py
-    slirp4netns, pasta  no tunnel: from such a namespace to the same server at its outer address,
-                        which is what rootless networking costs without encryption
+    slirp4netns, pasta  no tunnel: from such a namespace to the same server at its outer address;
+                        the cost of rootless networking without encryption
     floor: veth         no contender: from the host to that address
 
-All go over one veth. On the stage of benchmarks its MTU, and the far end's in the tunnel, let a
-client have whatever MTU it likes: it tells the far end by its TCP segments' size (MSS).
+All of them use one veth. On the stage of benchmarks, its MTU and the far end's in the tunnel are so
+large that a client can have any MTU: its TCP announces it to the far end as its segment size (MSS).
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from support.stage import Control, Stage
 OURS, STOCK, PREDECESSOR, SLIRP = "wg4netnsd", "stock, as root", "predecessor's way", "slirp4netns"
 
 LARGE = 8920
-"""Bytes, of a tunnel that goes over a link of jumbo frames: 9000, less WireGuard's 80."""
+"""Bytes: the MTU of a tunnel over a link with jumbo frames, 9000 less WireGuard's 80."""
 
 LARGEST = 65520
-"""What pasta has by default, and slirp4netns' manual advises."""
+"""Bytes: pasta's default MTU, which slirp4netns' manual recommends as well."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Contender:
     server: str
     """The far end's address."""
     command: Callable[..., list[str]]
-    """The command, to be run where the contender is the way to the server."""
+    """Returns a command line that runs the command where this contender leads to the server."""
     engine: int | None
     """The pid of the process that carries the packets, if there is one."""
     far_engine: int | None = None
-    """That of its like at the far end."""
+    """The pid of its counterpart at the far end."""
 
 
 Way = AbstractContextManager[Contender]
@@ -52,7 +52,7 @@ Way = AbstractContextManager[Contender]
 
 @contextlib.contextmanager
 def together(ways: Mapping[str, Way]) -> Iterator[dict[str, Contender]]:
-    """All at once, by name; each has shown that it reaches the server."""
+    """Start all contenders; yield them by name, once each has reached the server."""
     with ExitStack() as stack:
         contenders = {name: stack.enter_context(way) for name, way in ways.items()}
         for contender in contenders.values():  # the first packet to a peer waits for a handshake
@@ -62,7 +62,7 @@ def together(ways: Mapping[str, Way]) -> Iterator[dict[str, Contender]]:
 
 
 def like_for_like(stage: Stage, engine: Path) -> dict[str, Way]:
-    """With an MTU of 1420. `engine` is the predecessor's."""
+    """The contenders with an MTU of 1420. `engine` is the predecessor's."""
     return {
         OURS: wg4netnsd(stage, 1420),
         STOCK: stock(stage, 1420),
@@ -73,7 +73,7 @@ def like_for_like(stage: Stage, engine: Path) -> dict[str, Way]:
 
 
 def large(stage: Stage) -> dict[str, Way]:
-    """Those whose MTU can be larger. The predecessor sets 1420."""
+    """The contenders with a larger MTU. The predecessor always sets 1420."""
     return {
         f"{OURS}, MTU {LARGE}": wg4netnsd(stage, LARGE),
         f"{STOCK}, MTU {LARGE}": stock(stage, LARGE),
@@ -149,7 +149,7 @@ def on_host(*command: str) -> list[str]:
 
 
 def roots_engine(interface: str) -> int:
-    """The pid of the stage's wireguard-go; its command line is everybody's to read."""
+    """Find the pid of the stage's wireguard-go by its command line, which everyone may read."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             program, *arguments = (entry / "cmdline").read_text().split("\0")
@@ -162,7 +162,7 @@ def roots_engine(interface: str) -> int:
 
 @contextlib.contextmanager
 def _running(command: list[str], **options: Any) -> Iterator[int]:
-    """Its pid. It is silent, and ends with the block."""
+    """Run a command until the block ends, without its output; yield its pid."""
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, **silent, **options)
     try:

@@ -1,11 +1,11 @@
 """From the bus call to a configured interface and engine, with warm caches.
 
-    warm   of an idle daemon
-    cold   of none: the bus starts it for this call
+    warm   the daemon is idle
+    cold   no daemon runs; the bus starts it for this call
 
-Beside it, in the same rounds, the predecessor's program (predecessor.py), and slirp4netns from its
-start to its ready-fd, which is what it takes to give a namespace TAP, address and route, without
-encryption. Both are started for each tunnel, so they are neither warm nor cold.
+In the same rounds: the predecessor's program (predecessor.py); and slirp4netns from its start to
+its ready-fd, by when the namespace has TAP, address and route, without encryption. Both are started
+for each tunnel, so they are neither warm nor cold.
 """
 
 import argparse

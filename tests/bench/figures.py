@@ -1,4 +1,4 @@
-"""Medians, percentiles, and the tables that show them."""
+"""Medians, percentiles, and tables of them."""
 
 import math
 import statistics
@@ -8,19 +8,19 @@ from bench.record import Table
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` of them do not exceed."""
+    """Return the smallest value that at least `percent` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(round(len(ordered) * percent / 100, 6)) - 1)]
 
 
 def shown(table: Table) -> str:
-    """As it is told in a terminal."""
+    """Format a table for a terminal."""
     title = f"{table.title}, by {table.axis}" if table.axis else table.title
     return f"{title}\n{spread(table.unit, table.rows, table.reference)}"
 
 
 def spread(unit: str, rows: Mapping[str, Sequence[float]], reference: str | None = None) -> str:
-    """One row each: p50, p95, p99, minimum, maximum, and the p50's ratio to the reference's."""
+    """Format rows: p50, p95, p99, minimum, maximum, and the p50's ratio to the reference's."""
     figures = {}
     for name, values in rows.items():
         middle = statistics.median(values)
@@ -31,7 +31,7 @@ def spread(unit: str, rows: Mapping[str, Sequence[float]], reference: str | None
 
 
 def grid(unit: str, columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:
-    """One row each, of one figure for each column."""
+    """Format rows with one figure per column."""
     width = max(map(len, rows))
     lines = [f"{'':{width}}  {' '.join(f'{name:>9}' for name in columns)}   {unit}"]
     for name, values in rows.items():

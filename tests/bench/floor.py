@@ -1,6 +1,7 @@
-"""The physical floor of a tunnel, on one core: encryption, and copying.
+"""The physical floor of a tunnel, on one core: encryption and copying.
 
-Each byte is at least encrypted once and copied twice, from the application and to the socket.
+Each byte is encrypted at least once, and copied at least twice: from the application and to the
+socket.
 """
 
 import argparse
@@ -12,15 +13,15 @@ from bench.record import Table
 
 PACKET = 1420
 COPY = 256 << 10
-"""Bytes copied at once: more than a first-level cache holds, less than a second-level one; a packet
-that is passed on is warm too."""
+"""Bytes per copy: more than fits a first-level cache, less than fits a second-level one. A packet
+on its way is in the cache, too."""
 
 SEAL = f"floor: ChaCha20-Poly1305, {PACKET} bytes"
 MEMCPY = f"floor: memcpy, {COPY >> 10} KiB"
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
-    rates: dict[str, list[float]] = {SEAL: [], MEMCPY: []}  # bytes a CPU-second
+    rates: dict[str, list[float]] = {SEAL: [], MEMCPY: []}  # bytes per CPU-second
     for _ in range(arguments.rounds):
         rates[SEAL].append(_seal(arguments.seconds))
         rates[MEMCPY].append(_memcpy(arguments.seconds))
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
 
 
 def _seal(seconds: int) -> float:
-    """By OpenSSL, which has it in assembly; by the CPU-second, as it reports by default."""
+    """Measure OpenSSL's assembly, per CPU-second, which is what it reports by default."""
     command = ["openssl", "speed", "-mr", "-evp", "chacha20-poly1305"]
     command += ["-bytes", str(PACKET), "-seconds", str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -49,7 +50,7 @@ def _seal(seconds: int) -> float:
 
 
 def _memcpy(seconds: int) -> float:
-    """The C library's, by way of memoryview."""
+    """Measure the C library's memcpy, through memoryview."""
     source, target = memoryview(bytes(COPY)), memoryview(bytearray(COPY))
     copied, start = 0, time.process_time()
     while (took := time.process_time() - start) < seconds:

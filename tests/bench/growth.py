@@ -1,9 +1,9 @@
-"""What a daemon costs as its tunnels grow in number: time to create one more, and memory.
+"""The cost of a growing number of tunnels: time to create one more, and the daemon's memory.
 
-Each tunnel has a namespace and an engine of its own. At size n, the n-th is created and closed over
-and over, in turns with the first one of another daemon, which does not grow: from minute to minute
-the machine changes more than any of this. Memory is what is the daemon's alone (Private of
-smaps_rollup), with n tunnels.
+Each tunnel has a namespace and an engine of its own. At size n, the n-th tunnel is created and
+closed again and again, in turns with the first tunnel of a second daemon that does not grow: the
+machine itself changes more from minute to minute than any of this. Memory is what only the daemon
+uses (the Private lines of smaps_rollup), with n tunnels.
 """
 
 import argparse
@@ -65,6 +65,6 @@ def _create(daemon: Daemon, others: int) -> float:
 
 
 def _memory(pid: int) -> float:
-    """MiB that are the process's alone."""
+    """Return the MiB that only this process uses."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(float(kib) for kib in re.findall(r"^Private_\w+:\s+(\d+) kB$", rollup, re.M)) / 1024

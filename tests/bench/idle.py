@@ -1,10 +1,10 @@
-"""What tunnels cost while nothing is sent: context switches of all threads, of either kind.
+"""The cost of tunnels while nothing is sent: voluntary and involuntary context switches.
 
-A process that sleeps makes none. In the same window, upstream's engine run as root on a TUN that it
-watches by itself; the stage has set it up (tests/stage/world).
+All threads count. A process that sleeps makes none. At the same time, upstream's engine runs as
+root on a TUN that it watches itself; the stage has set it up (tests/stage/world).
 
-Measure for two minutes, or a multiple: Go's runtime wakes stock's engine up every minute (sysmon),
-and two minutes after each garbage collection it makes another (forcegcperiod).
+Measure for two minutes, or a multiple: Go's runtime wakes up the stock engine every minute
+(sysmon), and collects garbage two minutes after the last collection (forcegcperiod).
 """
 
 import argparse
@@ -20,16 +20,16 @@ from support import stage as stages
 from support.processes import children, switches
 
 SETTLE = 135.0
-"""Seconds: 10 after a handshake an engine may still send a keepalive by itself, and within two
-minutes of its last packet it gives memory back and turns its garbage collector off."""
+"""Seconds. An engine may still send a keepalive 10 s after a handshake; within two minutes of its
+last packet, it returns memory and turns its garbage collector off."""
 
 STOCK = "stock, as root"
 UNIT = "switches/s"
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
-    """Of several daemons at once: those whose tunnels have never had a session, and one of whose
-    each has one; that takes an identity which the far end knows, so there are few."""
+    """Measure several daemons at once: some whose tunnels have never had a session, and one whose
+    tunnels have one each. A session needs an identity that the far end knows, so these are few."""
     stage = stages.read()
     assert stage, "run it by scripts/bench"
     used = {f"t{number}": stage.conf(number) for number in range(len(stage.clients))}
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
             for size in arguments.sizes
         }
         in_use, _ = stack.enter_context(daemon_with(used, wait="handshake"))
-        time.sleep(SETTLE)  # nothing tells when the last timer is over
+        time.sleep(SETTLE)  # nothing announces the last timer
         engines = {name: daemon.engines() for name, daemon in daemons.items()}
         own = {
             name: {daemon.pid} | children(daemon.pid) - engines[name]  # the agent
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
 
 
 def _rates(pids: Collection[int], seconds: float) -> dict[int, float]:
-    """Of each process, a second."""
+    """Return each process's switches per second."""
     before = {pid: switches(pid) for pid in pids}
     time.sleep(seconds)
     after = {pid: switches(pid) for pid in pids}
@@ -79,5 +79,5 @@ def _rates(pids: Collection[int], seconds: float) -> dict[int, float]:
 
 
 def _between(before: dict[int, int], after: dict[int, int]) -> int:
-    """In between. A thread that has begun meanwhile counts, one that has ended does not."""
+    """Return the difference. A thread that has started since counts, an ended one does not."""
     return sum(count - before.get(thread, 0) for thread, count in after.items())

@@ -11,21 +11,21 @@ from bench.contenders import Contender
 from bench.usage import cpu_seconds, machine_cpu_seconds
 
 TIMEOUT = 30.0
-"""Seconds, beyond a transfer's own."""
+"""Seconds, in addition to the transfer's."""
 
 DATAGRAM = 1200
-"""Bytes, as QUIC's: such a one goes through any tunnel."""
+"""Bytes, like QUIC's: such a datagram fits any tunnel."""
 
 
 @dataclass(frozen=True)
 class Kind:
     protocol: str
     direction: str
-    """`up` is from the client to the far end."""
+    """`up` means from the client to the far end."""
     streams: int
 
     def __str__(self) -> str:
-        """As "TCP up, 1 stream"."""
+        """Such as "TCP up, 1 stream"."""
         noun = "stream" if self.streams == 1 else "streams"
         return f"{self.protocol} {self.direction}, {self.streams} {noun}"
 
@@ -33,15 +33,15 @@ class Kind:
 @dataclass(frozen=True)
 class Transfer:
     gbits: float
-    """A second, as the application has received them."""
+    """Received by the application, per second."""
     lost: float
-    """Per cent of the bytes sent; TCP has them sent again."""
+    """Per cent of the bytes sent; TCP retransmits them."""
     client_cpu: float | None
-    """CPU-seconds of the contender's process for each GB (1e9 bytes) that was received."""
+    """CPU-seconds of the contender's process per received GB (1e9 bytes)."""
     far_cpu: float | None
-    """Those of the far end's engine, if there is one."""
+    """CPU-seconds of the far end's engine, if there is one."""
     machine_cpu: float
-    """Those of the whole machine: both ends, iperf3 at both, and the kernel's own."""
+    """CPU-seconds of the whole machine: both ends, iperf3 at both ends, and the kernel."""
 
 
 def transfer(contender: Contender, port: int, kind: Kind, seconds: int) -> Transfer:
@@ -61,7 +61,7 @@ def transfer(contender: Contender, port: int, kind: Kind, seconds: int) -> Trans
 
 @contextlib.contextmanager
 def load(contender: Contender, port: int, kind: Kind) -> Iterator[None]:
-    """A transfer that is under way, and ends with the block."""
+    """Run a transfer until the block ends."""
     command = [*_client(contender, port, kind), "--time=0", "--interval=0.1", "--forceflush"]
     while True:
         with subprocess.Popen(
@@ -77,7 +77,7 @@ def load(contender: Contender, port: int, kind: Kind) -> Iterator[None]:
 
 
 def _client(contender: Contender, port: int, kind: Kind) -> list[str]:
-    """UDP is sent as fast as the sender can."""
+    """Return the command line. UDP is sent as fast as the sender can."""
     options = [f"--port={port}", f"--parallel={kind.streams}"]
     if kind.protocol == "UDP":
         options += ["--udp", "--bitrate=0", f"--length={DATAGRAM}"]
@@ -93,7 +93,7 @@ def _cpu(contender: Contender) -> dict[str, float]:
 
 
 def _end_of(command: list[str], seconds: int) -> dict[str, Any]:
-    """The result's last part."""
+    """Run the command, and return the last part of its result."""
     while True:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + TIMEOUT)
         result = json.loads(done.stdout)
@@ -103,5 +103,5 @@ def _end_of(command: list[str], seconds: int) -> dict[str, Any]:
 
 
 def _is_not_ready(error: str) -> bool:
-    """The server takes one test at a time, and after each closes its socket and listens anew."""
+    """Whether to retry: the server takes one test at a time, and reopens its socket after each."""
     return any(each in error for each in ("busy", "reset by peer", "Connection refused"))

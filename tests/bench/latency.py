@@ -1,7 +1,6 @@
-"""A ping's way through each contender: idle, and while one TCP stream keeps it busy.
+"""Pings through each contender: idle, and while one TCP stream keeps it busy.
 
-The direct way over the veth, idle and busy likewise, is the floor. What a contender adds to it is
-the difference.
+The floor is the direct way over the veth, also idle and busy. A contender adds the difference.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from bench.turns import in_turns
 from support.stage import read
 
 INTERVAL = 0.01
-"""Seconds between pings; an ordinary user may ask for no less than 0.002."""
+"""Seconds between pings; the least for an ordinary user is 0.002."""
 
 FLOOR = "floor: veth"
 LOADS = {
@@ -56,7 +55,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
 
 
 def _pings(contender: Contender, port: int, kind: Kind | None, count: int) -> list[float]:
-    """Milliseconds of each that was answered."""
+    """Return the milliseconds of each answered ping."""
     options = ["-n", f"-i{INTERVAL}", f"-c{count}"]
     command = contender.command("ping", *options, contender.server)
     with load(contender, port, kind) if kind else contextlib.nullcontext():

@@ -1,7 +1,7 @@
-"""Memory of the process that carries the packets: idle, at most under load, and after a burst.
+"""Memory of the process that carries the packets: idle, the maximum under load, after a burst.
 
 A burst is TCP, 8 streams, up and then down. wg4netnsd's engine, slirp4netns and pasta are new in
-each round; stock's is the stage's, so that only in the first round it has carried nothing before.
+each round. The stock engine is the stage's, so it is new only in the first round.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from support.stage import read
 
 STREAMS = 8
 SAMPLES = 0.02
-"""Seconds between two looks at a busy process."""
+"""Seconds between two samples of a busy process."""
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
 
 
 def _burst(contender: Contender, port: int, seconds: float) -> Memory:
-    """The most that was seen, of each figure by itself."""
+    """Return the maximum of each figure by itself."""
     seen = [
         one
         for direction in ("up", "down")

@@ -1,12 +1,12 @@
-"""What CMU's wireguard4netns does, once for each tunnel, as a program; predecessor.py runs it.
+"""Do what CMU's wireguard4netns does for one tunnel; predecessor.py runs this program.
 
     oneshot.py ENGINE NS_PID INTERFACE CONF     in the directory where the UAPI socket is to be
 
-After its source, https://github.com/cmusatyalab/wireguard4netns, release 0.1.6: `tundev.py` and
-`wireguard_daemon.py`. Three things differ. IFF_NO_PI is set, as upstream's wireguard-go reads no
-packet information any more. The configuration, which wg(8) would take, is read in a few lines here,
-and there by two libraries (wireguard-tools, attrs), whose import takes longer. And it prints the
-engine's pid, so that who measures can end it.
+It follows `tundev.py` and `wireguard_daemon.py` of release 0.1.6,
+https://github.com/cmusatyalab/wireguard4netns, with three differences. It sets IFF_NO_PI, because
+upstream's wireguard-go no longer reads packet information. A few lines here read the configuration,
+which is in wg(8)'s format; the original uses two libraries (wireguard-tools, attrs), whose import
+takes longer. And it prints the engine's pid, so that the benchmark can end it.
 """
 
 import base64
@@ -85,7 +85,7 @@ def setns(pid: int, kind: str) -> None:
 
 
 def configure(uapi: Path, conf: str) -> None:
-    """Raises ValueError, with the engine's errno, where it refuses."""
+    """Configure the engine. Raises ValueError with its errno if it refuses."""
     lines = ["set=1"]
     for name, value in re.findall(r"^(\w+) *= *(.+)$", conf, re.M):
         for part in value.split(","):

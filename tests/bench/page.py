@@ -125,7 +125,7 @@ def _subject(subject: Subject, recording: Recording) -> Iterator[str]:
 
 
 def _by_size(tables: Sequence[Table]) -> Iterator[str]:
-    """A row for each table, a column for each size."""
+    """Yield a row for each table, with a column for each size."""
     first = tables[0]
     yield f"| {first.axis} | {' | '.join(first.rows)} |"
     yield f"|---|{'---:|' * len(first.rows)}"
@@ -135,7 +135,7 @@ def _by_size(tables: Sequence[Table]) -> Iterator[str]:
 
 
 def _by_contender(tables: Sequence[Table]) -> Iterator[str]:
-    """A row for each contender, and a column for each table."""
+    """Yield a row for each contender, with a column for each table."""
     measures = {_measure(each) for each in tables}
     alike = len(measures) == 1
     titles = [each.title if alike else f"{each.title}, {_measure(each)}" for each in tables]
@@ -156,13 +156,13 @@ def _compared(table: Table, name: str) -> str:
 
 
 def _measure(table: Table) -> str:
-    """The unit, and how many values there are."""
+    """Format the unit and the number of values."""
     counts = sorted({len(values) for values in table.rows.values()})
     return f"{table.unit}, n = " + " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
 
 
 def _cell(values: Sequence[float]) -> str:
-    """The median; then p95 and p99 where there are enough values, the least and the most."""
+    """Format the median, p95 and p99 if there are enough values, minimum and maximum."""
     middle = f"**{number(statistics.median(values))}**"
     if len(values) == 1:
         return middle

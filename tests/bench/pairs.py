@@ -1,7 +1,7 @@
 """TCP from one namespace to another on the same machine, each with a tunnel made the same way.
 
-Elsewhere the far end is stock's, which helps a client that does without offloads: the far end's
-still take its packets in trains, and send it such. Here each has to do with its like.
+In other benchmarks, the far end is stock, which helps a client without offloads: the far end's
+offloads still receive its packets in trains, and send trains. Here both ends are alike.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LISTEN_PORTS = {OURS: (51901, 51902), PREDECESSOR: (51903, 51904)}
 ADDRESSES = "10.9.0.1", "10.9.0.2"
 
 Tunnel = Callable[[Namespace, str], AbstractContextManager[int]]
-"""In a namespace, of a configuration; the block has its engine's pid."""
+"""Creates a tunnel in a namespace from a configuration; yields the engine's pid."""
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
@@ -85,7 +85,7 @@ def _name(streams: int) -> str:
 
 @contextlib.contextmanager
 def _pair(name: str, tunnel: Tunnel) -> Iterator[Contender]:
-    """The client's end, with the other one as its server."""
+    """Yield the client's end, with the other end as its server."""
     pairs = keys(), keys()
     confs = [
         f"[Interface]\nPrivateKey = {pairs[me].private}\nListenPort = {LISTEN_PORTS[name][me]}\n"

@@ -1,13 +1,14 @@
-"""The predecessor's way to a tunnel: CMU's wireguard4netns, re-enacted from its published source.
+"""The predecessor's way to create a tunnel: CMU's wireguard4netns, after its published source.
 
-A program is started for each tunnel (oneshot.py). It makes a TUN without IFF_VNET_HDR, so that each
-packet is read and written by itself, starts a wireguard-go on it, looks every 100 ms whether its
-UAPI socket is there, configures it and ends. Addresses and routes are left to the caller.
+It starts a program for each tunnel (oneshot.py). The program creates a TUN without IFF_VNET_HDR, so
+each packet is read and written by itself. It starts a wireguard-go on the TUN, checks every 100 ms
+whether the UAPI socket is there, configures the engine and exits. Addresses and routes are left to
+the caller.
 
-The engine is upstream's, of the release that ours is made from, built as stock is, with the
-predecessor's patch alone (predecessor.patch), as stock refuses a TUN in another namespace. It pins
-an older one itself, built by Go 1.19: what upstream and Go have gained since then is counted for
-the predecessor here.
+The engine is the upstream release that ours is based on, built like stock, with only the
+predecessor's patch (predecessor.patch), because stock refuses a TUN in another namespace. The
+predecessor itself pins an older release, built with Go 1.19. So the progress of upstream and Go
+since then counts in the predecessor's favour here.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ INTERFACE = "tun0"  # the engine would find a wg0 on the host
 
 
 def build(directory: Path) -> Path:
-    """Its engine, in that directory."""
+    """Build its engine in that directory."""
     spec = importlib.util.spec_from_file_location("engine_build", ROOT / "build.py")
     assert spec and spec.loader
     engine_build = importlib.util.module_from_spec(spec)
@@ -44,7 +45,7 @@ def build(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def tunnel(engine: Path, namespace: Namespace, conf: str) -> Iterator[int]:
-    """The pid of its wireguard-go. `conf` is wg-quick's, its addresses of IPv4 are used."""
+    """Yield its wireguard-go's pid. `conf` is a wg-quick file; only its IPv4 addresses count."""
     with tempfile.TemporaryDirectory(prefix="wg-") as directory:
         pid, _ = _start(engine, namespace, conf, Path(directory))
         try:
@@ -57,7 +58,7 @@ def tunnel(engine: Path, namespace: Namespace, conf: str) -> Iterator[int]:
 
 
 def create(engine: Path, conf: str) -> float:
-    """Milliseconds from the start of its program to its end, when the engine is configured.
+    """Return milliseconds from the program's start to its end, when the engine is configured.
 
     The interface has no address yet, and is down.
     """
@@ -68,7 +69,7 @@ def create(engine: Path, conf: str) -> float:
 
 
 def _start(engine: Path, namespace: Namespace, conf: str, directory: Path) -> tuple[int, float]:
-    """The engine's pid, and how many milliseconds it took."""
+    """Return the engine's pid, and how many milliseconds it took."""
     file = directory / "tunnel.conf"
     file.touch(mode=0o600)
     file.write_text("".join(line for line in conf.splitlines(True) if "Address" not in line))
@@ -87,7 +88,7 @@ def _addresses(conf: str) -> list[str]:
 
 
 def _end(pid: int) -> None:
-    """It is no child of ours: the program that started it has ended."""
+    """End the engine, which is not our child: the program that started it has ended."""
     engine = os.pidfd_open(pid)
     signal.pidfd_send_signal(engine, signal.SIGTERM)
     select.select([engine], [], [])

@@ -1,9 +1,9 @@
-"""What a benchmark has found, as it is kept: docs/performance/WHAT.json.
+"""Recordings of benchmarks: docs/performance/NAME.json.
 
     {"what": …, "date": …, "machine": {…}, "versions": {…}, "tables": […]}
 
-Every value measured is kept, in the order of measuring, with four significant digits; each row is
-one line of the file, so that one sees in a diff what has changed.
+A recording has every value in the order of measuring, with four significant digits. Each row is one
+line of the file, so a diff shows what has changed.
 """
 
 import json
@@ -22,22 +22,22 @@ import wg4netnsd
 ROOT = Path(__file__).parent.parent.parent
 
 PACKAGES = ("dbus-daemon", "iperf3", "openssl", "passt", "slirp4netns", "systemd")
-"""The distribution's, whose versions are told."""
+"""Distribution packages whose versions a recording has."""
 
 
 @dataclass(frozen=True)
 class Table:
     title: str
-    """As "TCP up, 1 stream, MTU 1420"."""
+    """Such as "TCP up, 1 stream, MTU 1420"."""
     unit: str
-    """As "Gbit/s", "ms", "MiB", "CPU-s/GB", "calls/s"."""
+    """Such as "Gbit/s", "ms", "MiB", "CPU-s/GB", "calls/s"."""
     rows: Mapping[str, Sequence[float]]
-    """The contenders' names, each with every value measured, in order."""
+    """Every value, in the order of measuring, by contender."""
     reference: str | None = None
-    """The row that ratios are against."""
+    """The row that ratios compare with."""
     axis: str = ""
-    """Where the rows are one contender at growing sizes: what grows, as "tunnels"; the rows' names
-    are then numbers."""
+    """If the rows are one contender at growing sizes: what grows, such as "tunnels". The names of
+    the rows are then numbers."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Recording:
 
 
 def recording(what: str, tables: Sequence[Table]) -> Recording:
-    """Of here and now."""
+    """Make a recording of this machine, with today's date."""
     return Recording(what, date.today().isoformat(), machine(), versions(), tables)
 
 
@@ -81,7 +81,7 @@ def _rounded(value: Any) -> Any:
             return value
 
 
-# ---------------------------------------------------------------- where it was measured
+# ---------------------------------------------------------------- the machine
 
 
 def machine() -> dict[str, str]:
@@ -89,7 +89,7 @@ def machine() -> dict[str, str]:
     memory = re.search(r"^MemTotal: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.M)
     assert memory
     return {
-        "CPU": cpu[1] if cpu else platform.machine(),  # arm64 tells no model
+        "CPU": cpu[1] if cpu else platform.machine(),  # arm64 has no model name here
         "cores": str(cpu_count()),
         "memory": f"{int(memory[1]) / 2**20:.0f} GiB",
         "kernel": platform.release().partition("-")[0],
@@ -97,7 +97,7 @@ def machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what is measured, what it is built with, and what stands beside it."""
+    """Return the versions of what is measured, of what it is built with, and of its peers."""
     pinned = re.search(r"wireguard v(\S+)", (ROOT / "wireguard-go/go.mod").read_text())
     assert pinned
     return {
@@ -114,7 +114,7 @@ def versions() -> dict[str, str]:
 
 
 def _go() -> str:
-    """What the engine was built with."""
+    """Return the version of Go that built the engine."""
     engine = Path(wg4netnsd.__file__).parent / "bin/wireguard-go"
     return _output("go", "version", str(engine)).split()[-1].removeprefix("go")
 

@@ -1,7 +1,7 @@
-"""From the key press to the command's first byte: `wg4netnsctl run` beside those who do the like.
+"""From the key press to the command's first byte: `wg4netnsctl run` beside its peers.
 
     wg4netnsctl run CONF -- echo      namespaces, tunnel, DNS; a running daemon
-    slirp4netns beside unshare        namespaces, TAP; then the command is let go
+    slirp4netns beside unshare        namespaces, TAP; then the command starts
     pasta -- echo                     namespaces, TAP, the host's addresses and routes
 
 All in the same rounds, each from the start of its first process. The peers encrypt nothing.
@@ -71,7 +71,7 @@ def _first_byte(command: list[str], environment: dict[str, str] | None = None) -
 
 
 def _slirp4netns() -> float:
-    """What a script does: a shell waits inside until slirp4netns says that it is ready."""
+    """Do what a script does: a shell waits inside until slirp4netns reports that it is ready."""
     inside = [*UNSHARE, "sh", "-c", "echo; read -r _; echo; exec cat"]
     start = time.perf_counter()
     with subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:

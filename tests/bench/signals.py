@@ -1,7 +1,7 @@
-"""From a handshake's end, by its engine's own clock, to the signal in a subscriber's hands.
+"""From the end of a handshake, by the engine's clock, until a subscriber has read the signal.
 
-Beside it, in turns, the same signal from a bus client that does nothing but send it: what the bus
-and the subscriber take by themselves.
+In turns with it, the same signal from a bus client that only sends it: the share of bus and
+subscriber.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from support.bus import TUNNEL, Client
 from support.daemon import Daemon
 
 ROUND = 1.25
-"""Seconds for one handshake of each tunnel: more than wg4netnsd/peers/pace.py asks for, which thus
-never holds one back, and than the far end does, 1/50 s."""
+"""Seconds between handshakes of a tunnel, enough for wg4netnsd/peers/pace.py to delay no signal,
+and for the far end, which takes a handshake every 1/50 s, to refuse none."""
 
 BARE = "/org/wg4netns1/bare/"
-"""Where the bare signals come from, as it were."""
+"""The bare signals' object paths begin with this."""
 
 
 BARE_NAME = "floor: a bare signal"
@@ -62,11 +62,11 @@ def run(arguments: argparse.Namespace) -> list[Table]:
     return tables
 
 
-# ---------------------------------------------------------------- who causes signals
+# ---------------------------------------------------------------- senders
 
 
 class _Tunnel:
-    """Has a handshake when it is told to."""
+    """A tunnel that begins a handshake on request."""
 
     def __init__(self, daemon: Daemon, name: str, path: str, peer: str) -> None:
         self.path = path
@@ -96,7 +96,7 @@ class _Tunnel:
 
 
 class _Bare:
-    """Sends the signal itself."""
+    """A client that sends the bare signal on request."""
 
     def __init__(self, sender: Client, path: str, peer: str) -> None:
         self.path = path
@@ -112,7 +112,7 @@ class _Bare:
     def finish(self) -> None: ...
 
 
-# ---------------------------------------------------------------- who receives them
+# ---------------------------------------------------------------- the subscriber
 
 
 class _Received(NamedTuple):
@@ -122,7 +122,7 @@ class _Received(NamedTuple):
 
 
 class _Subscriber:
-    """A process of its own, which does nothing but receive."""
+    """A process that only receives."""
 
     def __init__(self, address: str) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would hold what we close
@@ -133,7 +133,7 @@ class _Subscriber:
         assert self._orders.recv() == "subscribed"
 
     def time(self, sources: list[_Tunnel] | list[_Bare], pause: float) -> list[float]:
-        """The delays of one signal of each, all started at once after the pause."""
+        """Return the delays of one signal per sender; all start at once after the pause."""
         self._orders.send(len(sources))
         time.sleep(pause)  # by then it waits, too
         for source in sources:
@@ -154,7 +154,7 @@ class _Subscriber:
 
 
 def _receive(address: str, orders: Connection) -> None:
-    """The subscriber's process. An order is how many signals to wait for."""
+    """Run the subscriber. An order is a number of signals to wait for."""
     with Client(address) as client, contextlib.suppress(EOFError):
         client.subscribe(interface=TUNNEL, member="Handshake")
         orders.send("subscribed")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Group:
-    """Tables that are shown as one."""
+    """Tables that the page shows as one."""
 
     heading: str
     titles: str

@@ -1,14 +1,14 @@
-"""What a TCP stream notices when engines and daemons are killed under it. Fails if it is too much.
+"""How much of a kill of engine or daemon a TCP stream notices. Fails if that is too much.
 
-All is as its user has it: the unit that `wg4netnsctl setup` installs, in a real `systemd --user`,
-and the stage's far end. Only the limit on how often systemd starts the daemon is lifted, by a
-drop-in, as the kills come faster. Through each of several tunnels goes a steady stream, whose every
-byte is checked, and beside it pings, which tell how long the tunnel itself was out: TCP may take
-longer, until its next retransmission. Meanwhile root looks at every packet on the host.
+The set-up is a user's: the unit that `wg4netnsctl setup` installs, in a real `systemd --user`, and
+the stage's far end. Only a drop-in lifts the limit on how often systemd starts the daemon, because
+the kills come faster. Each of several tunnels carries a steady stream, whose every byte is checked,
+and pings, which show how long the tunnel itself was interrupted: TCP may take longer, until its
+next retransmission. Meanwhile, root inspects every packet on the host.
 
-Several tunnels, as an engine that ends within HEALTHY_TIME of its start is held for one that
-crashes again and again, and waits before it is replaced. So each is killed at that distance, by
-turns.
+There are several tunnels because an engine that ends within HEALTHY_TIME of its start counts as
+crash-looping and is replaced only after a pause. So the engines are killed in turns, each that far
+apart.
 """
 
 import argparse
@@ -41,18 +41,18 @@ from support.stream import Stream, Times, gaps
 from wg4netnsd.engine.backoff import HEALTHY_TIME
 
 MOST_STALL = 1.0
-"""Seconds that a stream may stall when its engine is killed."""
+"""Seconds that a stream may stall after its engine is killed."""
 REKEY_TIME = 119.0
-"""Seconds: a session's own successor comes after 120, REKEY_AFTER_TIME of WireGuard."""
+"""Seconds: a session is regularly replaced after 120 s, WireGuard's REKEY_AFTER_TIME."""
 DISTURBED, WORK, QUIET = "a daemon's ends", "as much work", "undisturbed"
 MOST_BY_CHANCE = 6
-"""Of two alike runs, one has 7 or more gaps beyond all of the other's once in 2**7 times."""
+"""If two runs are alike, one has 7 or more gaps beyond all of the other's once in 2**7 times."""
 STEADY = ("State", "EnginePID", "RestartCount", "ListenPort", "Interface", "CreatedUSec")
 
 
 @dataclass
 class Tunnel:
-    """One, with a stream through it."""
+    """A tunnel with a stream through it."""
 
     client: Client
     inside: Namespace
@@ -62,13 +62,13 @@ class Tunnel:
     times: Times = field(default_factory=lambda: Times(iter([])))
 
     def known(self) -> dict[str, Any]:
-        """What no end of a daemon may change."""
+        """Return what no end of a daemon may change."""
         shown = self.client.get_all(self.path)
         (peer,) = self.client.peers(self.path).values()
         return {name: shown[name] for name in STEADY} | {"peer": peer["state"]}
 
     def links(self) -> list[tuple[int, str]]:
-        """All ways out of the namespace, by index: one made anew has another."""
+        """Return the namespace's interfaces by index; a recreated one has a different index."""
         return [(each["ifindex"], each["ifname"]) for each in self.inside.ip("link", "show")]
 
     def longest(self, start: float, end: float) -> float:
@@ -77,7 +77,7 @@ class Tunnel:
 
 @dataclass(frozen=True)
 class Kill:
-    """Of an engine; `end` is when the next of this tunnel's comes."""
+    """A kill of an engine; `end` is when this tunnel's next kill comes."""
 
     tunnel: Tunnel
     at: float
@@ -85,12 +85,12 @@ class Kill:
 
     @property
     def stall(self) -> float:
-        """The longest that begins soon enough to be of this kill."""
+        """Return the longest gap that begins soon enough to come from this kill."""
         return self.tunnel.longest(self.at, self.at + MOST_STALL)
 
     @property
     def later_stall(self) -> float:
-        """The longest after that: of nothing but the machine, unless something is wrong."""
+        """Return the longest later gap, which comes from the machine unless something is wrong."""
         return self.tunnel.longest(self.at + MOST_STALL, self.end)
 
     @property
@@ -148,12 +148,12 @@ def run(arguments: argparse.Namespace) -> None:
     sys.exit(not all(kept for kept, _ in verdicts))
 
 
-# ---------------------------------------------------------------- what it is done to
+# ---------------------------------------------------------------- the set-up
 
 
 @contextlib.contextmanager
 def _installed(directory: Path) -> Iterator[UserManager]:
-    """A user manager with the daemon's unit, which may be started as often as one likes."""
+    """Run a user manager with the daemon's unit, without a limit on its starts."""
     journal = Journal()
     manager = UserManager(directory)
     ctl("setup")
@@ -181,7 +181,7 @@ def _tunnel(manager: UserManager, stage: Stage, number: int, directory: Path) ->
 
 
 def _finished(tunnel: Tunnel) -> int:
-    """How many bytes its stream has brought back; 0 if not exactly those that it had sent."""
+    """End the stream; return how many bytes came back, 0 if they are not those that it sent."""
     try:
         size = tunnel.stream.finish()
     except AssertionError as error:
@@ -191,11 +191,11 @@ def _finished(tunnel: Tunnel) -> int:
     return size
 
 
-# ---------------------------------------------------------------- what is done
+# ---------------------------------------------------------------- kills and restarts
 
 
 def _restart(manager: UserManager) -> float:
-    """How long it takes, in seconds."""
+    """Restart the daemon; return how long that takes, in seconds."""
     begun = time.monotonic()
     manager.systemctl("restart", UNIT)
     return time.monotonic() - begun
@@ -204,7 +204,7 @@ def _restart(manager: UserManager) -> float:
 def _end_daemons(
     manager: UserManager, kills: int, restarts: int, most_life: float
 ) -> list[tuple[float, str]]:
-    """The moments, and in what state the daemon was; a kill comes at any time of its life."""
+    """End daemons at any time of their lives; return the moments, and the state at each."""
     moments = []
     pid = 0
     for _ in range(kills):
@@ -222,8 +222,8 @@ def _end_daemons(
 
 
 def _work_for_nothing(moments: Sequence[float], length: float) -> None:
-    """What a daemon's start costs the machine, at the same moments: without it, the ends would be
-    compared with a machine that has nothing else to do."""
+    """Cause as much work as a daemon's start does, at the same moments. Otherwise, the ends of
+    daemons would be compared with a machine that has nothing else to do."""
     start = time.monotonic()
     for at in moments:
         time.sleep(max(0.0, start + at - time.monotonic()))
@@ -265,7 +265,7 @@ def _wait_restarted(tunnel: Tunnel, before: int) -> None:
     )
 
 
-# ---------------------------------------------------------------- what came of it
+# ---------------------------------------------------------------- results
 
 Verdict = tuple[bool, str]
 
@@ -360,7 +360,7 @@ def _judge_daemon_ends(
 
 
 def _handshakes_caused(tunnels: Sequence[Tunnel], seen: Seen, start: float, end: float) -> int:
-    """Those that come before a session is old enough for its successor."""
+    """Count the handshakes that come before a session is old enough to be replaced."""
     caused = 0
     for tunnel in tunnels:
         times = [

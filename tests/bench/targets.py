@@ -11,7 +11,7 @@ from bench.figures import percentile
 from bench.record import Recording, Table
 
 Recordings = Mapping[str, Recording]
-"""By the benchmarks' names."""
+"""Recordings by their benchmarks' names."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Target:
     figure: str
     limit: float
     measure: Callable[[Recordings], Sequence[float]]
-    """Raises LookupError where what it needs is not recorded."""
+    """Raises LookupError if a recording that it needs is missing."""
     unit: str = ""
     at_least: bool = False
     remark: str = ""
-    """Why it is missed, if it is."""
+    """Why the target is missed, if it is."""
 
     def met(self, values: Sequence[float]) -> bool:
         return min(values) >= self.limit if self.at_least else max(values) <= self.limit
@@ -38,7 +38,7 @@ def table(recordings: Recordings, what: str, title: str) -> Table:
 
 
 def _ratio(what: str, title: str, row: str, other: str) -> Callable[[Recordings], list[float]]:
-    """Of two medians."""
+    """The ratio of two medians."""
 
     def measure(recordings: Recordings) -> list[float]:
         rows = table(recordings, what, title).rows
@@ -50,7 +50,7 @@ def _ratio(what: str, title: str, row: str, other: str) -> Callable[[Recordings]
 def _medians(
     what: str, title: str, start: str, end: str = ""
 ) -> Callable[[Recordings], list[float]]:
-    """Of the rows whose names start and end so."""
+    """The medians of the rows whose names have this start and end."""
 
     def measure(recordings: Recordings) -> list[float]:
         rows = table(recordings, what, title).rows
@@ -75,7 +75,7 @@ def _growth(recordings: Recordings) -> list[float]:
 
 def _memory_each(recordings: Recordings) -> list[float]:
     rows = table(recordings, "growth", "Memory of the daemon alone").rows
-    return [(rows["256"][0] - rows["1"][0]) * 1048.576 / 255]  # MiB in KB
+    return [(rows["256"][0] - rows["1"][0]) * 1048.576 / 255]  # MiB to KB
 
 
 def _p99(what: str, title: str, row: str) -> Callable[[Recordings], list[float]]:

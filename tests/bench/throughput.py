@@ -1,7 +1,8 @@
-"""TCP and UDP through each contender to the far end, and what a GB of it costs, in turns.
+"""TCP and UDP through each contender to the far end, in turns, and the cost of a GB.
 
 A GB is 1e9 bytes that the application has received. "client end" is the contender's own process,
-"far end" the stage's stock engine; softirqs are charged to nobody, so there is "whole machine" too.
+"far end" the stage's stock engine. The kernel charges softirqs to no process, so there is "whole
+machine", too.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def _each(rows: Mapping[str, Sequence[Transfer]], figure: str) -> dict[str, list
 
 
 def _ratios(same: Transfers) -> list[Table]:
-    """What the targets are about: wg4netnsd to one other, round by round."""
+    """Return the ratios for the targets: wg4netnsd to one other contender, round by round."""
     rates = {
         f"{kind}: {OURS} / {other}": [
             our.gbits / their.gbits for our, their in zip(rows[OURS], rows[other], strict=True)

@@ -1,4 +1,4 @@
-"""A daemon of a benchmark's own, with many tunnels, each in a namespace of its own."""
+"""A benchmark's own daemon, with many tunnels, each in its own namespace."""
 
 import contextlib
 import tempfile
@@ -15,8 +15,8 @@ from support.namespaces import Namespace
 def daemon_with(
     confs: Mapping[str, str], **options: Any
 ) -> Iterator[tuple[Daemon, dict[str, str]]]:
-    """The daemon, and the tunnels' paths. `confs`, and the paths too, are by the tunnels' names;
-    the options are CreateTunnel's."""
+    """Yield the daemon, and the tunnels' paths by name. `confs` is by name, too; the options are
+    CreateTunnel's."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wg-")))
         namespaces = {name: stack.enter_context(Namespace()) for name in confs}

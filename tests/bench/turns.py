@@ -1,4 +1,4 @@
-"""Contenders take turns: what else the machine does meanwhile, it does to all of them."""
+"""Contenders take turns, so other load on the machine affects all of them."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 def in_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each has returned, once a round; there and back, so nobody is always the first."""
+    """Call each once per round, in alternating order, and return all results."""
     values: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways)[:: -1 if number % 2 else 1]:

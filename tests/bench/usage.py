@@ -1,4 +1,4 @@
-"""What processes use, as /proc tells everybody (proc(5)): CPU time and memory."""
+"""CPU time and memory of processes, as everyone can read them in /proc (proc(5))."""
 
 import os
 import re
@@ -14,18 +14,18 @@ class Memory:
 
     rss: float
     anonymous: float
-    """The part of it that no file is behind: heap and stacks."""
+    """The part that no file backs: heap and stacks."""
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of all its threads, those that have ended too; in steps of a tick."""
+    """Return user and system time of all threads, including ended ones, in steps of a tick."""
     _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     user, system = fields.split()[11:13]
     return (int(user) + int(system)) / TICKS
 
 
 def machine_cpu_seconds() -> float:
-    """All processors' together, with interrupts', which no process is charged for."""
+    """Return the time of all processors, including interrupts, which are charged to no process."""
     _, user, nice, system, _idle, _iowait, irq, softirq, *_ = (
         Path("/proc/stat").read_text().splitlines()[0].split()
     )
