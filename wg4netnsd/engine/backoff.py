@@ -15,7 +15,7 @@ FIRST_DELAY, MAX_DELAY = 0.1, 5.0  # seconds
 class Backoff:
     crashes: int = 0
 
-    def crashed(self, uptime: float) -> float | None:
+    def delay_after_crash(self, uptime: float) -> float | None:
         """Seconds to wait before the next start after an engine ran `uptime` seconds.
 
         The first restart is immediate, each further one waits twice as long; None means give up.
@@ -27,7 +27,7 @@ class Backoff:
             return 0.0
         return min(FIRST_DELAY * 2.0 ** (self.crashes - 2), MAX_DELAY)
 
-    def lacking(self) -> float:
+    def delay_when_lacking(self) -> float:
         """Seconds to wait where a process or an fd is lacking, which is no fault of the engine."""
         return FIRST_DELAY
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import functools
 import logging
@@ -18,24 +17,16 @@ from typing import Final, NamedTuple, Self
 from wg4netnsd.aio.lines import LineReader
 from wg4netnsd.aio.process import Process
 from wg4netnsd.engine import events, rundir, uapi
+from wg4netnsd.engine.log import EngineLog
 from wg4netnsd.errors import LACKING, EngineFailed, LimitExceeded, Timeout, redact
-from wg4netnsd.systemd.journal import TunnelLog, engine_line_level
+from wg4netnsd.systemd.journal import TunnelLog
 
 log = logging.getLogger(__name__)
 
 BINARY: Final = Path(__file__).parents[1] / "bin/wireguard-go"
 DEATH_TIME: Final = 5.0
 """Seconds that a killed process gets to be gone; more only if the kernel holds it."""
-LAST_WORDS: Final = 3  # lines
-LAST_WORDS_TIME: Final = 1.0  # seconds
-MAX_LINES: Final = 100
-LINES_TIME: Final = 10.0  # seconds
-"""As many lines an engine gets into the log in that time. wireguard-go may have one to say of
-every packet, such as that it can't be sent; and each takes the daemon longer than the engine."""
-_LAST_LINES: Final = ("panic: ", "fatal error: ", "SIG")  # such as "SIGABRT: abort"
-REFILL_DELAY: Final = 0.05
-"""Seconds after which a taken spare is replaced: not before its taker has its reply."""
-RETRY_DELAY: Final = 2.0  # seconds
+DRAIN_TIME: Final = 1.0  # seconds
 
 
 @functools.cache
@@ -76,11 +67,11 @@ class Engine:
         self._handover = socket.socket(fileno=fds.handover)
         self._handover.setblocking(False)
         self._socket_path = socket_path
-        self._log = _Log(self.pid, fds.log)
+        self._log = EngineLog(self.pid, fds.log)
         self._events = LineReader(fds.events, self._on_event)
-        self._waiting: list[events.Event] = []
-        self._forward: Callable[[events.Event], None] = self._waiting.append
-        self._closing = asyncio.create_task(self._close_after())
+        self._pending: list[events.Event] = []
+        self._forward: Callable[[events.Event], None] = self._pending.append
+        self._closing = asyncio.create_task(self._close_after_exit())
 
     @classmethod
     def spawn(cls, binary: Path) -> Self:
@@ -116,8 +107,8 @@ class Engine:
         """Call `to` with every event from now on, and with those that waited; log to `log`."""
         self._log.log = log
         self._forward = to
-        while self._waiting:
-            to(self._waiting.pop(0))
+        while self._pending:
+            to(self._pending.pop(0))
 
     async def listen(self, socket_path: Path) -> None:
         """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
@@ -144,7 +135,7 @@ class Engine:
         except ConnectionError:  # it ended with our message unread
             answer = b""
         if not answer:
-            raise await self.obituary()
+            raise await self.exit_error()
 
     async def _hand_over(self, fd: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
@@ -154,7 +145,7 @@ class Engine:
             if error.errno in LACKING:
                 why = f"wireguard-go can't be given a descriptor: {error.strerror}"
                 raise LimitExceeded(why) from None
-            raise await self.obituary() from None
+            raise await self.exit_error() from None
 
     async def configure(self, settings: bytes) -> uapi.DeviceStatus:
         """Send the first `set`, as made by uapi.encode_set(), and return what came of it.
@@ -163,8 +154,8 @@ class Engine:
         """
         try:
             return uapi.parse_get(await self._request(settings, uapi.GET))
-        except uapi.Broken:
-            raise await self.obituary() from None
+        except uapi.ConnectionLost:
+            raise await self.exit_error() from None
 
     async def set(self, settings: bytes) -> None:
         """Send a further `set`, as made by uapi. Raises EngineFailed, Timeout."""
@@ -194,11 +185,11 @@ class Engine:
         ends = (self.exited, self._log.ended, self._events.ended)
         return any(end.is_set() for end in ends)
 
-    async def obituary(self) -> EngineFailed:
+    async def exit_error(self) -> EngineFailed:
         """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
-        await self._fall_silent()
+        await self._wait_drained()
         how = f"wireguard-go {self.process.describe_exit()}"
-        return EngineFailed(": ".join([how, *self._log.last_words]))
+        return EngineFailed(": ".join([how, *self._log.last_lines]))
 
     async def stop(self) -> None:
         """Return when the process is gone and its socket's path too; may be called again.
@@ -211,15 +202,15 @@ class Engine:
         except TimeoutError:
             # Two engines on one TUN silently lose packets, so nobody may go on from here.
             raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
-        await self._fall_silent()
+        await self._wait_drained()
         if self._socket_path:
             rundir.remove_file(self._socket_path)
 
-    async def _fall_silent(self) -> None:
+    async def _wait_drained(self) -> None:
         """Wait for the end of a process that is dying, and for all that it has told."""
         with contextlib.suppress(TimeoutError):
             # It closes its sockets just before its pidfd tells.
-            async with asyncio.timeout(LAST_WORDS_TIME):
+            async with asyncio.timeout(DRAIN_TIME):
                 await self.exited.wait()
                 await self._log.ended.wait()
                 await self._events.ended.wait()
@@ -235,89 +226,9 @@ class Engine:
         else:
             self._forward(event)
 
-    async def _close_after(self) -> None:
+    async def _close_after_exit(self) -> None:
         await self.exited.wait()
         self._handover.close()  # not before: attach() may have its end of file yet to read
-
-
-class _Log:
-    """The engine's stdout and stderr: redacted, logged line by line, the last lines kept."""
-
-    def __init__(self, pid: int, fd: int) -> None:
-        """Owns `fd`."""
-        self.last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
-        self.log: logging.Logger | TunnelLog = log
-        self._pid = pid
-        self._panicked = False
-        self._lines = 0  # until the time of `_fresh`
-        self._fresh = 0.0
-        self.ended = LineReader(fd, self._log_line).ended
-
-    def _log_line(self, line: str) -> None:
-        # What follows is Go's traceback: it shows arguments, and keys are among them.
-        if self._panicked:
-            return
-        line = redact(line)
-        self._panicked = line.startswith(_LAST_LINES)
-        self.last_words.append(line)
-        self.write(engine_line_level(line), line)
-
-    def write(self, level: int, line: str) -> None:
-        """Log it, unless there have been too many of late."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._fresh:
-            self._lines, self._fresh = 0, now + LINES_TIME
-        self._lines += 1
-        if self._lines <= MAX_LINES:
-            self.log.log(level, "wireguard-go[%d]: %s", self._pid, line)
-        elif self._lines == MAX_LINES + 1:
-            silence = self._fresh - now
-            self.log.warning("wireguard-go[%d]: too much: silent for %.0f s", self._pid, silence)
-
-
-class SpareEngine:
-    """One engine that waits: starting a process takes longer than all the rest of a create."""
-
-    def __init__(self, binary: Path) -> None:
-        self.lacks: dict[str, events.Lacks] = {}
-        """The parts of their confinement that engines can't have on this machine."""
-        self._binary = binary
-        self._waiting: Engine | None = None
-        self._closed = False
-        self.refill()
-
-    def take_engine(self) -> Engine:
-        """Return an engine without a TUN, now the caller's. Raises EngineFailed, LimitExceeded."""
-        engine, self._waiting = self._waiting, None
-        asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
-        return engine if engine and not engine.exited.is_set() else self._spawn()
-
-    def refill(self) -> None:
-        if self._closed or (self._waiting and not self._waiting.exited.is_set()):
-            return
-        try:
-            self._waiting = self._spawn()
-        except EngineFailed as error:
-            log.error("%s", error)
-        except LimitExceeded as error:  # which passes, and nobody tells when
-            log.error("%s", error)
-            asyncio.get_running_loop().call_later(RETRY_DELAY, self.refill)
-
-    def _spawn(self) -> Engine:
-        engine = Engine.spawn(self._binary)
-        engine.on_lack = self._note_lack
-        return engine
-
-    def _note_lack(self, lack: events.Lacks) -> None:
-        if lack.part not in self.lacks:  # else it is said already
-            log.warning("engines do without %s", lack)
-        self.lacks[lack.part] = lack
-
-    async def close(self) -> None:
-        """End the one that waits, and keep no other."""
-        self._closed = True
-        if self._waiting:
-            await self._waiting.stop()
 
 
 def _pipe(ours: contextlib.ExitStack, engines: contextlib.ExitStack) -> tuple[int, int]:

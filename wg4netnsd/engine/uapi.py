@@ -86,7 +86,7 @@ def encode_change(old: Config, new: Config, *, mtu: int, endpoints: Mapping[str,
         lines.append(_private_key(new))
     lines.append(f"mtu={mtu}")
     before = {peer.public_key: peer for peer in old.peers}
-    gains, losses = _moved_networks(old, new)
+    gains, losses = _network_changes(old, new)
     for peer in new.peers:
         key = peer.public_key
         known = before.pop(key, None)
@@ -144,7 +144,7 @@ def _known_peer(public_key: str) -> tuple[str, str]:
     return f"public_key={_hex(public_key)}", "update_only=true"
 
 
-def _moved_networks(
+def _network_changes(
     old: Config, new: Config
 ) -> tuple[defaultdict[str, list[Network]], defaultdict[str, list[Network]]]:
     """By public key, the networks that come to lead to a peer, and those that lead nowhere now."""
@@ -198,7 +198,7 @@ def parse_get(reply: bytes) -> DeviceStatus:
             if key == "public_key":
                 device.peers.append(PeerStatus(_base64(value)))
             elif device.peers:
-                _take_peer_line(device.peers[-1], key, value)
+                _parse_peer_line(device.peers[-1], key, value)
             elif key == "listen_port":
                 device.listen_port = _number(value, 16)
             elif key == "own_public_key":  # our own key, see wireguard-go.patch
@@ -208,7 +208,7 @@ def parse_get(reply: bytes) -> DeviceStatus:
     return device
 
 
-def _take_peer_line(peer: PeerStatus, key: str, value: str) -> None:
+def _parse_peer_line(peer: PeerStatus, key: str, value: str) -> None:
     match key:
         case "endpoint":
             peer.endpoint = value
@@ -243,7 +243,7 @@ def _base64(hexadecimal: str) -> str:
 # ---------------------------------------------------------------- the client
 
 
-class Broken(EngineFailed):
+class ConnectionLost(EngineFailed):
     """The connection ended, or never was: the engine is no more, or nearly."""
 
     short_name = EngineFailed.__name__
@@ -259,7 +259,7 @@ async def request(socket_path: str, *texts: bytes) -> bytes:
     """Send each `set` or `get` in turn; return the last one's answer, without its `errno=0`.
 
     The first that is refused ends the connection: the engine would take the rest of a `set` for
-    new commands. Raises EngineFailed (Broken where there is nobody to answer) or Timeout.
+    new commands. Raises EngineFailed (ConnectionLost where there is nobody to answer) or Timeout.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
@@ -267,12 +267,12 @@ async def request(socket_path: str, *texts: bytes) -> bytes:
                 await asyncio.get_running_loop().sock_connect(connection, socket_path)
                 body = b""
                 for text in texts:
-                    body = _checked(await _exchange(connection, text))
+                    body = _check_errno(await _exchange(connection, text))
                 return body
     except TimeoutError:
         raise Timeout(f"the engine gave no answer within {REPLY_TIME:g} s") from None
     except OSError as error:
-        raise Broken(f"the engine can't be reached: {error.strerror}") from None
+        raise ConnectionLost(f"the engine can't be reached: {error.strerror}") from None
 
 
 async def _exchange(connection: socket.socket, text: bytes) -> bytes:
@@ -282,12 +282,12 @@ async def _exchange(connection: socket.socket, text: bytes) -> bytes:
     while not reply.endswith(b"\n\n"):
         data = await loop.sock_recv(connection, 65536)
         if not data or len(reply) > MAX_REPLY:
-            raise Broken("the engine broke off its answer")
+            raise ConnectionLost("the engine broke off its answer")
         reply += data
     return bytes(reply)
 
 
-def _checked(reply: bytes) -> bytes:
+def _check_errno(reply: bytes) -> bytes:
     body, _, status = reply.strip(b"\n").rpartition(b"errno=")
     try:
         code = -int(status)

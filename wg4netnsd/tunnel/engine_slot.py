@@ -23,7 +23,8 @@ from wg4netnsd.aio.process import Process, Vitals
 from wg4netnsd.aio.tasks import first_of
 from wg4netnsd.config.model import Config
 from wg4netnsd.engine import events, rundir, uapi
-from wg4netnsd.engine.engine import DEATH_TIME, Engine, EngineFds, SpareEngine
+from wg4netnsd.engine.engine import DEATH_TIME, Engine, EngineFds
+from wg4netnsd.engine.spare import SpareEngine
 from wg4netnsd.systemd.fdstore import ENGINE_KINDS, FdStore, Kind
 from wg4netnsd.systemd.journal import TunnelLog
 from wg4netnsd.tunnel.record import SavedTunnel
@@ -127,7 +128,7 @@ class EngineSlot:
         assert self._engine
         await self._engine.attach(tun_fd)
         if self._engine.is_ending:
-            raise await self._engine.obituary()
+            raise await self._engine.exit_error()
         for kind, fd in zip(ENGINE_KINDS, self._engine.fds, strict=True):
             self._fd_store.put(kind, fd)
         self._serves, self._rested = True, None
@@ -195,7 +196,7 @@ class EngineSlot:
         """Wait until the engine needs replacing; return why, None if somebody asked for it."""
         assert self._engine
         await first_of(self._engine.exited.wait(), self._replacement_wanted.wait())
-        return await self._engine.obituary() if self._engine.exited.is_set() else self._fault
+        return await self._engine.exit_error() if self._engine.exited.is_set() else self._fault
 
     # ------------------------------------------------------------ while it runs
 

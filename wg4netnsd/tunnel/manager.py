@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from wg4netnsd import errors
 from wg4netnsd.agent.client import Agent
-from wg4netnsd.engine.engine import SpareEngine
+from wg4netnsd.engine.spare import SpareEngine
 from wg4netnsd.tunnel.lifecycle import State
 from wg4netnsd.tunnel.lifetime import Lease
 from wg4netnsd.tunnel.netns import Netns, NetnsId

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wg4netnsd.agent.client import Agent
-from wg4netnsd.engine.engine import SpareEngine
+from wg4netnsd.engine.spare import SpareEngine
 
 
 class Resources(NamedTuple):

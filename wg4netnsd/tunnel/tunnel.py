@@ -287,7 +287,11 @@ class Tunnel:
 
     async def _wait_before_restart(self, why: errors.Error) -> None:
         backoff, lacking = self._backoff, isinstance(why, errors.LimitExceeded)
-        delay = backoff.lacking() if lacking else backoff.crashed(self.lifecycle.uptime)
+        delay = (
+            backoff.delay_when_lacking()
+            if lacking
+            else backoff.delay_after_crash(self.lifecycle.uptime)
+        )
         if delay is None:
             self.lifecycle.enter(State.FAILED, str(why))
             await self.engine.wait_requested()

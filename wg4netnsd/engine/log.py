@@ -1,0 +1,57 @@
+"""An engine's stdout and stderr, in our log."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from typing import Final
+
+from wg4netnsd.aio.lines import LineReader
+from wg4netnsd.errors import redact
+from wg4netnsd.systemd.journal import TunnelLog, engine_line_level
+
+log = logging.getLogger(__name__)
+
+KEPT_LINES: Final = 3
+MAX_LINES: Final = 100
+"""Lines that an engine may log within WINDOW. wireguard-go can log a line for every packet, for
+example if it can't be sent, and a line costs the daemon more time than the engine."""
+WINDOW: Final = 10.0  # seconds
+
+_CRASH_PREFIXES: Final = ("panic: ", "fatal error: ", "SIG")  # such as "SIGABRT: abort"
+
+
+class EngineLog:
+    """The engine's stdout and stderr: redacted, logged line by line, the last lines kept."""
+
+    def __init__(self, pid: int, fd: int) -> None:
+        """Owns `fd`."""
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        self.log: logging.Logger | TunnelLog = log
+        self._pid = pid
+        self._panicked = False
+        self._window_lines = 0  # until the time of `_window_end`
+        self._window_end = 0.0
+        self.ended = LineReader(fd, self._on_line).ended
+
+    def _on_line(self, line: str) -> None:
+        # What follows is Go's traceback: it shows arguments, and keys are among them.
+        if self._panicked:
+            return
+        line = redact(line)
+        self._panicked = line.startswith(_CRASH_PREFIXES)
+        self.last_lines.append(line)
+        self.write(engine_line_level(line), line)
+
+    def write(self, level: int, line: str) -> None:
+        """Log it, unless there have been too many of late."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._window_end:
+            self._window_lines, self._window_end = 0, now + WINDOW
+        self._window_lines += 1
+        if self._window_lines <= MAX_LINES:
+            self.log.log(level, "wireguard-go[%d]: %s", self._pid, line)
+        elif self._window_lines == MAX_LINES + 1:
+            silence = self._window_end - now
+            self.log.warning("wireguard-go[%d]: too much: silent for %.0f s", self._pid, silence)

@@ -1,0 +1,63 @@
+"""An engine that is started before a tunnel needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from wg4netnsd.engine import events
+from wg4netnsd.engine.engine import Engine
+from wg4netnsd.errors import EngineFailed, LimitExceeded
+
+log = logging.getLogger(__name__)
+
+REFILL_DELAY: Final = 0.05
+"""Seconds before a spare that was taken is replaced: its taker is to have its reply first."""
+RETRY_DELAY: Final = 2.0  # seconds
+
+
+class SpareEngine:
+    """One engine that waits: starting a process takes longer than all the rest of a create."""
+
+    def __init__(self, binary: Path) -> None:
+        self.lacks: dict[str, events.Lacks] = {}
+        """The parts of their confinement that engines can't have on this machine."""
+        self._binary = binary
+        self._spare: Engine | None = None
+        self._closed = False
+        self.refill()
+
+    def take_engine(self) -> Engine:
+        """Return an engine without a TUN, now the caller's. Raises EngineFailed, LimitExceeded."""
+        engine, self._spare = self._spare, None
+        asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
+        return engine if engine and not engine.exited.is_set() else self._spawn()
+
+    def refill(self) -> None:
+        if self._closed or (self._spare and not self._spare.exited.is_set()):
+            return
+        try:
+            self._spare = self._spawn()
+        except EngineFailed as error:
+            log.error("%s", error)
+        except LimitExceeded as error:  # which passes, and nobody tells when
+            log.error("%s", error)
+            asyncio.get_running_loop().call_later(RETRY_DELAY, self.refill)
+
+    def _spawn(self) -> Engine:
+        engine = Engine.spawn(self._binary)
+        engine.on_lack = self._note_lack
+        return engine
+
+    def _note_lack(self, lack: events.Lacks) -> None:
+        if lack.part not in self.lacks:  # else it is said already
+            log.warning("engines do without %s", lack)
+        self.lacks[lack.part] = lack
+
+    async def close(self) -> None:
+        """End the one that waits, and keep no other."""
+        self._closed = True
+        if self._spare:
+            await self._spare.stop()
