@@ -268,13 +268,13 @@ def _watch_host(manager: Manager) -> contextlib.ExitStack:
     from wg4netnsd.host.suspend import Suspend
 
     def resumed(why: str) -> None:
-        manager.network_moved(why)  # first: by the clock, sessions have ended meanwhile
-        manager.clock_moved()
+        manager.network_changed(why)  # first: by the clock, sessions have ended meanwhile
+        manager.clock_jumped()
 
     watching = contextlib.ExitStack()
     for watch in (
-        lambda: HostNetwork(manager.network_moved),
-        lambda: Suspend(resumed, manager.clock_moved),
+        lambda: HostNetwork(manager.network_changed),
+        lambda: Suspend(resumed, manager.clock_jumped),
     ):
         try:
             watching.callback(watch().close)

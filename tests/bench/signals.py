@@ -22,8 +22,8 @@ from support.bus import TUNNEL, Client
 from support.daemon import Daemon
 
 ROUND = 1.25
-"""Seconds between handshakes of a tunnel, enough for wg4netnsd/peers/pace.py to delay no signal,
-and for the far end, which takes a handshake every 1/50 s, to refuse none."""
+"""Seconds between handshakes of a tunnel, enough for wg4netnsd/peers/rate_limit.py to delay no
+signal, and for the far end, which takes a handshake every 1/50 s, to refuse none."""
 
 BARE = "/org/wg4netns1/bare/"
 """The bare signals' object paths begin with this."""

@@ -16,8 +16,8 @@ from wg4netnsd.bus.objects import Interface, Tree
 from wg4netnsd.bus.server import Bus, Call, Reply, Variant
 from wg4netnsd.config import reader
 from wg4netnsd.engine import engine
-from wg4netnsd.peers.pace import Report
 from wg4netnsd.peers.peer import Handshake, PeerView
+from wg4netnsd.peers.rate_limit import Report
 from wg4netnsd.peers.state import PeerState
 from wg4netnsd.systemd import notify
 from wg4netnsd.systemd.fdstore import InheritedFds

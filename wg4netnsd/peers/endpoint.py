@@ -1,8 +1,8 @@
-"""Endpoints with a host name: which of its addresses is tried, and when it is looked up again.
+"""Endpoints with a host name: which address is in use, and when the name is looked up again.
 
-It is looked up when the tunnel begins, and then only as long as it is needed: while it has no
-address, and when a peer that was or could not be reached is tried or given up. Nothing is looked up
-for a peer that is silent, or that answers.
+The name is looked up when the tunnel begins. After that it is looked up only while it has no
+address, and when a peer that is tried or was reached does not answer. It is not looked up for a
+peer that is silent or that answers.
 """
 
 from __future__ import annotations
@@ -16,92 +16,95 @@ from wg4netnsd.aio.tasks import log_defect
 from wg4netnsd.config.model import Endpoint
 from wg4netnsd.engine.events import Timers
 from wg4netnsd.errors import Error, Unresolved
-from wg4netnsd.peers.resolve import Found, is_address, look_up
+from wg4netnsd.peers.resolve import LookupResults, is_address, look_up
 
 log = logging.getLogger(__name__)
 
 TRIES: Final = 2
-"""Initiations that an address gets before the next one's turn; a packet may be lost."""
+"""Initiations sent to an address before the next address is tried; a packet may be lost."""
 FIRST_DELAY, MAX_DELAY = 1.0, 300.0
-"""Seconds from one look-up of a name to the next; twice as long each time, until a peer answers."""
+"""Seconds between two look-ups of a name; the delay doubles each time until the peer answers."""
 
 
-def first_address(endpoint: Endpoint, found: Found) -> str:
-    """Where to begin, as address and port; empty if the host has no address that is known."""
+def first_endpoint(endpoint: Endpoint, found: LookupResults) -> str:
+    """Return the first ADDRESS:PORT to try, or "" if the host has no known address."""
     addresses = _addresses(endpoint.host, found)
     return "" if isinstance(addresses, Error) else str(endpoint._replace(host=addresses[0]))
 
 
 def host_of(endpoint: str) -> str:
-    """The bare address of an ADDRESS:PORT, as an engine has it."""
+    """Return the bare address of an engine's ADDRESS:PORT."""
     return endpoint.rpartition(":")[0].strip("[]")
 
 
-def _addresses(host: str, found: Found) -> list[str] | Error:
+def _addresses(host: str, found: LookupResults) -> list[str] | Error:
     if is_address(host):
         return [host]
     return found.get(host) or Unresolved(f"{host}: not looked up yet")
 
 
 class NamedEndpoint:
-    """One peer's. Calls `use(endpoint, initiate)` when its packets should go elsewhere."""
+    """One peer's endpoint with a host name, and the addresses that the name has led to."""
 
     def __init__(
         self,
         name: Endpoint,
-        found: Found,
+        found: LookupResults,
         use: Callable[[str, bool], None],
         failed: Callable[[Error], None],
     ) -> None:
-        """Begins with first_address(). `use`'s `initiate`: a handshake is to begin at once.
+        """Begin with first_endpoint().
 
-        `failed` gets look-ups' errors.
+        `use(endpoint, initiate)` is called when packets should go to another ADDRESS:PORT, with
+        `initiate` if a handshake should begin at once. `failed` is called with each new error of a
+        look-up.
         """
         self.error: Error | None = None  # the last look-up's, until the peer answers
         self.timers = Timers()
         self._name = name
         self._use = use
         self._failed = failed
-        self._addresses: list[str] = []  # the one in use is the first
-        self._unanswered = 0
+        self._addresses: list[str] = []  # the first one is in use
+        self._unanswered = 0  # initiations
         self._delay = FIRST_DELAY
         self._looked_up_at: float | None = asyncio.get_running_loop().time()
         self._look_up: asyncio.Task[None] | None = None
-        self._next_turn: asyncio.TimerHandle | None = None
+        self._next_try: asyncio.TimerHandle | None = None
         addresses = _addresses(name.host, found)
         if isinstance(addresses, Error):
-            self._note(addresses)
+            self._set_error(addresses)
             self.look_up_again()
         else:
             self._addresses = addresses
 
-    # ------------------------------------------------------------ what becomes of handshakes
+    # ------------------------------------------------------------ handshakes
 
     def initiated(self) -> None:
         """An initiation was sent."""
         self._unanswered += 1
         if self._unanswered % TRIES == 0:
-            # Not at once: this one may yet be answered. Before the next, after REKEY_TIMEOUT.
-            self._cancel_turn()
+            # This initiation may yet be answered, so wait; but not until the next one is sent,
+            # after REKEY_TIMEOUT.
+            self._cancel_next_try()
             delay = self.timers.rekey_attempt / 36
-            self._next_turn = asyncio.get_running_loop().call_later(delay, self._take_turn)
+            self._next_try = asyncio.get_running_loop().call_later(delay, self._try_next_address)
 
     def answered(self) -> None:
-        """A handshake is complete: wherever the peer is, that is where to look for it."""
+        """A handshake is complete: the peer is where it answered from, so stop looking for it."""
         self.error = None
         self._unanswered = 0
         self._delay = FIRST_DELAY
         self.close()
 
     def moved(self, address: str) -> None:
-        """The peer speaks from `address` now."""
+        """The peer now sends from `address`."""
         if address in self._addresses:
             self._put_first(address)
 
     # ------------------------------------------------------------ look-ups
 
     def look_up_again(self, now: bool = False) -> None:
-        """Have it looked up as soon as the delay allows; or `now`, when the network is another."""
+        """Look the name up as soon as the delay allows; at once with `now`, for a new network."""
         if now:
             self._delay = FIRST_DELAY
             self._looked_up_at = None
@@ -111,8 +114,8 @@ class NamedEndpoint:
             self._look_up.add_done_callback(log_defect)
 
     def close(self) -> None:
-        """Do nothing more unasked."""
-        self._cancel_turn()
+        """Cancel the timer and the look-up; a later call or event may start them again."""
+        self._cancel_next_try()
         self._cancel_look_up()
 
     async def _look_up_until_found(self) -> None:
@@ -124,38 +127,38 @@ class NamedEndpoint:
             try:
                 found = await look_up(self._name.host)
             except Error as error:
-                self._note(error)
-                if self._addresses:  # the old ones may do; the next failure asks anew
+                self._set_error(error)
+                if self._addresses:  # they may do; the next failure looks the name up again
                     return
             else:
-                self._take(found)
+                self._use_addresses(found)
                 return
             finally:
                 self._looked_up_at = loop.time()
 
-    def _take(self, found: list[str]) -> None:
+    def _use_addresses(self, found: list[str]) -> None:
         self.error = None
-        was_nowhere = not self._addresses
+        had_none = not self._addresses
         in_use = self._addresses[:1]
         self._addresses = found
         if in_use and in_use[0] in found:
             self._put_first(in_use[0])
-        self._use(self._endpoint(), was_nowhere or self._unanswered > 0)
+        self._use(self._endpoint(), had_none or self._unanswered > 0)
 
-    def _note(self, error: Error) -> None:
+    def _set_error(self, error: Error) -> None:
         log.debug("%s", error)
-        if str(error) != str(self.error):  # else it has been told
+        if str(error) != str(self.error):  # else it was reported already
             self._failed(error)
         self.error = error
 
-    # ------------------------------------------------------------ turns
+    # ------------------------------------------------------------ one address after the other
 
-    def _take_turn(self) -> None:
-        self._next_turn = None
+    def _try_next_address(self) -> None:
+        self._next_try = None
         if len(self._addresses) > 1:
             self._put_first(self._addresses[1])
             self._use(self._endpoint(), False)
-        if self._unanswered >= TRIES * len(self._addresses):  # each has had its turn
+        if self._unanswered >= TRIES * len(self._addresses):  # every address has been tried
             self.look_up_again()
 
     def _put_first(self, address: str) -> None:
@@ -165,10 +168,10 @@ class NamedEndpoint:
     def _endpoint(self) -> str:
         return str(self._name._replace(host=self._addresses[0]))
 
-    def _cancel_turn(self) -> None:
-        if self._next_turn:
-            self._next_turn.cancel()
-            self._next_turn = None
+    def _cancel_next_try(self) -> None:
+        if self._next_try:
+            self._next_try.cancel()
+            self._next_try = None
 
     def _cancel_look_up(self) -> None:
         if self._look_up:

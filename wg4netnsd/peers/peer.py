@@ -1,7 +1,7 @@
-"""What is known of one peer: its state, its endpoint, its newest handshake, and who was told.
+"""One peer of a tunnel: its state, its endpoint, its newest handshake, and their reports.
 
-It has one timer, for when its state will change by itself or when pace.py lets something more be
-told, and none while neither is to come.
+A peer has one timer, set for when its state changes without an event or when its rate limit lets
+the next report pass. It has no timer if neither is to come.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from wg4netnsd.config.model import Endpoint, Peer
 from wg4netnsd.engine import events
 from wg4netnsd.engine.uapi import PeerStatus
 from wg4netnsd.errors import Error
-from wg4netnsd.peers.endpoint import NamedEndpoint, first_address, host_of
-from wg4netnsd.peers.pace import Pace, Report
-from wg4netnsd.peers.resolve import Found, is_address
-from wg4netnsd.peers.state import PeerState, Session
+from wg4netnsd.peers.endpoint import NamedEndpoint, first_endpoint, host_of
+from wg4netnsd.peers.rate_limit import RateLimiter, Report
+from wg4netnsd.peers.resolve import LookupResults, is_address
+from wg4netnsd.peers.state import PeerState, StateMachine
 from wg4netnsd.systemd.journal import TunnelLog
 
 
 @dataclass(frozen=True)
 class Handshake:
-    """The newest with a peer; the same one is known again by its time."""
+    """The newest handshake with a peer. Two are the same handshake if their times are equal."""
 
     realtime_usec: int = 0  # since 1970; 0 for never
-    role: str = field(default="", compare=False)  # empty where its event was lost
+    role: str = field(default="", compare=False)  # "" if its event was lost
 
 
 class PeerView(NamedTuple):
-    """What is known of a peer, with an engine or without."""
+    """A peer as clients see it, with an engine or without."""
 
     configured: Peer
-    endpoint: str  # address and port; empty where unknown
-    lookup_error: str  # why the last look-up of its host name failed, until it answers
+    endpoint: str  # ADDRESS:PORT; "" if unknown
+    lookup_error: str  # why the last look-up of its host name failed; "" once it answers
     state: PeerState
     last_handshake_usec: int  # since 1970; 0 for never
-    status: PeerStatus | None  # the engine's newest answer; None where it has given none
+    status: PeerStatus | None  # the engine's newest answer; None if there is none
 
 
 class PeerObserver(Protocol):
-    """The interface through which peers report their changes."""
+    """Receives the changes of peers."""
 
     def handshake(self, public_key: str, report: Report[Handshake]) -> None: ...
 
@@ -53,11 +53,11 @@ class PeerObserver(Protocol):
     def peer_endpoint_changed(self, public_key: str, report: Report[str]) -> None: ...
 
     def peers_changed(self) -> None:
-        """Called after one or more of these."""
+        """Called after one or more of the above."""
         ...
 
 
-class KnownPeer:
+class TunnelPeer:
     """One of a tunnel's peers. Times are CLOCK_BOOTTIME's."""
 
     def __init__(
@@ -68,169 +68,178 @@ class KnownPeer:
         log: logging.Logger | TunnelLog,
     ) -> None:
         self.configured = configured
-        self.session = Session(timers)
-        self.name: NamedEndpoint | None = None
+        self.state_machine = StateMachine(timers)
+        self.named_endpoint: NamedEndpoint | None = None
         self.endpoint = ""
-        self.wanted = ""
-        """An address of its host name's that the engine is still to be told; empty for none."""
+        self.pending_endpoint = ""
+        """An ADDRESS:PORT that the engine has not been given yet; empty for none."""
         self.handshake = Handshake()
         self.status: PeerStatus | None = None
-        self._state = Pace(PeerState.IDLE)
-        self._handshakes = Pace(Handshake())
-        self._endpoints: Pace[str] | None = None  # until there is a first one to begin with
+        self._state = RateLimiter(PeerState.IDLE)
+        self._handshakes = RateLimiter(Handshake())
+        self._endpoints: RateLimiter[str] | None = None  # None until the first endpoint is set
         self._observer = observer
         self._log = log
         self._timer: asyncio.TimerHandle | None = None
-        self._lost = False
+        self._was_in_use = False  # when its engine ended
         self._closed = False
 
     @property
     def in_use(self) -> bool:
-        """Was it, when its state was last looked at, or when its engine ended?
+        """Whether a new engine should begin a handshake with this peer.
 
-        Then a session is wanted. One that went stale in silence is not to be woken.
+        True if it was in use when its state was last updated or when its engine ended. A session
+        that went stale in silence is not to be renewed.
         """
         answers = self._state.newest in (PeerState.ACTIVE, PeerState.HANDSHAKING)
-        return self._lost or answers or self.session.trying(_now())
+        return self._was_in_use or answers or self.state_machine.is_trying(_now())
 
     def view(self) -> PeerView:
+        error = self.named_endpoint.error if self.named_endpoint else None
         return PeerView(
             configured=self.configured,
             endpoint=self.endpoint,
-            lookup_error=str(self.name.error or "") if self.name else "",
-            state=self.session.state(_now()),
+            lookup_error=str(error or ""),
+            state=self.state_machine.state(_now()),
             last_handshake_usec=self.handshake.realtime_usec,
             status=self.status,
         )
 
-    def look_for(
+    def set_endpoint(
         self,
         configured: Endpoint | None,
-        found: Found,
+        found: LookupResults,
         use: Callable[[str, bool], None],
         lookup_failed: Callable[[Error], None],
     ) -> None:
-        """Take this Endpoint from now on, and forget what is known of another one."""
-        self._forget_name()
+        """Use this Endpoint from now on, and drop what was known of another one.
+
+        `use` and `lookup_failed` are those of NamedEndpoint.
+        """
+        self._drop_named_endpoint()
         if configured and not is_address(configured.host):
-            self.name = NamedEndpoint(configured, found, use, lookup_failed)
-            self.name.timers = self.session.timers
-        if configured and (first := first_address(configured, found)):
+            self.named_endpoint = NamedEndpoint(configured, found, use, lookup_failed)
+            self.named_endpoint.timers = self.state_machine.timers
+        if configured and (first := first_endpoint(configured, found)):
             self.endpoint = first
         if self._endpoints is None:
-            self._endpoints = Pace(self.endpoint)  # nobody needs to be told of the first
+            self._endpoints = RateLimiter(self.endpoint)  # the first endpoint is no change
 
     def set_timers(self, timers: events.Timers) -> None:
-        self.session.timers = timers
-        if self.name:
-            self.name.timers = timers
+        self.state_machine.timers = timers
+        if self.named_endpoint:
+            self.named_endpoint.timers = timers
 
     def handle_event(self, event: events.PeerEvent) -> None:
         match event:
             case events.Initiated():
-                self._lost = False
-                self.session.initiated(_now())
-                if self.name:
-                    self.name.initiated()
+                self._was_in_use = False
+                self.state_machine.initiated(_now())
+                if self.named_endpoint:
+                    self.named_endpoint.initiated()
             case events.Completed():
                 handshake = Handshake(event.realtime_usec, event.role)
-                # Not if it was still in the pipe when the engine told of a later one.
+                # Unless it was still in the pipe when the engine reported a later one.
                 if self.handshake.role or handshake.realtime_usec >= self.handshake.realtime_usec:
                     self._complete(handshake, event.age)
             case events.GaveUp():
-                self.session.gave_up()
+                self.state_machine.gave_up()
             case events.Expired():
-                self.session.expired()
+                self.state_machine.expired()
             case events.Moved():
-                self.endpoint, self.wanted = event.endpoint, ""
-                if self.name:
-                    self.name.moved(host_of(event.endpoint))
-        self.settle()
+                self.endpoint, self.pending_endpoint = event.endpoint, ""
+                if self.named_endpoint:
+                    self.named_endpoint.moved(host_of(event.endpoint))
+        self.update()
 
     def resync(self, status: PeerStatus) -> None:
-        """What the engine says when it is asked, as events were lost or went to another daemon."""
+        """Apply the engine's own status, after events were lost or went to another daemon."""
         self.endpoint = status.endpoint
-        if self.name:
-            self.name.moved(host_of(status.endpoint))
+        if self.named_endpoint:
+            self.named_endpoint.moved(host_of(status.endpoint))
         if status.last_handshake_usec not in (0, self.handshake.realtime_usec):
             self._complete(Handshake(status.last_handshake_usec), status.session_age)
-        self.settle()
+        self.update()
 
     def _complete(self, handshake: Handshake, age: float | None) -> None:
-        """`age`: its session's in seconds, None if that has ended already."""
-        self._lost = False
+        """Note a complete handshake. Its session is `age` seconds old; None if it has ended."""
+        self._was_in_use = False
         self.handshake = handshake
-        self.wanted = ""  # it answers where it is
+        self.pending_endpoint = ""  # the peer answers at the endpoint in use
         if age is None:
-            self.session.used = True
+            self.state_machine.used = True
         else:
-            self.session.completed(_now(), age)
-        if self.name:
-            self.name.answered()
+            self.state_machine.completed(_now(), age)
+        if self.named_endpoint:
+            self.named_endpoint.answered()
 
     def engine_ended(self) -> None:
-        """Its session has ended with it."""
-        self._lost = self.in_use
+        """The engine has ended, and every session with it."""
+        self._was_in_use = self.in_use
         self.status = None
-        self.session.gave_up()
-        self.session.expired()
-        self.settle()
+        self.state_machine.gave_up()
+        self.state_machine.expired()
+        self.update()
 
-    def settle(self) -> None:
-        """After each change, and when a timer says so: tell what is to be told now."""
+    def update(self) -> None:
+        """Update the state, report what is due, and set the timer for the next update.
+
+        Called after each change, and by that timer.
+        """
         now = _now()
-        before, state = self._state.newest, self.session.state(now)
-        self._state.change(state)
-        self._handshakes.change(self.handshake)
+        before, state = self._state.newest, self.state_machine.state(now)
+        self._state.set(state)
+        self._handshakes.set(self.handshake)
         if self._endpoints:
-            self._endpoints.change(self.endpoint)
+            self._endpoints.set(self.endpoint)
         self._report(now)
-        if self.name and state is PeerState.STALE and before is not PeerState.STALE:
-            self.name.look_up_again()
-        self._wake_at(now)
+        if self.named_endpoint and state is PeerState.STALE and before is not PeerState.STALE:
+            self.named_endpoint.look_up_again()
+        self._set_timer(now)
 
     def _report(self, now: float) -> None:
         key = self.configured.public_key
         handshake, state = self._handshakes.due(now), self._state.due(now)
         endpoint = self._endpoints.due(now) if self._endpoints else None
-        about = {"PEER": key}
+        extra = {"PEER": key}
         if handshake:
-            self._log.debug("handshake, as %s", handshake.new.role or "…", extra=about)
+            self._log.debug("handshake, as %s", handshake.new.role or "…", extra=extra)
             self._observer.handshake(key, handshake)
         if state:
-            self._log.info("%s → %s", state.old, state.new, extra=about)
+            self._log.info("%s → %s", state.old, state.new, extra=extra)
             self._observer.peer_state_changed(key, state)
         if endpoint:
-            self._log.info("moved to %s", endpoint.new, extra=about)
+            self._log.info("moved to %s", endpoint.new, extra=extra)
             self._observer.peer_endpoint_changed(key, endpoint)
         if handshake or state or endpoint:
             self._observer.peers_changed()
 
-    def _wake_at(self, now: float) -> None:
+    def _set_timer(self, now: float) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        paces: list[Pace[Any]] = [p for p in (self._state, self._handshakes, self._endpoints) if p]
-        times = [pace.due_at(now) for pace in paces] + [self.session.changes_at(now)]
+        limiters: list[RateLimiter[Any] | None] = [self._state, self._handshakes, self._endpoints]
+        times = [limiter.due_at(now) for limiter in limiters if limiter]
+        times.append(self.state_machine.changes_at(now))
         known = [at for at in times if at is not None]
         if known and not self._closed:
             delay = max(0.0, min(known) - now)
-            self._timer = asyncio.get_running_loop().call_later(delay, self.settle)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.update)
 
     def close(self) -> None:
-        """No timer and no look-up from here on."""
+        """Cancel the timer and the look-up, for good."""
         self._closed = True
-        self._forget_name()
+        self._drop_named_endpoint()
         if self._timer:
             self._timer.cancel()
 
-    def _forget_name(self) -> None:
-        self.wanted = ""
-        if self.name:
-            self.name.close()
-            self.name = None
+    def _drop_named_endpoint(self) -> None:
+        self.pending_endpoint = ""
+        if self.named_endpoint:
+            self.named_endpoint.close()
+            self.named_endpoint = None
 
 
 def _now() -> float:
-    """Seconds; goes on in suspend, unlike the event loop's clock, and is never set."""
+    """Return CLOCK_BOOTTIME in seconds: unlike the event loop's clock, it goes on in suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,4 +1,4 @@
-"""Host names, looked up where the engine's sockets are: in the host's namespace."""
+"""Look up host names in the host's network namespace, where the engines' sockets are."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from wg4netnsd.aio import blocking
 from wg4netnsd.errors import Error, LimitExceeded, Timeout, Unresolved
 
 LOOKUP_TIME: Final = 5.0
-"""Seconds, waiting for one's turn included; the C library's default for its first name server."""
+"""Seconds, including the wait for a slot; the C library's default for its first name server."""
 
-LOOKUPS_AT_ONCE: Final = 16
-"""Of the whole daemon, hung ones among them: a dead resolver must not take blocking's threads from
-those who open files."""
+MAX_LOOKUPS: Final = 16
+"""Look-ups at once in the whole daemon, hung ones included: a dead resolver must leave some of
+blocking's threads to callers that open files."""
 
-_turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+_slots = asyncio.Semaphore(MAX_LOOKUPS)
 
-Found = dict[str, list[str] | Error]
-"""Host names, each with its addresses or with why there are none."""
+LookupResults = dict[str, list[str] | Error]
+"""Each host name's addresses, or the error that its look-up ended with."""
 
 
-async def look_up_all(hosts: Iterable[str]) -> Found:
-    """All of them, within LOOKUP_TIME."""
+async def look_up_all(hosts: Iterable[str]) -> LookupResults:
+    """Look up all of `hosts` at once, within LOOKUP_TIME. Never fails."""
 
     async def ask(host: str) -> tuple[str, list[str] | Error]:
         try:
@@ -37,22 +37,25 @@ async def look_up_all(hosts: Iterable[str]) -> Found:
 
 
 async def look_up(host: str) -> list[str]:
-    """Its addresses, the best first (RFC 6724). Raises Unresolved, Timeout, LimitExceeded."""
+    """Return the addresses of `host`, the best first (RFC 6724).
+
+    Raises Unresolved, Timeout, LimitExceeded.
+    """
     loop = asyncio.get_running_loop()
 
     def ask() -> list[str]:
         try:
             return _getaddrinfo(host)
-        finally:  # not before the thread ends, whoever still waits for it
-            loop.call_soon_threadsafe(_turns.release)
+        finally:  # the slot is in use until the thread ends, even if nobody waits any more
+            loop.call_soon_threadsafe(_slots.release)
 
     try:
         async with asyncio.timeout(LOOKUP_TIME):
-            await _turns.acquire()
+            await _slots.acquire()
             try:
                 return await blocking.call(LOOKUP_TIME, ask)
-            except LimitExceeded:  # so nobody has begun to
-                _turns.release()
+            except LimitExceeded:  # no thread was started
+                _slots.release()
                 raise
     except TimeoutError:
         raise Timeout(f"{host}: no answer within {LOOKUP_TIME:g} s") from None
@@ -63,13 +66,13 @@ async def look_up(host: str) -> list[str]:
 
 
 def _getaddrinfo(host: str) -> list[str]:
-    # AI_ADDRCONFIG: no IPv6 address on a host without IPv6.
+    # AI_ADDRCONFIG: no IPv6 addresses on a host without IPv6.
     answers = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
     return list(dict.fromkeys(str(address[0]) for *_, address in answers))
 
 
 def is_address(host: str) -> bool:
-    """Is it an IP address already?"""
+    """Whether `host` is an IP address, so that there is nothing to look up."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A peer's state, from what happened and when. Pure: the clock is the caller's.
+"""A peer's state, derived from its handshakes and their times. Pure: the caller reads the clock.
 
                initiated            completed
         idle ────────────► handshaking ────────────► active
@@ -7,16 +7,17 @@
          for REKEY_ATTEMPT_ ▼      │anew               │or its keys are gone
          TIME              stale ◄─┴───────────────────┘
 
-The drawing shows the usual ways. What holds always, the first that applies:
+The drawing shows the usual transitions. The definition is this list; the first line that applies
+counts:
 
-- `active`: there is a session younger than REJECT_AFTER_TIME: packets can be sent and received with
-  it, whatever becomes of the attempts at its successor;
-- `handshaking`: initiations are being sent, since less than REKEY_ATTEMPT_TIME;
-- `stale`: there was a session, or an initiation;
+- `active`: there is a session younger than REJECT_AFTER_TIME. Packets can be sent and received with
+  it, whatever happens to the handshakes that are to replace it.
+- `handshaking`: initiations are being sent, for less than REKEY_ATTEMPT_TIME.
+- `stale`: there was a session or an initiation.
 - `idle`: there was neither.
 
-An engine with packets to send never gives up: each of them counts as a new attempt. To those who
-watch, a peer that has not answered for REKEY_ATTEMPT_TIME is stale all the same.
+An engine with packets to send never gives up: each packet begins a new attempt. A peer that has not
+answered for REKEY_ATTEMPT_TIME is stale all the same.
 
 See WireGuard's paper (Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel"), sections 6.1
 to 6.4, for the timers.
@@ -38,59 +39,62 @@ class PeerState(enum.StrEnum):
 
 
 @dataclass
-class Session:
-    """Times are in seconds of one clock that goes on in suspend and is never set: CLOCK_BOOTTIME.
+class StateMachine:
+    """One peer's state. Its inputs are the engine's events.
 
-    Readings may come late and out of order: the latest counts.
+    Times are in seconds of CLOCK_BOOTTIME, which goes on in suspend and is never set. Readings may
+    come late and out of order: the latest counts.
     """
 
     timers: Timers
-    began: float | None = None
-    """When the newest session did, while there is one."""
+    session_began: float | None = None
+    """When the newest session began; None without a session."""
     trying_since: float | None = None
-    """When the first of the initiations was sent that are neither answered nor given up."""
+    """When the first initiation was sent that is neither answered nor given up."""
     tried_at: float | None = None
-    """When the newest was."""
+    """When the newest of these initiations was sent."""
     used: bool = False
-    """Has there been a session or an initiation?"""
+    """Whether there has been a session or an initiation."""
 
     def initiated(self, now: float) -> None:
-        if not self.trying(now):  # also after a silence in which we missed that it was given up
+        """An initiation was sent."""
+        if not self.is_trying(now):  # also if we missed the end of the last attempt
             self.trying_since = now
         self.tried_at = _later(self.tried_at, now)
         self.used = True
 
     def completed(self, now: float, age: float = 0.0) -> None:
-        """A handshake is complete, and `age` is that of its session."""
-        self.began = _later(self.began, now - age)
+        """A handshake is complete; its session is `age` seconds old."""
+        self.session_began = _later(self.session_began, now - age)
         self.trying_since = self.tried_at = None
         self.used = True
 
     def gave_up(self) -> None:
-        """The initiations sent so far count no more."""
+        """The initiations sent so far no longer count."""
         self.trying_since = self.tried_at = None
 
     def expired(self) -> None:
-        """The keys are no more, or the engine that had them."""
-        self.began = None
+        """The session's keys are gone, or the engine that had them."""
+        self.session_began = None
 
-    def trying(self, now: float) -> bool:
-        """Is an answer still waited for, however long already?"""
+    def is_trying(self, now: float) -> bool:
+        """Whether an initiation may still be answered, however long the attempt has lasted."""
         return self.tried_at is not None and now - self.tried_at < self.timers.rekey_attempt
 
     def state(self, now: float) -> PeerState:
-        if self.began is not None and now - self.began < self.timers.reject_after:
+        reject_after, rekey_attempt = self.timers.reject_after, self.timers.rekey_attempt
+        if self.session_began is not None and now - self.session_began < reject_after:
             return PeerState.ACTIVE
-        if self.trying_since is not None and now - self.trying_since < self.timers.rekey_attempt:
+        if self.trying_since is not None and now - self.trying_since < rekey_attempt:
             return PeerState.HANDSHAKING
         return PeerState.STALE if self.used else PeerState.IDLE
 
     def changes_at(self, now: float) -> float | None:
-        """When the state will change though nothing happens; None for never."""
+        """Return when the state will change without a further event; None for never."""
         match self.state(now):
             case PeerState.ACTIVE:
-                assert self.began is not None
-                return self.began + self.timers.reject_after
+                assert self.session_began is not None
+                return self.session_began + self.timers.reject_after
             case PeerState.HANDSHAKING:
                 assert self.trying_since is not None
                 return self.trying_since + self.timers.rekey_attempt

@@ -233,7 +233,7 @@ class EngineSlot:
             raise errors.EngineFailed("the engine is not up")
         return await self._engine.status()
 
-    async def ask(self) -> uapi.DeviceStatus:
+    async def queue_status(self) -> uapi.DeviceStatus:
         """Ask for the status after whatever is under way, but not for that of an engine that is
         to be replaced. Raises EngineFailed, Timeout."""
         async with self.lock:
@@ -246,7 +246,7 @@ class EngineSlot:
             finally:
                 asked.cancel()
 
-    async def set(self, make_request: Callable[[], bytes | None]) -> None:
+    async def queue_set(self, make_request: Callable[[], bytes | None]) -> None:
         """Send one `set` after whatever is under way, unless the engine is to be replaced.
 
         `make_request` is called when its turn has come; None means that it is not wanted any more.
@@ -275,7 +275,7 @@ class EngineSlot:
         elif vitals.stopped or self._rested is None or vitals.cpu_ns != self._rested.cpu_ns:
             self._checking = True
             try:
-                await self.ask()
+                await self.queue_status()
             except (errors.EngineFailed, errors.Timeout) as error:
                 if self._engine is engine and not engine.exited.is_set():
                     self.request_replacement(error)

@@ -124,16 +124,16 @@ class Manager:
         if keeper := self._keepers.get(closed):
             await asyncio.wait([keeper])
 
-    def network_moved(self, why: str) -> None:
+    def network_changed(self, why: str) -> None:
         """The host's network is another: have all peers that are in use reached over that."""
         log.info("%s: new handshakes", why)
         for one in self.tunnels:
-            one.peers.network_moved()
+            one.peers.network_changed()
 
-    def clock_moved(self) -> None:
+    def clock_jumped(self) -> None:
         """Time has gone by that timers did not see."""
         for one in self.tunnels:
-            one.peers.clock_moved()
+            one.peers.clock_jumped()
 
     async def check_engines(self) -> None:
         """Have those replaced that are hung; never fails."""

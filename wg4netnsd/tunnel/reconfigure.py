@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from wg4netnsd.peers.peers import Peers
-from wg4netnsd.peers.resolve import Found
+from wg4netnsd.peers.resolve import LookupResults
 from wg4netnsd.tunnel.engine_slot import EngineSlot, refuse_own_key
 from wg4netnsd.tunnel.link import Link
 from wg4netnsd.tunnel.resolvconf import ResolvConf
@@ -16,7 +16,7 @@ from wg4netnsd.tunnel.spec import Spec
 async def apply(
     old: Spec,
     new: Spec,
-    found: Found,
+    found: LookupResults,
     resolv_conf: ResolvConf,
     link: Link,
     peers: Peers,
@@ -40,7 +40,7 @@ async def apply(
 
 
 @contextlib.contextmanager
-def _knowing_both(peers: Peers, old: Spec, new: Spec, found: Found) -> Iterator[None]:
+def _knowing_both(peers: Peers, old: Spec, new: Spec, found: LookupResults) -> Iterator[None]:
     """Know new peers too while the engine changes, as it reports events of them at once.
 
     A peer of both keeps its old configuration until then.

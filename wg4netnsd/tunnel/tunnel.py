@@ -169,7 +169,7 @@ class Tunnel:
         if self.state is not State.UP:
             raise errors.EngineFailed(f"'{self.spec.name}' is {self.state}, its engine is not up")
         status = await self.engine.status()
-        self.peers.note_status(status)
+        self.peers.set_status(status)
         return status
 
     def open_netns(self) -> int:
@@ -240,7 +240,7 @@ class Tunnel:
             try:
                 async with self.engine.lock:
                     status = await self.engine.adopt(saved, self.spec)
-                    self.peers.adopt(peers, status)
+                    self.peers.adopt_peers(peers, status)
                     self.engine.forward_events()
             except FAILURES as error:
                 self.peers.configure(peers, {})

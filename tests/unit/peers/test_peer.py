@@ -16,8 +16,8 @@ from wg4netnsd.engine.events import Completed, Initiated, Moved, Timers
 from wg4netnsd.engine.uapi import PeerStatus
 from wg4netnsd.errors import Error, Unresolved
 from wg4netnsd.peers import endpoint
-from wg4netnsd.peers.pace import Report
-from wg4netnsd.peers.peer import Handshake, KnownPeer
+from wg4netnsd.peers.peer import Handshake, TunnelPeer
+from wg4netnsd.peers.rate_limit import Report
 from wg4netnsd.peers.state import PeerState
 
 KEY = key()
@@ -64,18 +64,18 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return addresses
 
 
-def with_peer(test: Callable[[KnownPeer, Recorder], Awaitable[None]], found: Any = None) -> None:
+def with_peer(test: Callable[[TunnelPeer, Recorder], Awaitable[None]], found: Any = None) -> None:
     """Run `test` with a peer whose host name has led to `found`; then nothing may go on."""
 
     async def run() -> None:
         told = Recorder()
         configured = Peer(PublicKey=KEY, Endpoint=f"{NAME}:1")
-        peer = KnownPeer(configured, Timers(), told, logging.getLogger("test"))
+        peer = TunnelPeer(configured, Timers(), told, logging.getLogger("test"))
         name = configured.endpoint
         assert name
         looked_up = {NAME: found or Unresolved(NAME)}
-        peer.look_for(name, looked_up, lambda e, _: told.used.append(e), told.lookup_failed)
-        peer.settle()
+        peer.set_endpoint(name, looked_up, lambda e, _: told.used.append(e), told.lookup_failed)
+        peer.update()
         await test(peer, told)
         peer.close()
         peer.engine_ended()  # as the end of a tunnel has it
@@ -90,7 +90,7 @@ def completed(usec: int, age: float = 0.0) -> Completed:
 
 
 def test_a_handshake_that_the_engine_tells_twice_is_told_once() -> None:
-    async def test(peer: KnownPeer, told: Recorder) -> None:
+    async def test(peer: TunnelPeer, told: Recorder) -> None:
         peer.resync(PeerStatus(KEY, last_handshake_usec=5_000_000, session_age=0.0))
         peer.handle_event(completed(4_000_000))  # was still in the pipe
         peer.handle_event(completed(5_000_000))
@@ -103,14 +103,14 @@ def test_a_handshake_that_the_engine_tells_twice_is_told_once() -> None:
 
 
 def test_a_clock_that_was_set_makes_no_session_old_nor_unseen() -> None:
-    async def test(peer: KnownPeer, told: Recorder) -> None:
+    async def test(peer: TunnelPeer, told: Recorder) -> None:
         now = time.time_ns() // 1000
         peer.handle_event(completed(now))
-        peer.session.expired()
+        peer.state_machine.expired()
         peer.resync(PeerStatus(KEY, last_handshake_usec=now - 86_400_000_000, session_age=3.0))
         assert peer.view().state is PeerState.ACTIVE
         assert len(told.handshakes) == 2
-        peer.session.expired()
+        peer.state_machine.expired()
         peer.resync(PeerStatus(KEY, last_handshake_usec=now, session_age=200.0))
         assert peer.view().state is PeerState.STALE
 
@@ -118,7 +118,7 @@ def test_a_clock_that_was_set_makes_no_session_old_nor_unseen() -> None:
 
 
 def test_a_handshake_whose_session_is_over_makes_nobody_active() -> None:
-    async def test(peer: KnownPeer, told: Recorder) -> None:
+    async def test(peer: TunnelPeer, told: Recorder) -> None:
         peer.resync(PeerStatus(KEY, last_handshake_usec=5_000_000))
         assert peer.view().last_handshake_usec == 5_000_000
         assert told.states == ["stale"]
@@ -127,7 +127,7 @@ def test_a_handshake_whose_session_is_over_makes_nobody_active() -> None:
 
 
 def test_who_answers_is_not_looked_up(resolver: list[str]) -> None:
-    async def test(peer: KnownPeer, told: Recorder) -> None:
+    async def test(peer: TunnelPeer, told: Recorder) -> None:
         assert told.errors
         peer.handle_event(Moved(KEY, "192.0.2.7:9"))  # it has spoken first
         peer.handle_event(completed(1))
@@ -141,7 +141,7 @@ def test_who_answers_is_not_looked_up(resolver: list[str]) -> None:
 
 
 def test_a_name_that_nobody_knows_is_asked_for_until_the_end(resolver: list[str]) -> None:
-    async def test(peer: KnownPeer, told: Recorder) -> None:
+    async def test(peer: TunnelPeer, told: Recorder) -> None:
         await asyncio.sleep(0.05)
         assert told.errors == [f"Unresolved: {NAME}", f"Unresolved: {NAME}: nobody knows"]
 
@@ -158,7 +158,7 @@ def test_who_has_answered_is_looked_up_soon_again(
         pauses.append(seconds)
         await sleep(0)
 
-    async def test(peer: KnownPeer, told: Recorder) -> None:
+    async def test(peer: TunnelPeer, told: Recorder) -> None:
         while len(pauses) < 5:
             await sleep(0)
         peer.handle_event(completed(1))
@@ -166,9 +166,9 @@ def test_who_has_answered_is_looked_up_soon_again(
         assert pauses[-1] > pauses[0]
         known = len(pauses)
         peer.handle_event(Initiated(KEY))
-        peer.session.expired()
-        peer.session.gave_up()
-        peer.settle()  # stale: it is looked up
+        peer.state_machine.expired()
+        peer.state_machine.gave_up()
+        peer.update()  # stale: it is looked up
         while len(pauses) == known:
             await sleep(0)
         assert pauses[known] <= endpoint.FIRST_DELAY
@@ -179,7 +179,7 @@ def test_who_has_answered_is_looked_up_soon_again(
 
 
 def test_the_end_of_an_active_peer_begins_no_look_up(resolver: list[str]) -> None:
-    async def test(peer: KnownPeer, _told: Recorder) -> None:
+    async def test(peer: TunnelPeer, _told: Recorder) -> None:
         peer.handle_event(Initiated(KEY))
         peer.handle_event(completed(1))
 
@@ -187,21 +187,21 @@ def test_the_end_of_an_active_peer_begins_no_look_up(resolver: list[str]) -> Non
 
 
 def test_who_answers_an_engine_that_was_replaced_is_in_use_no_longer_than_that() -> None:
-    async def test(peer: KnownPeer, _told: Recorder) -> None:
+    async def test(peer: TunnelPeer, _told: Recorder) -> None:
         peer.handle_event(completed(1))
         peer.engine_ended()
         assert peer.in_use
         peer.handle_event(Completed(KEY, "responder", 2, 0.0))
         assert peer.in_use
-        peer.session.expired()
-        peer.settle()
+        peer.state_machine.expired()
+        peer.update()
         assert not peer.in_use
 
     with_peer(test, ["192.0.2.1"])
 
 
-def test_the_endpoint_begins_with_the_first_address() -> None:
+def test_the_endpoint_begins_with_the_first_endpoint() -> None:
     found = {NAME: ["2001:db8::1", "192.0.2.1"]}
-    assert endpoint.first_address(Endpoint(NAME, 1), found) == "[2001:db8::1]:1"
-    assert endpoint.first_address(Endpoint("192.0.2.9", 1), found) == "192.0.2.9:1"
-    assert endpoint.first_address(Endpoint("other.test", 1), found) == ""
+    assert endpoint.first_endpoint(Endpoint(NAME, 1), found) == "[2001:db8::1]:1"
+    assert endpoint.first_endpoint(Endpoint("192.0.2.9", 1), found) == "192.0.2.9:1"
+    assert endpoint.first_endpoint(Endpoint("other.test", 1), found) == ""

@@ -3,30 +3,32 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wg4netnsd.peers.pace import BURST, INTERVAL, Pace, Report
+from wg4netnsd.peers.rate_limit import BURST, INTERVAL, RateLimiter, Report
 
 CHANGES = st.lists(st.tuples(st.integers(0, 3), st.floats(0, 5)), max_size=60)
 
 
-def tell(changes: list[tuple[int, float]]) -> tuple[list[tuple[float, Report[int]]], Pace[int]]:
+def tell(
+    changes: list[tuple[int, float]],
+) -> tuple[list[tuple[float, Report[int]]], RateLimiter[int]]:
     """What a teller tells that is woken by each change and by due_at()."""
-    pace, now, told = Pace(0), 0.0, []
+    limiter, now, told = RateLimiter(0), 0.0, []
     for value, wait in [*changes, (changes[-1][0] if changes else 0, 0.0)]:
-        pace.change(value)
+        limiter.set(value)
         until = now + wait
         while True:
-            if due := pace.due(now):
+            if due := limiter.due(now):
                 told.append((now, due))
-            wake_at = pace.due_at(now)
+            wake_at = limiter.due_at(now)
             if wake_at is None or wake_at > until:
                 break
             now = max(wake_at, now + 1e-9)
         now = max(now, until)
-    while (wake_at := pace.due_at(now)) is not None:
+    while (wake_at := limiter.due_at(now)) is not None:
         now = max(wake_at, now + 1e-9)
-        if due := pace.due(now):
+        if due := limiter.due(now):
             told.append((now, due))
-    return told, pace
+    return told, limiter
 
 
 @given(CHANGES)
@@ -66,35 +68,35 @@ def test_what_is_missed_is_counted(changes: list[tuple[int, float]]) -> None:
 
 
 def test_the_first_ones_are_told_at_once() -> None:
-    pace = Pace(0)
+    limiter = RateLimiter(0)
     for value in range(1, BURST + 1):
-        pace.change(value)
-        assert pace.due(5.0) == (value, value - 1, 0)
+        limiter.set(value)
+        assert limiter.due(5.0) == (value, value - 1, 0)
     for value in range(BURST + 1, BURST + 4):
-        pace.change(value)
-        assert pace.due(5.0) is None
-    assert pace.due_at(5.0) == 5.0 + INTERVAL
-    assert pace.due(5.0 + INTERVAL) == (BURST + 3, BURST, 2)
-    assert pace.due_at(7.0) is None
+        limiter.set(value)
+        assert limiter.due(5.0) is None
+    assert limiter.due_at(5.0) == 5.0 + INTERVAL
+    assert limiter.due(5.0 + INTERVAL) == (BURST + 3, BURST, 2)
+    assert limiter.due_at(7.0) is None
 
 
 def test_a_long_silence_earns_no_more_than_a_full_bucket() -> None:
-    pace = Pace(0)
-    pace.change(1)
-    assert pace.due(0.0)
+    limiter = RateLimiter(0)
+    limiter.set(1)
+    assert limiter.due(0.0)
     for value in range(2, BURST + 2):
-        pace.change(value)
-        assert pace.due(1000.0)
-    pace.change(BURST + 2)
-    assert pace.due(1000.0) is None
-    assert pace.due_at(1000.0) == 1000.0 + INTERVAL
+        limiter.set(value)
+        assert limiter.due(1000.0)
+    limiter.set(BURST + 2)
+    assert limiter.due(1000.0) is None
+    assert limiter.due_at(1000.0) == 1000.0 + INTERVAL
 
 
 def test_there_and_back_again_is_nothing_to_tell() -> None:
-    pace = Pace(0)
-    pace.change(1)
-    pace.change(0)
-    assert pace.due(0.0) is None
-    assert pace.due_at(0.0) is None
-    pace.change(2)
-    assert pace.due(0.0) == (2, 0, 2)
+    limiter = RateLimiter(0)
+    limiter.set(1)
+    limiter.set(0)
+    assert limiter.due(0.0) is None
+    assert limiter.due_at(0.0) is None
+    limiter.set(2)
+    assert limiter.due(0.0) == (2, 0, 2)

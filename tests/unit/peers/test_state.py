@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wg4netnsd.engine.events import Timers
-from wg4netnsd.peers.state import PeerState, Session
+from wg4netnsd.peers.state import PeerState, StateMachine
 
 TIMERS = Timers(180, 90)
 
@@ -35,19 +35,19 @@ def history(steps: list[tuple[str, float, float]]) -> list[Happened]:
 HISTORIES = st.lists(st.tuples(KINDS, STEPS, st.floats(0, 200)), max_size=30).map(history)
 
 
-def session_after(happened: list[Happened]) -> Session:
-    session = Session(TIMERS)
+def machine_after(happened: list[Happened]) -> StateMachine:
+    machine = StateMachine(TIMERS)
     for each in happened:
         match each.kind:
             case "initiated":
-                session.initiated(each.at)
+                machine.initiated(each.at)
             case "completed":
-                session.completed(each.at, each.age)
+                machine.completed(each.at, each.age)
             case "gave_up":
-                session.gave_up()
+                machine.gave_up()
             case "expired":
-                session.expired()
-    return session
+                machine.expired()
+    return machine
 
 
 def defined(happened: list[Happened], now: float) -> PeerState:
@@ -74,23 +74,23 @@ def _after_last(kinds: list[str], wanted: set[str]) -> int:
 @given(HISTORIES, STEPS)
 def test_the_state_is_as_defined(happened: list[Happened], later: float) -> None:
     now = (happened[-1].at if happened else 1000.0) + later
-    assert session_after(happened).state(now) == defined(happened, now)
+    assert machine_after(happened).state(now) == defined(happened, now)
 
 
 @given(HISTORIES, STEPS)
 def test_it_says_when_it_will_change(happened: list[Happened], later: float) -> None:
     """Who wakes up then, and at no other time, misses nothing."""
     now = (happened[-1].at if happened else 1000.0) + later
-    session = session_after(happened)
+    machine = machine_after(happened)
     for _ in range(3):
-        state, changes_at = session.state(now), session.changes_at(now)
+        state, changes_at = machine.state(now), machine.changes_at(now)
         if changes_at is None:
-            assert session.state(now + 1e9) == state
+            assert machine.state(now + 1e9) == state
             break
         assert changes_at > now
-        assert session.state(now + (changes_at - now) * 0.99) == state
+        assert machine.state(now + (changes_at - now) * 0.99) == state
         now = changes_at + 1e-6
-        assert session.state(now) != state
+        assert machine.state(now) != state
     else:
         raise AssertionError("it goes on changing by itself")
 
@@ -100,50 +100,50 @@ def test_readings_out_of_order_do_no_harm(
     readings: list[tuple[str, float, float]], now: float
 ) -> None:
     """A reading taken before another may be used after it. A handshake now is a session now."""
-    session = session_after([Happened(kind, at, age) for kind, at, age in readings])
-    assert session.state(now) in PeerState
-    session.completed(now)
-    assert session.state(now) is PeerState.ACTIVE
+    machine = machine_after([Happened(kind, at, age) for kind, at, age in readings])
+    assert machine.state(now) in PeerState
+    machine.completed(now)
+    assert machine.state(now) is PeerState.ACTIVE
 
 
 def test_the_usual_life_of_a_peer() -> None:
-    session = Session(TIMERS)
-    assert session.state(0) is PeerState.IDLE
-    session.initiated(0)
-    assert session.state(0) is PeerState.HANDSHAKING
-    session.completed(1)
-    assert session.state(180.9) is PeerState.ACTIVE
-    session.initiated(121)  # the next handshake, while the session lasts
-    assert session.state(121) is PeerState.ACTIVE
-    session.completed(121)
-    assert session.state(300.9) is PeerState.ACTIVE
-    assert session.state(301) is PeerState.STALE
+    machine = StateMachine(TIMERS)
+    assert machine.state(0) is PeerState.IDLE
+    machine.initiated(0)
+    assert machine.state(0) is PeerState.HANDSHAKING
+    machine.completed(1)
+    assert machine.state(180.9) is PeerState.ACTIVE
+    machine.initiated(121)  # the next handshake, while the session lasts
+    assert machine.state(121) is PeerState.ACTIVE
+    machine.completed(121)
+    assert machine.state(300.9) is PeerState.ACTIVE
+    assert machine.state(301) is PeerState.STALE
 
 
 def test_a_far_end_that_dies_goes_stale_though_the_engine_never_gives_up() -> None:
     """With keepalives each one begins a new attempt (SendHandshakeInitiation, isRetry false)."""
-    session = Session(TIMERS)
-    session.completed(0)
+    machine = StateMachine(TIMERS)
+    machine.completed(0)
     for second in range(15, 1000, 5):
-        session.initiated(second)
-        assert session.state(second) is (PeerState.ACTIVE if second < 180 else PeerState.STALE)
+        machine.initiated(second)
+        assert machine.state(second) is (PeerState.ACTIVE if second < 180 else PeerState.STALE)
 
 
 def test_an_attempt_after_one_that_was_given_up_is_a_new_one() -> None:
-    session = Session(TIMERS)
-    session.initiated(0)
-    session.gave_up()
-    assert session.state(1) is PeerState.STALE
-    assert not session.trying(1)
-    session.initiated(2)
-    assert session.state(2) is PeerState.HANDSHAKING
-    assert session.changes_at(2) == 92
+    machine = StateMachine(TIMERS)
+    machine.initiated(0)
+    machine.gave_up()
+    assert machine.state(1) is PeerState.STALE
+    assert not machine.is_trying(1)
+    machine.initiated(2)
+    assert machine.state(2) is PeerState.HANDSHAKING
+    assert machine.changes_at(2) == 92
 
 
 def test_a_suspended_machine_wakes_up_to_stale_peers() -> None:
-    session = Session(TIMERS)
-    session.completed(10)
-    session.initiated(15)
-    assert session.state(3600) is PeerState.STALE
-    session.initiated(3600)
-    assert session.state(3600) is PeerState.HANDSHAKING
+    machine = StateMachine(TIMERS)
+    machine.completed(10)
+    machine.initiated(15)
+    assert machine.state(3600) is PeerState.STALE
+    machine.initiated(3600)
+    assert machine.state(3600) is PeerState.HANDSHAKING
