@@ -63,7 +63,7 @@ def main() -> None:
     journal.set_up(logging.DEBUG if arguments.verbose else logging.INFO)
     signals.reset()
     try:
-        _refuse_wrong_places()
+        _refuse_child_userns()
         _set_limits()
         inherited = fdstore.receive_fds()
         # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
@@ -92,7 +92,7 @@ async def _serve(
     from wg4netnsd.tunnel import restore
 
     stop = _stop_on_signals()
-    await restore.end_strays(inherited)
+    await restore.kill_stray_engines(inherited)
     service = Service(agent, binary or engine.BINARY, directory)
     try:
         bus = await service.start(inherited)
@@ -101,7 +101,7 @@ async def _serve(
         return EXIT_CONFIG if isinstance(error, NameTaken) else EXIT_NO_BUS
     gc.freeze()  # modules and classes stay: no collection need look at them again
     host = _watch_host(service.manager)
-    beat = asyncio.create_task(_beat(service.manager))
+    watchdog = asyncio.create_task(_run_watchdog(service.manager))
     notify.ready()
     log.info("ready")
     if not notify.is_supervised():
@@ -109,12 +109,12 @@ async def _serve(
 
     ends = {
         asyncio.ensure_future(bus.wait_gone()): EXIT_NO_BUS,
-        asyncio.ensure_future(_wait_dead(agent.pid)): EXIT_FAILURE,
+        asyncio.ensure_future(_wait_agent_dead(agent.pid)): EXIT_FAILURE,
         stop: EXIT_SUCCESS,
     }
     status = await _first_end(ends)
 
-    beat.cancel()
+    watchdog.cancel()
     host.close()
     if status == EXIT_NO_BUS and notify.is_supervised():
         # A systemd that sees us end before the bus's own process connects to that, which is no
@@ -187,7 +187,7 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _refuse_wrong_places() -> None:
+def _refuse_child_userns() -> None:
     """In a child user namespace, NS_GET_USERNS on a caller's fd gives EPERM.
 
     That is also where a user unit with PrivateUsers= or a directive that implies it would put us.
@@ -216,7 +216,7 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _clear(path, tunnels)
+        _remove_leftovers(path, tunnels)
         if any(each.name not in tunnels for each in path.iterdir()):
             raise StartupError(f"{path}: not empty: expected a directory for wg4netnsd alone")
     except BlockingIOError:
@@ -231,13 +231,13 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
         os.close(lock)
 
 
-def _clear(directory: Path, tunnels: Collection[str]) -> None:
+def _remove_leftovers(directory: Path, tunnels: Collection[str]) -> None:
     """Remove what other tunnels have made, of a daemon that was killed."""
-    from wg4netnsd.tunnel.restore import remove_files
+    from wg4netnsd.tunnel.restore import remove_tunnel_files
 
     for made in directory.iterdir():
         if made.name not in tunnels and made.is_dir():
-            remove_files(made)
+            remove_tunnel_files(made)
 
 
 def _default_runtime_directory() -> Path:
@@ -251,7 +251,7 @@ def _default_runtime_directory() -> Path:
 # ---------------------------------------------------------------- running
 
 
-async def _beat(manager: Manager) -> None:
+async def _run_watchdog(manager: Manager) -> None:
     """Look after the engines; and show systemd's watchdog that the event loop runs."""
     patience = notify.watchdog_time()
     period = min(CHECK_TIME, patience / 3) if patience else CHECK_TIME
@@ -265,7 +265,7 @@ async def _beat(manager: Manager) -> None:
 def _watch_host(manager: Manager) -> contextlib.ExitStack:
     """Tell the tunnels when the host's network is another; until closed."""
     from wg4netnsd.host.network import HostNetwork
-    from wg4netnsd.host.suspend import Suspend
+    from wg4netnsd.host.suspend import SuspendWatch
 
     def resumed(why: str) -> None:
         manager.network_changed(why)  # first: by the clock, sessions have ended meanwhile
@@ -274,7 +274,7 @@ def _watch_host(manager: Manager) -> contextlib.ExitStack:
     watching = contextlib.ExitStack()
     for watch in (
         lambda: HostNetwork(manager.network_changed),
-        lambda: Suspend(resumed, manager.clock_jumped),
+        lambda: SuspendWatch(resumed, manager.clock_jumped),
     ):
         try:
             watching.callback(watch().close)
@@ -299,7 +299,7 @@ def _stop_on_signals() -> asyncio.Future[str]:
     return stop
 
 
-async def _wait_dead(agent_pid: int) -> str:
+async def _wait_agent_dead(agent_pid: int) -> str:
     """Return when our child has ended."""
     ended = asyncio.Event()
     pidfd = os.pidfd_open(agent_pid)

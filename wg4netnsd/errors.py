@@ -151,13 +151,13 @@ class PropertyReadOnly(StandardError): ...
 class Failed(StandardError): ...
 
 
-def named(short_name: str, text: str) -> Error:
+def by_name(short_name: str, text: str) -> Error:
     """The error of that short name. Raises KeyError if there is none."""
-    return _named()[short_name](text)
+    return _errors_by_name()[short_name](text)
 
 
 @functools.cache
-def _named() -> dict[str, type[Error]]:
+def _errors_by_name() -> dict[str, type[Error]]:
     every = [Error]
     for each in every:
         every += each.__subclasses__()

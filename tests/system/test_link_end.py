@@ -59,5 +59,5 @@ async def hold(agent: Agent, inside: Namespace, pins: bool) -> tuple[link.Link, 
     log = journal.tunnel_log(logging.getLogger("test"), "t", its_netns.id)
     seen: list[str] = []
     its = link.Link(agent, its_netns, NAME, log, seen.append, seen.append)
-    its.hold(made, pins)
+    its.set_interface(made, pins)
     return its, seen

@@ -19,7 +19,7 @@ from support.bus import Bus, Client, DBusError
 from support.fds import pipe
 from support.processes import open_fds, wait_for
 from wg4netnsd.host import suspend
-from wg4netnsd.host.suspend import FAR, RECENT, TOLERANCE, Clocks, Resumes, Suspend
+from wg4netnsd.host.suspend import FAR, RECENT, TOLERANCE, Clocks, ResumeDetector, SuspendWatch
 from wg4netnsd.kernel import syscalls
 
 LOGIND = "org.freedesktop.login1"
@@ -35,46 +35,48 @@ def clocks(boottime: float, suspended: float) -> Clocks:
 
 
 def test_a_clock_that_was_set_is_no_resume() -> None:
-    resumes = Resumes(clocks(100, 7))
-    assert not resumes.news(clocks(200, 7))
-    assert not resumes.news(clocks(300, 7 + TOLERANCE / 2))
+    detector = ResumeDetector(clocks(100, 7))
+    assert not detector.detect(clocks(200, 7))
+    assert not detector.detect(clocks(300, 7 + TOLERANCE / 2))
 
 
 def test_a_resume_is_news_once() -> None:
-    resumes = Resumes(clocks(100, 0))
-    assert resumes.news(clocks(4000, 3600)) == "the machine was suspended for 3600 s"
-    assert not resumes.news(clocks(4000, 3600))
+    detector = ResumeDetector(clocks(100, 0))
+    assert detector.detect(clocks(4000, 3600)) == "the machine was suspended for 3600 s"
+    assert not detector.detect(clocks(4000, 3600))
 
 
 def test_a_resume_of_a_long_suspended_machine() -> None:
-    resumes = Resumes(clocks(1e6, 9e5))
-    assert not resumes.news(clocks(1e6 + 1, 9e5))
-    assert resumes.news(clocks(1e6 + 100, 9e5 + 60)) == "the machine was suspended for 60 s"
+    detector = ResumeDetector(clocks(1e6, 9e5))
+    assert not detector.detect(clocks(1e6 + 1, 9e5))
+    assert detector.detect(clocks(1e6 + 100, 9e5 + 60)) == "the machine was suspended for 60 s"
 
 
 def test_logind_comes_after_the_clocks() -> None:
-    resumes = Resumes(clocks(100, 0))
-    assert resumes.news(clocks(500, 300))
-    assert not resumes.news(clocks(500 + RECENT, 300), announced=True)
+    detector = ResumeDetector(clocks(100, 0))
+    assert detector.detect(clocks(500, 300))
+    assert not detector.detect(clocks(500 + RECENT, 300), announced=True)
 
 
 def test_logind_comes_before_the_clocks() -> None:
-    resumes = Resumes(clocks(100, 0))
-    assert resumes.news(clocks(500, 300), announced=True) == "the machine was suspended for 300 s"
-    assert not resumes.news(clocks(500, 300))
+    detector = ResumeDetector(clocks(100, 0))
+    assert (
+        detector.detect(clocks(500, 300), announced=True) == "the machine was suspended for 300 s"
+    )
+    assert not detector.detect(clocks(500, 300))
 
 
 def test_logind_tells_of_what_the_clocks_do_not() -> None:
-    resumes = Resumes(clocks(3, 0))  # started right after the boot
-    assert resumes.news(clocks(4, 0), announced=True) == "the machine has resumed"
-    assert not resumes.news(clocks(5, 0), announced=True)
-    assert resumes.news(clocks(5 + RECENT, 0), announced=True)
+    detector = ResumeDetector(clocks(3, 0))  # started right after the boot
+    assert detector.detect(clocks(4, 0), announced=True) == "the machine has resumed"
+    assert not detector.detect(clocks(5, 0), announced=True)
+    assert detector.detect(clocks(5 + RECENT, 0), announced=True)
 
 
 def test_suspended_again_at_once() -> None:
-    resumes = Resumes(clocks(100, 0))
-    assert resumes.news(clocks(200, 50))
-    assert resumes.news(clocks(203, 52)) == "the machine was suspended for 2 s"
+    detector = ResumeDetector(clocks(100, 0))
+    assert detector.detect(clocks(200, 50))
+    assert detector.detect(clocks(203, 52)) == "the machine was suspended for 2 s"
 
 
 def test_the_clocks_are_the_kernels() -> None:
@@ -145,7 +147,7 @@ def test_each_wake_up_reads_the_clocks(monkeypatch: pytest.MonkeyPatch, director
     async def test() -> None:
         told: asyncio.Queue[str] = asyncio.Queue()
         readings = iter([clocks(100, 0), clocks(4000, 3600), clocks(5000, 3600)])
-        watcher = Suspend(
+        watcher = SuspendWatch(
             told.put_nowait, lambda: told.put_nowait("clock set"), lambda: next(readings)
         )
         (timer,) = (fd for fd, kind in open_fds(os.getpid()).items() if "timerfd" in kind)
@@ -164,16 +166,16 @@ def test_each_wake_up_reads_the_clocks(monkeypatch: pytest.MonkeyPatch, director
 
 # ---------------------------------------------------------------- logind
 
-# Tells what Suspend tells and logs, a line each; ends with its standard input.
+# Tells what SuspendWatch tells and logs, a line each; ends with its standard input.
 WATCH = """
 import asyncio, logging, os, sys
-from wg4netnsd.host.suspend import Suspend
+from wg4netnsd.host.suspend import SuspendWatch
 
 async def watch():
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, ended.set)
     before = os.listdir("/proc/self/fd")
-    suspend = Suspend(lambda reason: print(reason, flush=True))
+    suspend = SuspendWatch(lambda reason: print(reason, flush=True))
     print("ready", flush=True)
     await ended.wait()
     suspend.close()
@@ -190,7 +192,7 @@ EPOLL, FOR_EVER = {"x86_64": 232, "aarch64": 22}[os.uname().machine], 0xFFFFFFFF
 
 
 class Watcher:
-    """A process with a Suspend, on the machine's clocks and a system bus of the test's."""
+    """A process with a SuspendWatch, on the machine's clocks and a system bus of the test's."""
 
     def __init__(self, address: str) -> None:
         self.process = subprocess.Popen(

@@ -95,7 +95,7 @@ class Conversation:
         line, _, self._buffer = self._buffer.partition(b"\n")
         answer = decode_answer(line)
         if isinstance(answer, Refusal):
-            raise errors.named(answer.error, answer.text)
+            raise errors.by_name(answer.error, answer.text)
         return answer
 
     async def _receive(self) -> bytes:

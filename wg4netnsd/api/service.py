@@ -64,7 +64,7 @@ class Service:
         """
         engine.version(self._binary)  # asked now, so that no call has to wait for it
         self._bus = await Bus.connect(self._tree.serve)
-        for tunnel in await restore.take_over(self.manager, inherited):
+        for tunnel in await restore.adopt_tunnels(self.manager, inherited):
             if tunnel.spec.lifetime is Lifetime.CLIENT:
                 close_with_client(tunnel, self._bus)
         self._tree.add(
@@ -74,7 +74,7 @@ class Service:
         await self._bus.own_name(names.BUS_NAME)
         return self._bus
 
-    # ------------------------------------------------------------ manager.TunnelsObserver
+    # ------------------------------------------------------------ manager.ManagerObserver
 
     def tunnel_added(self, tunnel: Tunnel) -> TunnelInterface:
         added = TunnelInterface(tunnel, self.manager, self._bus, self._tree)
@@ -372,7 +372,7 @@ def close_with_client(tunnel: Tunnel, bus: Bus) -> None:
         left()
         return
     bus.watch(client, left)
-    tunnel.at_end(lambda: bus.unwatch(client, left))
+    tunnel.call_at_end(lambda: bus.unwatch(client, left))
 
 
 def _path(tunnel: Tunnel) -> str:

@@ -63,14 +63,14 @@ def read_clocks() -> Clocks:
     return Clocks(time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_MONOTONIC))
 
 
-class Resumes:
+class ResumeDetector:
     """Decides which hint is the first of a resume. Pure: the clocks are the caller's to read."""
 
     def __init__(self, now: Clocks) -> None:
         self._suspended = now.suspended
-        self._told_at = -RECENT  # by CLOCK_BOOTTIME
+        self._reported_at = -RECENT  # by CLOCK_BOOTTIME
 
-    def news(self, now: Clocks, announced: bool = False) -> str:
+    def detect(self, now: Clocks, announced: bool = False) -> str:
         """Why a resume is to be told now; empty if none is. `announced`: logind told of one.
 
         What the clocks tell is always new. Only of a resume that they don't tell of can't it be
@@ -79,15 +79,15 @@ class Resumes:
         slept, self._suspended = now.suspended - self._suspended, now.suspended
         if slept > TOLERANCE:
             reason = f"the machine was suspended for {slept:.0f} s"
-        elif announced and now.boottime - self._told_at > RECENT:
+        elif announced and now.boottime - self._reported_at > RECENT:
             reason = "the machine has resumed"
         else:
             return ""
-        self._told_at = now.boottime
+        self._reported_at = now.boottime
         return reason
 
 
-class Suspend:
+class SuspendWatch:
     """Calls `resumed`, with the reason, once after each suspend.
 
     `clock_set` is called when CLOCK_REALTIME may have jumped for another reason. Sleeps as long as
@@ -107,7 +107,7 @@ class Suspend:
         self._read = read
         self._timer = create_timer()
         arm(self._timer, FAR)
-        self._resumes = Resumes(read())
+        self._detector = ResumeDetector(read())
         loop.add_reader(self._timer, self._on_timer)
         self._logind = loop.create_task(self._listen_to_logind())
 
@@ -124,14 +124,14 @@ class Suspend:
             return
         # First this, then the clocks: a jump in between is either seen now or wakes us again.
         arm(self._timer, FAR)
-        if reason := self._resumes.news(self._read()):
+        if reason := self._detector.detect(self._read()):
             self._resumed(reason)
         else:
             self._clock_set()
 
     def _on_prepare_for_sleep(self, body: list[Any]) -> None:
         """True comes before a suspend, False after it (org.freedesktop.login1(5))."""
-        if body == [False] and (reason := self._resumes.news(self._read(), announced=True)):
+        if body == [False] and (reason := self._detector.detect(self._read(), announced=True)):
             self._resumed(reason)
 
     async def _listen_to_logind(self) -> None:

@@ -34,7 +34,7 @@ MAX_MEMORY: Final = 1 << 30
 """Bytes of an engine's own; it has 1.5 MB idle, and 20 MB under 3 Gbit/s in 8 streams."""
 
 
-FAILURES: Final = (
+RETRYABLE: Final = (
     errors.EngineFailed,
     errors.InvalidConfig,
     errors.LimitExceeded,
@@ -81,7 +81,7 @@ class EngineSlot:
         self._serves = False
         self._replacement_wanted = asyncio.Event()
         self._fault: errors.Error | None = None
-        self._rested: Vitals | None = None  # when it was last known to answer
+        self._last_vitals: Vitals | None = None  # when it was last known to answer
         self._checking = False
 
     @property
@@ -99,7 +99,7 @@ class EngineSlot:
     ) -> None:
         """Start an engine that has everything but its TUN; `stop()` ends it.
 
-        `endpoints` and `initiate` are those of uapi.encode_set(). Raises any of FAILURES.
+        `endpoints` and `initiate` are those of uapi.encode_set(). Raises any of RETRYABLE.
         """
         self._engine = self._spare.take_engine()
         self._engine.forward_events(self._on_event, self._log)
@@ -131,9 +131,9 @@ class EngineSlot:
             raise await self._engine.exit_error()
         for kind, fd in zip(ENGINE_KINDS, self._engine.fds, strict=True):
             self._fd_store.put(kind, fd)
-        self._serves, self._rested = True, None
+        self._serves, self._last_vitals = True, None
 
-    async def adopt(self, saved: SavedTunnel, spec: Spec) -> uapi.DeviceStatus:
+    async def adopt_engine(self, saved: SavedTunnel, spec: Spec) -> uapi.DeviceStatus:
         """Take over the engine that an earlier daemon left running, and return its status.
 
         Its events wait for `forward_events()`. Raises EngineFailed or Timeout if that can't be;
@@ -153,7 +153,7 @@ class EngineSlot:
         refuse_own_key(spec.config, status.public_key)
         self._set_pid(self._engine.pid)
         self._set_identity(status.public_key, status.listen_port)
-        self._serves, self._rested = True, None
+        self._serves, self._last_vitals = True, None
         return status
 
     def forward_events(self) -> None:
@@ -170,7 +170,7 @@ class EngineSlot:
             self._serves = False
             self._set_pid(0)
 
-    async def end(self) -> None:
+    async def stop_now(self) -> None:
         """Stop the engine without waiting for `lock`: its holder, if any, gets no answer."""
         if self._engine:
             with contextlib.suppress(TimeoutError):  # stop() says so
@@ -184,12 +184,12 @@ class EngineSlot:
         self._fault = why
         self._replacement_wanted.set()
 
-    def requests_served(self) -> None:
+    def clear_requests(self) -> None:
         """Forget every request for a replacement so far."""
         self._fault = None
         self._replacement_wanted.clear()
 
-    async def wait_requested(self) -> None:
+    async def wait_replacement_requested(self) -> None:
         await self._replacement_wanted.wait()
 
     async def wait_ended(self) -> errors.Error | None:
@@ -272,7 +272,9 @@ class EngineSlot:
         if vitals.memory > MAX_MEMORY:
             why = errors.EngineFailed(f"wireguard-go uses {vitals.memory >> 20} MiB")
             self.request_replacement(why)
-        elif vitals.stopped or self._rested is None or vitals.cpu_ns != self._rested.cpu_ns:
+        elif (
+            vitals.stopped or self._last_vitals is None or vitals.cpu_ns != self._last_vitals.cpu_ns
+        ):
             self._checking = True
             try:
                 await self.queue_status()
@@ -281,7 +283,7 @@ class EngineSlot:
                     self.request_replacement(error)
             finally:
                 self._checking = False
-            self._rested = engine.process.vitals()
+            self._last_vitals = engine.process.vitals()
 
     def _set_identity(self, public_key: str, listen_port: int) -> None:
         changed = {"public_key"} if public_key != self.public_key else set()

@@ -47,7 +47,7 @@ class Lifecycle:
         """Seconds; 0 where it is not up."""
         return asyncio.get_running_loop().time() - self.since if self.state is State.UP else 0.0
 
-    def enter(self, new: State, reason: str) -> None:
+    def enter_state(self, new: State, reason: str) -> None:
         old, self.state = self.state, new
         self.since = asyncio.get_running_loop().time()
         for waiter, wanted in self._waiters.items():
@@ -63,7 +63,7 @@ class Lifecycle:
         if new is not old:  # else one more try at restarting: no edge
             self._changed(new, old, reason)
 
-    async def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    async def run_while_open(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run what has to end before the tunnel does: it is cancelled when that stops.
 
         Raises NoSuchTunnel then.

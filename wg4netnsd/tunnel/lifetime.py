@@ -48,12 +48,12 @@ class Lease:
         self.fd = fd
         self._epoll.register(fd, events)
 
-    def watch(self, ended: Callable[[], None]) -> None:
+    def on_hangup(self, callback: Callable[[], None]) -> None:
         """Call `ended` at the hang-up; at once if that was before."""
 
         def on_event() -> None:
             self.close()
-            ended()
+            callback()
 
         # An epoll fd is readable when one of its members has an event (epoll(7)).
         asyncio.get_running_loop().add_reader(self._epoll, on_event)

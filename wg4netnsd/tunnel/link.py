@@ -50,8 +50,8 @@ class Link:
         self.tun_fd = -1
         self._agent = agent
         self._log = log
-        self._tell_change = changed
-        self._tell_end = gone
+        self._report_change = changed
+        self._report_gone = gone
         self._watch: LinkWatch | None = None
         self._watching: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -67,24 +67,24 @@ class Link:
                 return await asyncio.shield(self._ended)
         return "the interface is gone"
 
-    def hold(self, made: NewInterface, pins: bool) -> None:
+    def set_interface(self, created: NewInterface, pins: bool) -> None:
         """A new one. Unless it `pins` the namespace, we have nothing of that from here on."""
-        self.tun_fd = made.tun_fd
-        self._begin_watch(made.watched)  # it is down yet: to be brought up is no news
+        self.tun_fd = created.tun_fd
+        self._start_watch(created.watched)  # it is down yet: to be brought up is no news
         if not pins:
             self.netns.close()
 
-    def adopt(self, tun_fd: int) -> None:
-        """One that a daemon before us has made."""
+    def adopt_tun(self, tun_fd: int) -> None:
+        """One that a daemon before us has created."""
         self.tun_fd = tun_fd
-        self._watch_again()
+        self._restart_watch()
 
     @contextlib.contextmanager
-    def entrance(self) -> Iterator[Netns]:
+    def current_netns(self) -> Iterator[Netns]:
         """The way into the namespace that it is in. Raises TunFailed where there is none."""
         if self.tun_fd >= 0:
-            with contextlib.closing(Netns.of_tun(self.tun_fd)) as entrance:
-                yield entrance
+            with contextlib.closing(Netns.of_tun(self.tun_fd)) as netns:
+                yield netns
         elif self.netns.fd >= 0:  # there is no interface yet
             yield self.netns
         else:
@@ -92,9 +92,9 @@ class Link:
 
     async def change(self, old: InterfaceSettings, new: InterfaceSettings) -> None:
         """Have it go over to other settings, or raise TunFailed and have it keep the old ones."""
-        with self.entrance() as entrance:
+        with self.current_netns() as netns:
             name = tun.name(self.tun_fd)  # its owner may have renamed it just now
-            await self._agent.change(entrance.fd, ChangeInterface(name, old, new))
+            await self._agent.change(netns.fd, ChangeInterface(name, old, new))
 
     async def change_back(self, new: InterfaceSettings, old: InterfaceSettings) -> None:
         """The same, as far as that can be, after something else has failed."""
@@ -121,12 +121,12 @@ class Link:
             # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
             fd, self.tun_fd = self.tun_fd, -1
             await blocking.close_and_wait(fd)
-            await self._until_gone()
+            await self._wait_gone()
         if self._watch:
             self._watch.close()
         self.netns.close()
 
-    async def _until_gone(self) -> None:
+    async def _wait_gone(self) -> None:
         """Ours may not have been the last: who is between fork() and exec() has it for an instant,
         and systemd closes what it had in the background (since version 254)."""
         if not self._watch:
@@ -139,50 +139,50 @@ class Link:
 
     # ------------------------------------------------------------ what its owner does
 
-    def _begin_watch(self, watched: WatchedLink) -> LinkWatch:
+    def _start_watch(self, watched: WatchedLink) -> LinkWatch:
         self._watch = LinkWatch(watched, self.tun_fd, self._on_change, self._on_gone)
         return self._watch
 
-    def _watch_again(self) -> None:
+    def _restart_watch(self) -> None:
         """Wherever it is now."""
-        self._watching = asyncio.create_task(self._ask_for_watch(), name="watch over a link")
+        self._watching = asyncio.create_task(self._watch_anew(), name="watch over a link")
         self._watching.add_done_callback(log_defect)
 
-    async def _ask_for_watch(self) -> None:
+    async def _watch_anew(self) -> None:
         try:
             watched = await self._agent.watch(self.tun_fd)
         except errors.Error as error:  # it has ended meanwhile, or is where we may not follow
             self._log.info("%s is not watched: %s", self.name, error)
         else:
-            self._on_change(self._begin_watch(watched).status)
+            self._on_change(self._start_watch(watched).status)
 
     def _on_change(self, status: LinkStatus) -> None:
         if self.tun_fd < 0:
             return  # it goes down as we have closed it
         if status.name != self.name:
             before, self.name = self.name, status.name
-            self._tell_change(f"{before} was renamed to {self.name}")
+            self._report_change(f"{before} was renamed to {self.name}")
         if self._is_elsewhere():
             state = LinkState.MOVED
         else:
             state = LinkState.UP if status.up else LinkState.DOWN
         if state is not self.state:
             self.state = state
-            self._tell_change(f"{self.name} is {state}")
+            self._report_change(f"{self.name} is {state}")
 
     def _on_gone(self, why: Gone) -> None:
         is_ours = self.tun_fd < 0
         if why is Gone.MOVED and not is_ours:
             self._watch = None
-            self._watch_again()
+            self._restart_watch()
             return
         self._ended.set_result(why)
         if not is_ours:
-            self._tell_end(why)
+            self._report_gone(why)
 
     def _is_elsewhere(self) -> bool:
         try:
-            with self.entrance() as entrance:
-                return entrance.id != self.netns.id
+            with self.current_netns() as netns:
+                return netns.id != self.netns.id
         except errors.Error:  # it is just ending
             return False

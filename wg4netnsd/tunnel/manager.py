@@ -30,7 +30,7 @@ SPARE_FDS: Final = 160
 """For the bus, the spare engine, and calls under way."""
 
 
-class TunnelsObserver(Protocol):
+class ManagerObserver(Protocol):
     """The interface through which a manager reports which tunnels there are."""
 
     def tunnel_added(self, tunnel: Tunnel) -> TunnelObserver:
@@ -44,7 +44,7 @@ class Manager:
     """Owns the tunnels. Those being closed count until nothing is left of them."""
 
     def __init__(
-        self, agent: Agent, binary: Path, directory: Path, observer: TunnelsObserver
+        self, agent: Agent, binary: Path, directory: Path, observer: ManagerObserver
     ) -> None:
         """`binary`: the wireguard-go to run; `directory` gets a socket for each tunnel."""
         fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -54,7 +54,7 @@ class Manager:
         self._resources = Resources(agent, self._spare, directory)
         self._observer = observer
         self._tunnels: dict[str, Tunnel] = {}
-        self._keepers: dict[Tunnel, asyncio.Task[None]] = {}
+        self._removals: dict[Tunnel, asyncio.Task[None]] = {}
         self._closing = False
 
     @property
@@ -88,7 +88,7 @@ class Manager:
         created = Tunnel(spec, netns, self._resources, lease, saved)
         self._tunnels[spec.name] = created
         created.start(self._observer.tunnel_added(created))
-        self._keepers[created] = asyncio.create_task(self._keep(created))
+        self._removals[created] = asyncio.create_task(self._remove_when_closed(created))
         return created
 
     async def wait_ready(self, created: Tunnel) -> None:
@@ -100,9 +100,9 @@ class Manager:
         """
         try:
             await created.lifecycle.wait_for({State.UP})
-            self._note_twin(created)
+            self._warn_of_same_key(created)
             if created.spec.handshake:
-                await created.wait_handshaken()
+                await created.wait_handshake()
         except BaseException as error:  # also a cancellation in the moment that it gets up
             await self.close(created, "its creation was given up")
             if isinstance(error, errors.NoSuchTunnel):
@@ -110,19 +110,21 @@ class Manager:
                 raise created.failure or ending from None
             raise
 
-    def _note_twin(self, created: Tunnel) -> None:
+    def _warn_of_same_key(self, created: Tunnel) -> None:
         key = created.engine.public_key
         for other in self._tunnels.values():
             if other is not created and other.engine.public_key == key:
                 text = f"'{other.spec.name}' has the same PrivateKey"
-                created.note_error(errors.AlreadyExists(f"{text}: a peer talks to who spoke last"))
+                created.report_error(
+                    errors.AlreadyExists(f"{text}: a peer talks to who spoke last")
+                )
                 return
 
     async def close(self, closed: Tunnel, reason: str) -> None:
         """Close a tunnel and return when its name and namespace are free again."""
         closed.close(reason)
-        if keeper := self._keepers.get(closed):
-            await asyncio.wait([keeper])
+        if removal := self._removals.get(closed):
+            await asyncio.wait([removal])
 
     def network_changed(self, why: str) -> None:
         """The host's network is another: have all peers that are in use reached over that."""
@@ -157,14 +159,14 @@ class Manager:
         self._closing = True
         for one in self.tunnels:
             one.close(reason)
-        if self._keepers:
-            await asyncio.wait(self._keepers.values())
+        if self._removals:
+            await asyncio.wait(self._removals.values())
         await self._spare.close()
 
     def _in_netns(self, netns: NetnsId) -> Tunnel | None:
         return next((t for t in self._tunnels.values() if t.netns_id == netns), None)
 
-    async def _keep(self, kept: Tunnel) -> None:
+    async def _remove_when_closed(self, kept: Tunnel) -> None:
         await kept.wait_closed()
-        del self._tunnels[kept.spec.name], self._keepers[kept]
+        del self._tunnels[kept.spec.name], self._removals[kept]
         self._observer.tunnel_removed(kept)

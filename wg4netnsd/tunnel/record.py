@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from wg4netnsd.config import wgquick
 from wg4netnsd.config.model import Config
 from wg4netnsd.engine.events import PROTOCOL, Timers
-from wg4netnsd.errors import Error, Failed, named
+from wg4netnsd.errors import Error, Failed, by_name
 from wg4netnsd.systemd.fdstore import FdStore, InheritedFds
 from wg4netnsd.tunnel.lifetime import Lifetime
 from wg4netnsd.tunnel.spec import Spec
@@ -21,16 +21,16 @@ class Unreadable(Exception):
     """There is none, it is damaged, or of a version of the daemon that we know nothing of."""
 
 
-def _known(error: tuple[str, str]) -> tuple[str, str]:
+def _known_error(error: tuple[str, str]) -> tuple[str, str]:
     """Another version of the daemon may have errors that we know nothing of."""
     try:
-        named(*error)
+        by_name(*error)
     except KeyError:
         return Failed.__name__, ": ".join(error)
     return error
 
 
-KnownError = Annotated[tuple[str, str], AfterValidator(_known)]
+KnownError = Annotated[tuple[str, str], AfterValidator(_known_error)]
 """Its short name and its text."""
 
 
@@ -67,7 +67,7 @@ class Record(BaseModel):
     timers: Timers
 
     @classmethod
-    def of(cls, spec: Spec, changing_to: Spec | None, **state: object) -> Self:
+    def from_spec(cls, spec: Spec, changing_to: Spec | None, **state: object) -> Self:
         return cls.model_validate(
             {
                 "name": spec.name,
@@ -111,20 +111,20 @@ def _parse(text: str) -> Config:
     return wgquick.parse(text.encode(), max_size=wgquick.MAX_RENDERED)
 
 
-class RecordKeeper:
+class RecordWriter:
     """Keeps a tunnel's newest record in the fd store, once the tunnel is complete."""
 
     def __init__(self, fd_store: FdStore) -> None:
         self._fd_store = fd_store
         self._serial = 0  # of the next record; 0: the tunnel must not be taken over yet
 
-    def begin(self, serial: int) -> None:
+    def start(self, serial: int) -> None:
         self._serial = serial
 
-    def keep(self, spec: Spec, changing_to: Spec | None, **state: object) -> None:
-        """Store a record in place of the one before; the arguments are those of Record.of()."""
+    def write(self, spec: Spec, changing_to: Spec | None, **state: object) -> None:
+        """Store a record in place of the last; the arguments are those of Record.from_spec()."""
         if self._serial:
-            record = Record.of(spec, changing_to, serial=self._serial, **state)
+            record = Record.from_spec(spec, changing_to, serial=self._serial, **state)
             self._fd_store.put_record(record.encode())
             self._serial += 1
 
@@ -136,7 +136,7 @@ class SavedTunnel(NamedTuple):
     fds: InheritedFds
 
 
-def newest(contents: Iterable[bytes]) -> Record:
+def read_newest(contents: Iterable[bytes]) -> Record:
     """The newest of them that can be read. Raises Unreadable."""
     readable, problem = [], "no record"
     for content in contents:

@@ -76,7 +76,7 @@ class ResolvConf:
             why = f"{self.path}: {error.strerror}"
             raise (LimitExceeded if error.errno in LACKING else EngineFailed)(why) from None
 
-    def write_back(self, dns: Iterable[Dns]) -> None:
+    def try_write(self, dns: Iterable[Dns]) -> None:
         """The same, as far as that can be: a tunnel that is up goes on without it."""
         try:
             self.write(dns)
@@ -90,7 +90,7 @@ class ResolvConf:
         try:
             yield
         except BaseException:
-            self.write_back(old)
+            self.try_write(old)
             raise
 
     def remove(self) -> None:

@@ -31,16 +31,16 @@ DECISION_TIME: Final = 3.0
 _ENGINE: Final = "wireguard-go"
 
 
-async def take_over(manager: Manager, inherited: Mapping[str, InheritedFds]) -> list[Tunnel]:
+async def adopt_tunnels(manager: Manager, inherited: Mapping[str, InheritedFds]) -> list[Tunnel]:
     """Return when it is known of each tunnel what becomes of it, or soon after at the latest."""
     taken = []
     for name, fds in inherited.items():
         try:
-            taken.append(_go_on(manager, name, fds))
+            taken.append(_adopt_tunnel(manager, name, fds))
         except (Unreadable, errors.Error) as why:
             log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
-            await _end(fds)
-            remove_files(manager.directory / name)
+            await _end_tunnel(fds)
+            remove_tunnel_files(manager.directory / name)
     if taken:
         decided = set(State) - {State.STARTING}
         waits = [asyncio.ensure_future(one.lifecycle.wait_for(decided)) for one in taken]
@@ -50,12 +50,12 @@ async def take_over(manager: Manager, inherited: Mapping[str, InheritedFds]) -> 
     return taken
 
 
-def _go_on(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
+def _adopt_tunnel(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
     """`fds` is the tunnel's if this returns.
 
     Raises Unreadable, or what the manager has against it.
     """
-    written = record.newest(fds.pop_records())
+    written = record.read_newest(fds.pop_records())
     if written.name != name:
         raise Unreadable(f"its record is of another tunnel, {written.name}")
     if Kind.TUN not in fds:
@@ -80,7 +80,7 @@ def _lease(written: Record, fds: InheritedFds) -> Lease | None:
     raise Unreadable("its lease ended while there was no daemon")  # systemd has let go of it
 
 
-async def _end(fds: InheritedFds) -> None:
+async def _end_tunnel(fds: InheritedFds) -> None:
     """Its engine, its interface and what systemd holds of it."""
     for pidfd in fds.pop_fds(Kind.PIDFD) or ():
         await _kill(pidfd)
@@ -88,7 +88,7 @@ async def _end(fds: InheritedFds) -> None:
     fds.close()
 
 
-def remove_files(directory: Path) -> None:
+def remove_tunnel_files(directory: Path) -> None:
     """Remove what a tunnel has made: a directory, with at most a socket and a resolv.conf in it.
 
     Nothing else is ours. It is empty if the daemon was killed on its way to or from them.
@@ -102,7 +102,7 @@ def remove_files(directory: Path) -> None:
         directory.rmdir()
 
 
-async def end_strays(inherited: Mapping[str, InheritedFds]) -> None:
+async def kill_stray_engines(inherited: Mapping[str, InheritedFds]) -> None:
     """End the engines in our cgroup that nobody knows of, before there are any of our own.
 
     Most have ended by themselves, as nobody holds their handover socket any more; what is left of

@@ -26,13 +26,13 @@ from wg4netnsd.peers.peers import Peers
 from wg4netnsd.systemd import journal
 from wg4netnsd.systemd.fdstore import FdStore, Kind
 from wg4netnsd.tunnel import reconfigure
-from wg4netnsd.tunnel.engine_slot import FAILURES, EngineSlot
+from wg4netnsd.tunnel.engine_slot import RETRYABLE, EngineSlot
 from wg4netnsd.tunnel.lifecycle import Lifecycle, State
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
 from wg4netnsd.tunnel.link import Link
 from wg4netnsd.tunnel.netns import Netns, NetnsId
 from wg4netnsd.tunnel.observer import TunnelObserver
-from wg4netnsd.tunnel.record import RecordKeeper, SavedTunnel
+from wg4netnsd.tunnel.record import RecordWriter, SavedTunnel
 from wg4netnsd.tunnel.resolvconf import ResolvConf
 from wg4netnsd.tunnel.resources import Resources
 from wg4netnsd.tunnel.spec import Spec
@@ -77,7 +77,7 @@ class Tunnel:
         directory = resources.directory / spec.name
         self.resolv_conf = ResolvConf(directory, spec.name, self._log)
         self._fd_store = saved.fds if saved else FdStore(spec.name)
-        self._records = RecordKeeper(self._fd_store)
+        self._records = RecordWriter(self._fd_store)
         self.engine = EngineSlot(
             resources.spare,
             directory / f"{spec.interface}.sock",
@@ -90,16 +90,18 @@ class Tunnel:
         self._ending = False  # and not to be disturbed any more
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
-        self._in_order = asyncio.Lock()  # reconfigurations, which look names up before their turn
+        self._reconfigure_lock = (
+            asyncio.Lock()
+        )  # reconfigurations, which look names up before their turn
         self._changing_to: Spec | None = None
         if lease:
-            lease.watch(lambda: self.close("its lease ended"))
+            lease.on_hangup(lambda: self.close("its lease ended"))
             self._at_end.callback(lease.close)
 
     def start(self, observer: TunnelObserver) -> None:
         """Begin, and report everything that changes to `observer`."""
         self._observer = observer
-        self.peers = Peers(self.engine, observer, self._log, self.note_error)
+        self.peers = Peers(self.engine, observer, self._log, self.report_error)
         self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
 
     @property
@@ -127,7 +129,7 @@ class Tunnel:
         """Return when nothing of the tunnel is left."""
         await asyncio.wait([self._task])
 
-    async def wait_handshaken(self) -> None:
+    async def wait_handshake(self) -> None:
         """Return when a peer has completed a handshake.
 
         Raises NoSuchTunnel if it was closed, and what brought the engine down if it was given up.
@@ -153,14 +155,14 @@ class Tunnel:
         the old one stays."""
         spec = replace(self.spec, config=config, mtu_option=mtu_option or self._creators_mtu)
         try:
-            await self.lifecycle.run(self._change(spec))
+            await self.lifecycle.run_while_open(self._apply(spec))
         except errors.Error:
             # The old configuration is in force again when the engine's successor has it.
             if self.engine.half_changed and self.state is not State.FAILED:
                 await self.lifecycle.wait_for_next({State.UP, State.FAILED})
             raise
 
-    def at_end(self, callback: Callable[[], object]) -> None:
+    def call_at_end(self, callback: Callable[[], object]) -> None:
         """Have `callback` called when the tunnel ends: what was there for it can go."""
         self._at_end.callback(callback)
 
@@ -176,21 +178,21 @@ class Tunnel:
         """An fd of the namespace, the caller's. Raises NoSuchTunnel, TunFailed."""
         if self.state is State.CLOSED:
             raise self.lifecycle.closed_error()
-        with self.link.entrance() as entrance:
-            return os.dup(entrance.fd)
+        with self.link.current_netns() as netns:
+            return os.dup(netns.fd)
 
     # ------------------------------------------------------------ the run task
 
     async def _run(self) -> None:
         try:
             if self._saved:
-                await self._take_over(self._saved)
+                await self._adopt(self._saved)
             else:
                 async with self.engine.lock:
                     await self._bring_up()
-                self.lifecycle.enter(State.UP, "created")
+                self.lifecycle.enter_state(State.UP, "created")
             while True:
-                await self._bring_back(await self.engine.wait_ended())
+                await self._replace_engine(await self.engine.wait_ended())
         except asyncio.CancelledError:
             if not self.lifecycle.close_reason:
                 return  # the daemon ends, not the tunnel: the fd store has it, or it goes with us
@@ -205,7 +207,7 @@ class Tunnel:
         if self.failure:
             self._set(error=self.failure)
             self.lifecycle.close_reason = str(self.failure)
-        await self._undo()
+        await self._tear_down()
 
     async def _bring_up(self) -> None:
         """All at once: the engine takes its configuration while the agent makes the TUN."""
@@ -216,46 +218,46 @@ class Tunnel:
             self.peers.configure(peers, await self.peers.look_up(peers))
             every = {peer.public_key for peer in peers} if self.spec.handshake else set()
             await self.engine.configure(self.spec, self.peers.endpoints(), every)
-            self.link.hold(await asked.created(), pins)
+            self.link.set_interface(await asked.created(), pins)
             await self.engine.attach(self.link.tun_fd)
             await asked.done()
         self.resolv_conf.write(self.spec.dns)
         self._store()
 
-    async def _take_over(self, saved: SavedTunnel) -> None:
+    async def _adopt(self, saved: SavedTunnel) -> None:
         """Go on with what an earlier daemon saved, its engine included, as it runs."""
         record = saved.record
-        self._records.begin(record.serial + 1)
+        self._records.start(record.serial + 1)
         self.created_usec, self.restart_count = record.created_usec, record.restart_count
-        self.error = errors.named(*record.error) if record.error else None
+        self.error = errors.by_name(*record.error) if record.error else None
         self.engine.listen_port = record.listen_port
         why = None
         peers = self.spec.config.peers
         with contextlib.closing(saved.fds) as fds:
-            self.link.adopt(*fds.pop_fds(Kind.TUN) or (-1,))
+            self.link.adopt_tun(*fds.pop_fds(Kind.TUN) or (-1,))
             if self.link.is_gone:
                 raise _InterfaceGone
-            self.resolv_conf.write_back(self.spec.dns)
+            self.resolv_conf.try_write(self.spec.dns)
             self.peers.handle_event(record.timers)
             try:
                 async with self.engine.lock:
-                    status = await self.engine.adopt(saved, self.spec)
+                    status = await self.engine.adopt_engine(saved, self.spec)
                     self.peers.adopt_peers(peers, status)
                     self.engine.forward_events()
-            except FAILURES as error:
+            except RETRYABLE as error:
                 self.peers.configure(peers, {})
                 why = error
         if not why:
-            self.lifecycle.enter(State.UP, "taken over from the daemon before")
+            self.lifecycle.enter_state(State.UP, "taken over from the daemon before")
             return
         if begun := record.changing_to():
             await self.link.change_back(begun.settings, self.spec.settings)
-        await self._bring_back(why)
+        await self._replace_engine(why)
 
-    async def _bring_back(self, why: errors.Error | None) -> None:
+    async def _replace_engine(self, why: errors.Error | None) -> None:
         """From an engine that ended to one that runs, however often that takes."""
         while True:
-            self.engine.requests_served()
+            self.engine.clear_requests()
             async with self.engine.lock:
                 await self.engine.stop()
             self.peers.engine_ended()
@@ -268,7 +270,7 @@ class Tunnel:
                 self._backoff.reset()
                 half = self.engine.half_changed
                 reason = "a change of it failed half-way" if half else "asked for"
-                self.lifecycle.enter(State.RESTARTING, reason)
+                self.lifecycle.enter_state(State.RESTARTING, reason)
             try:
                 async with self.engine.lock:
                     # Its sessions were lost with the old one, and the far ends don't know.
@@ -276,13 +278,13 @@ class Tunnel:
                         self.spec, self.peers.endpoints(), self.peers.in_use()
                     )
                     await self.engine.attach(self.link.tun_fd)
-            except FAILURES as error:
+            except RETRYABLE as error:
                 why = error
                 continue
             self._changing_to = None
             self._set(restart_count=self.restart_count + 1)
-            self.engine.requests_served()  # also those of the meantime
-            self.lifecycle.enter(State.UP, "the engine is back")
+            self.engine.clear_requests()  # also those of the meantime
+            self.lifecycle.enter_state(State.UP, "the engine is back")
             return
 
     async def _wait_before_restart(self, why: errors.Error) -> None:
@@ -293,24 +295,26 @@ class Tunnel:
             else backoff.delay_after_crash(self.lifecycle.uptime)
         )
         if delay is None:
-            self.lifecycle.enter(State.FAILED, str(why))
-            await self.engine.wait_requested()
+            self.lifecycle.enter_state(State.FAILED, str(why))
+            await self.engine.wait_replacement_requested()
             self._backoff.reset()
-        self.lifecycle.enter(State.RESTARTING, str(why) if delay is not None else "asked for")
+        self.lifecycle.enter_state(State.RESTARTING, str(why) if delay is not None else "asked for")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay or 0):
-                await self.engine.wait_requested()
+                await self.engine.wait_replacement_requested()
 
-    async def _undo(self) -> None:
+    async def _tear_down(self) -> None:
         """Leave nothing behind; each step is safe where its counterpart never happened."""
         self.lifecycle.close_reason = self.lifecycle.close_reason or await self.link.why_gone()
-        self.lifecycle.enter(State.STOPPING, self.lifecycle.close_reason)
+        self.lifecycle.enter_state(State.STOPPING, self.lifecycle.close_reason)
         self._fd_store.remove(
             Kind.RECORD, Kind.NEXT_RECORD
         )  # or the next daemon would go on with it
         self.peers.close()
         try:
-            await self.engine.end()  # a cancelled change lets go of it when the agent's child has
+            await (
+                self.engine.stop_now()
+            )  # a cancelled change lets go of it when the agent's child has
         except (errors.Error, OSError) as error:
             self._log.error("%s", error)
         self.peers.engine_ended()
@@ -318,12 +322,12 @@ class Tunnel:
         await self._fd_store.clear()
         await self.link.close()
         self._at_end.close()
-        self.lifecycle.enter(State.CLOSED, self.lifecycle.close_reason)
+        self.lifecycle.enter_state(State.CLOSED, self.lifecycle.close_reason)
 
     # ------------------------------------------------------------ another configuration
 
-    async def _change(self, new: Spec) -> None:
-        async with self._in_order:
+    async def _apply(self, new: Spec) -> None:
+        async with self._reconfigure_lock:
             found = await self.peers.look_up(new.config.peers)
             async with self.engine.lock:
                 old = self.spec
@@ -357,11 +361,11 @@ class Tunnel:
             self._fd_store.put(Kind.NETNS, self.link.netns.fd)
         if self._lease and self._lease.fd >= 0:  # else it has just ended
             self._fd_store.put(Kind.LEASE, self._lease.fd)
-        self._records.begin(1)
+        self._records.start(1)
         self._record()
 
     def _record(self) -> None:
-        self._records.keep(
+        self._records.write(
             self.spec,
             self._changing_to,
             netns=self.netns_id,
@@ -395,7 +399,7 @@ class Tunnel:
         self._log.warning("%s by its owner", what)
         self._changed({"interface", "link_state"})
 
-    def note_error(self, error: errors.Error) -> None:
+    def report_error(self, error: errors.Error) -> None:
         """Make known an error that does not end the tunnel."""
         self._log.warning("%s", error)
         self._set(error=error)
