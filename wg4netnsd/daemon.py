@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from wg4netnsd import __version__
 from wg4netnsd.agent import server as agent_server
-from wg4netnsd.aio.tasks import log_defect
+from wg4netnsd.aio.tasks import log_failure
 from wg4netnsd.kernel import signals
 from wg4netnsd.systemd import fdstore, journal, notify, unit
 
@@ -258,7 +258,7 @@ async def _run_watchdog(manager: Manager) -> None:
     while True:
         notify.alive()
         checking = asyncio.create_task(manager.check_engines())  # may take longer than a period
-        checking.add_done_callback(log_defect)
+        checking.add_done_callback(log_failure)
         await asyncio.sleep(period)
 
 

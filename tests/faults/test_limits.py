@@ -245,9 +245,7 @@ def test_files_that_are_waited_for(
     for _ in range(MAX_THREADS_PER_CALLER + 5):
         body = (inside.path, str(tmp_path / "fifo"), {})
         flood.call(ROOT, MANAGER, "CreateTunnelFromPaths", "ssa{sv}", body)
-    expected = (
-        f"LimitExceeded: {MAX_THREADS_PER_CALLER} files of yours are being waited for already"
-    )
+    expected = f"LimitExceeded: {MAX_THREADS_PER_CALLER} of your files are being read already"
     assert flood.answers(5) == [expected] * 5
     client.close_tunnel(client.create(inside, Secrets().conf()))
     assert {text.split(":")[0] for text in flood.answers(MAX_THREADS_PER_CALLER)} == {"Timeout"}

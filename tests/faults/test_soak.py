@@ -32,7 +32,7 @@ GROWTH_KIB = 4096
 goes by 4 MiB, as cyclic garbage is collected when there is a quarter more of it. A kilobyte that
 each of a minute's two thousand operations left would show in two minutes."""
 
-DEFECTS = ("a defect", "Traceback", "was never awaited", "could not be logged")
+DEFECTS = ("internal error", "Traceback", "was never awaited", "could not be logged")
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Calls that may block for ever, kept off the event loop.
 
-open(), fstat() and even close() hang without an end on a stalled FUSE or network file system, and
-getaddrinfo() takes as long as it likes. Each such call gets a thread of its own, which is left
-behind when its time is over: a pool would fill up with hung threads, and be waited for at exit.
+open(), fstat() and even close() can hang for ever on a stalled FUSE or network file system, and
+getaddrinfo() has no time limit. Each such call gets its own thread, which is abandoned when its
+time is over. A pool would fill up with hung threads, and Python would wait for them at exit.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import Any, Final, TypeVar
 from wg4netnsd.errors import LimitExceeded
 
 MAX_THREADS: Final = 64
-"""Calls under way at once, hung ones among them."""
+"""Calls in progress at once, hung ones included."""
 
 MAX_THREADS_PER_CALLER: Final = 24
-"""Those of one caller: it takes three to take all. More than resolve looks up at once, 16, so
-that a configuration with many host names has them all tried."""
+"""Calls in progress at once for one caller, so that it takes three callers to exhaust MAX_THREADS.
+More than resolve.MAX_LOOKUPS, so that all host names of one configuration can be tried."""
 
 MAX_CLOSERS: Final = 8
-"""Threads that close: what hangs in one is out of our table of descriptors all the same."""
+"""Threads that close fds: a close() that hangs no longer occupies our fd table."""
 
 caller: Final[ContextVar[str]] = ContextVar("caller", default="")
-"""On whose behalf the current task runs; empty for our own."""
+"""The bus client for which the current task runs; empty for the daemon itself."""
 
 T = TypeVar("T")
 
-_lock = threading.Lock()  # for what follows
+_lock = threading.Lock()  # guards the three below
 _under_way: Counter[str] = Counter()
 _to_close: deque[int] = deque()
 _closers = 0
 
 
 def ignore_result(result: object) -> None:
-    """For results that own nothing."""
+    """Discard a result that owns nothing."""
 
 
 async def call(
@@ -49,10 +49,10 @@ async def call(
     *args: Any,
     discard: Callable[[T], object] = ignore_result,
 ) -> T:
-    """`function(*args)`, its result or its exception.
+    """Run `function(*args)` in a thread, and return its result or raise its exception.
 
-    Raises TimeoutError after `seconds`, and LimitExceeded. A result that comes too late, after a
-    timeout or a cancellation, goes to `discard`.
+    Raises TimeoutError after `seconds`, and LimitExceeded. A result that comes after a timeout or a
+    cancellation is passed to `discard`.
     """
     who = caller.get()
     _begin_call(who)
@@ -75,19 +75,19 @@ async def call(
         except Exception as exception:
             error = exception
         _end_call(who)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: so is all else
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
             loop.call_soon_threadsafe(deliver, result, error)
 
     try:
         threading.Thread(target=run, daemon=True, name=function.__name__).start()
-    except RuntimeError:  # a limit of the kernel's or of a cgroup
+    except RuntimeError:  # a limit of the kernel or of a cgroup
         _end_call(who)
         raise LimitExceeded("no thread can be started") from None
     try:
         async with asyncio.timeout(seconds):
             return await future
     except BaseException:
-        # The result may have come in the very moment that we were told not to wait for it.
+        # The result may have come at the very moment of the timeout or cancellation.
         if future.done() and not future.cancelled() and not future.exception():
             discard(future.result())
         raise
@@ -96,11 +96,9 @@ async def call(
 def _begin_call(who: str) -> None:
     with _lock:
         if _under_way.total() >= MAX_THREADS:
-            raise LimitExceeded(f"{MAX_THREADS} files or host names are being waited for already")
+            raise LimitExceeded(f"{MAX_THREADS} files or host names are being read or looked up")
         if who and _under_way[who] >= MAX_THREADS_PER_CALLER:
-            raise LimitExceeded(
-                f"{MAX_THREADS_PER_CALLER} files of yours are being waited for already"
-            )
+            raise LimitExceeded(f"{MAX_THREADS_PER_CALLER} of your files are being read already")
         _under_way[who] += 1
 
 
@@ -112,7 +110,7 @@ def _end_call(who: str) -> None:
 
 
 def close(fd: int) -> None:
-    """Close an fd of unknown kind, or one whose end takes the kernel long. Returns at once."""
+    """Close, in the background, an fd whose close() may take long or hang."""
     global _closers
     with _lock:
         _to_close.append(fd)
@@ -121,24 +119,26 @@ def close(fd: int) -> None:
         _closers += 1
     try:
         threading.Thread(target=_close_all, daemon=True, name="close").start()
-    except RuntimeError:  # a limit of the kernel's or of a cgroup
+    except RuntimeError:  # a limit of the kernel or of a cgroup
         _close_all()
 
 
 async def close_and_wait(fd: int) -> None:
-    """Close it and return when that is done, without a limit: what callers keep waiting must not
-    keep this one open."""
+    """Close `fd` in a thread of its own, and return when it is closed.
+
+    No limit applies: hung calls of others must not keep this fd open.
+    """
     loop = asyncio.get_running_loop()
     closed = asyncio.Event()
 
     def run() -> None:
         os.close(fd)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: so is all else
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
             loop.call_soon_threadsafe(closed.set)
 
     try:
         threading.Thread(target=run, daemon=True, name="close").start()
-    except RuntimeError:  # a limit of the kernel's or of a cgroup
+    except RuntimeError:  # a limit of the kernel or of a cgroup
         os.close(fd)
     else:
         await closed.wait()
@@ -152,5 +152,5 @@ def _close_all() -> None:
                 _closers -= 1
                 return
             fd = _to_close.popleft()
-        with contextlib.suppress(OSError):  # an error of a write; it is closed in any case
+        with contextlib.suppress(OSError):  # a delayed write failed; the fd is closed all the same
             os.close(fd)

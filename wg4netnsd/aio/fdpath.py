@@ -1,4 +1,4 @@
-"""What a caller's path or fd leads to, as far as that can be told without touching it."""
+"""Check a caller's path or fd without touching the file it leads to."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from wg4netnsd.errors import InvalidArgs, quote
 
 
 def refuse_relative(path: str, argument: str) -> None:
-    """Refuse a path that means something else in the daemon than in the caller.
+    """Raise InvalidArgs if the path leads elsewhere in the daemon than in the caller.
 
-    Raises InvalidArgs.
+    `argument` is the name of the D-Bus argument, for the error.
     """
-    normal = "/" + os.path.normpath(path).lstrip("/")  # which leaves a leading "//"
+    normal = "/" + os.path.normpath(path).lstrip("/")  # normpath() keeps a leading "//"
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgs(f"{argument}: {quote(path)}: expected an absolute path")
     if normal.startswith(("/proc/self", "/proc/thread-self", "/dev/fd", "/dev/std")):
@@ -22,9 +22,9 @@ def refuse_relative(path: str, argument: str) -> None:
 
 
 def target(fd: int) -> str:
-    """What `fd` leads to: a path, "pipe:[1]", "net:[2]", "anon_inode:[…]" or "/memfd:…".
+    """Return the target of `fd`: a path, "pipe:[1]", "net:[2]", "anon_inode:[…]" or "/memfd:…".
 
-    Safe on any fd, where fstat() or poll() on one of a stalled file system is not.
+    Never blocks, unlike fstat() or poll() on an fd of a stalled file system.
     """
     return os.readlink(f"/proc/self/fd/{fd}")
 
@@ -34,5 +34,5 @@ def is_memfd(fd: int) -> bool:
 
 
 def has_path(fd: int) -> bool:
-    """Could a call on `fd` block because of a file system?"""
+    """Whether `fd` is in a file system, so that a call on it may block."""
     return target(fd).startswith("/") and not is_memfd(fd)

@@ -1,4 +1,4 @@
-"""LineReader from a child's pipe."""
+"""Read lines from a child's pipe."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Final
 
 MAX_LINE: Final = 4096
-"""Bytes; what is longer comes in parts."""
+"""Bytes; longer lines are split."""
 
 MAX_READ: Final = 4096
-"""Bytes at a time: thousands of short lines would keep all others waiting."""
+"""Bytes at a time: thousands of short lines at once would block the event loop."""
 
 
 class LineReader:
-    """Owns the read end of a pipe, hands on each line that comes, and closes it at its end."""
+    """Owns the read end of a pipe: calls `on_line` with each line, and closes it at end of file."""
 
     def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:
         self.ended = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A process: spawned by us or by a daemon before us, watched and killed by its pidfd."""
+"""A process, spawned by this daemon or an earlier one; watched and killed through its pidfd."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _CPUCLOCK_SCHED: Final = 2  # linux/posix-timers.h
 
 
 class Vitals(NamedTuple):
-    """What the kernel tells of a process without its doing anything."""
+    """The kernel's view of a process, read without waking it."""
 
-    cpu_ns: int  # all that it has used
-    memory: int  # bytes that are its own and resident
+    cpu_ns: int  # used since it began
+    memory: int  # resident bytes that it does not share
     stopped: bool  # by a signal or a tracer
 
 
 class Process:
-    """Owns its pidfd. A successor of the daemon is not its parent, so it is not told its status."""
+    """Owns the pidfd. Only the daemon that spawned the process can read its exit status."""
 
     def __init__(self, pidfd: int, child: subprocess.Popen[bytes] | None = None) -> None:
-        """Owns `pidfd`, also of a process that has ended already."""
+        """Owns `pidfd`; the process may have ended already. `child` is given if we spawned it."""
         self.pidfd = pidfd
-        self.pid = child.pid if child else pid_of(pidfd)  # -1: it has ended, and been waited for
+        self.pid = child.pid if child else pid_of(pidfd)  # -1: it has ended and was reaped
         self.exited = asyncio.Event()
         self._child = child
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
     def describe_exit(self) -> str:
-        """How it ended, for people."""
+        """Say how the process ended, for error texts."""
         if not self.exited.is_set():
-            return "no longer talks to us"
+            return "closed its sockets, but has not ended"
         match self._child.returncode if self._child else None:
             case None:
                 return "ended"
@@ -47,9 +47,9 @@ class Process:
                 return f"ended with status {status}"
 
     def vitals(self) -> Vitals | None:
-        """None if it has ended, or is about to."""
+        """Return the process's vitals; None if it has ended or is ending."""
         try:
-            # clock_getcpuclockid(3), which Python does not have: bits 3 and up are ~pid.
+            # As clock_getcpuclockid(3), which Python lacks: bits 3 and up are ~pid.
             cpu_ns = time.clock_gettime_ns((~self.pid << 3) | _CPUCLOCK_SCHED)
             _, resident, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0]
@@ -59,7 +59,10 @@ class Process:
         return Vitals(cpu_ns, memory, state in "Tt")
 
     async def kill(self, seconds: float) -> None:
-        """SIGKILL it and return when it is gone. Raises TimeoutError if the kernel holds it."""
+        """Send SIGKILL, and return when the process is gone.
+
+        Raises TimeoutError if it is not gone after `seconds`: the kernel can hold it.
+        """
         if not self.exited.is_set():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -69,16 +72,16 @@ class Process:
     def _on_exit(self) -> None:
         self.close()
         if self._child:
-            self._child.wait()  # a zombie by now, so this returns at once
+            self._child.wait()  # returns at once: the child is a zombie by now
         self.exited.set()
 
     def close(self) -> None:
-        """Watch it no longer."""
+        """Stop watching the process, and close its pidfd."""
         asyncio.get_running_loop().remove_reader(self.pidfd)
         os.close(self.pidfd)
 
 
 def pid_of(pidfd: int) -> int:
-    """-1 where it has ended; proc_pid_fdinfo(5)."""
+    """Return a pidfd's PID, or -1 if the process was reaped; see proc_pid_fdinfo(5)."""
     found = re.search(r"^Pid:\s*(-?\d+)$", Path(f"/proc/self/fdinfo/{pidfd}").read_text(), re.M)
     return int(found[1]) if found else -1

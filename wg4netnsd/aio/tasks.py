@@ -1,4 +1,4 @@
-"""What asyncio has no function for."""
+"""Helpers for asyncio tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Return when one of them has; the others are cancelled."""
+    """Return when the first of the coroutines has returned; cancel the others."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -21,7 +21,7 @@ async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
 
 
 async def finish(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Run it to its end, also when we are cancelled meanwhile; that is raised afterwards."""
+    """Run a coroutine to its end. If the caller is cancelled meanwhile, raise that afterwards."""
     task = asyncio.create_task(coroutine)
     cancelled = False
     while not task.done():
@@ -34,7 +34,7 @@ async def finish(coroutine: Coroutine[Any, Any, object]) -> None:
         raise asyncio.CancelledError
 
 
-def log_defect(task: asyncio.Task[Any]) -> None:
-    """For add_done_callback() of a task that nobody waits for and that never fails."""
-    if not task.cancelled() and (defect := task.exception()):
-        log.error("%s: a defect", task.get_name(), exc_info=defect)
+def log_failure(task: asyncio.Task[Any]) -> None:
+    """Log a task's exception: for add_done_callback() of tasks that nobody awaits."""
+    if not task.cancelled() and (error := task.exception()):
+        log.error("%s: internal error", task.get_name(), exc_info=error)

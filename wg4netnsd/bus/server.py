@@ -306,7 +306,7 @@ class Bus:
                 answer = errors.LimitExceeded(str(defect.strerror))
                 self._warn("%s from %s: %s", call.member, call.sender, answer)
             else:
-                log.exception("%s from %s: a defect", call.member, call.sender)
+                log.exception("%s from %s: internal error", call.member, call.sender)
                 answer = errors.Failed(f"{type(defect).__name__}; see the log")
         finally:
             call.close()

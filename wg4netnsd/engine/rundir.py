@@ -1,4 +1,4 @@
-"""A tunnel's own directory at run time: its engine's socket is in it, and its resolv.conf."""
+"""A tunnel's runtime directory, which holds its engine's socket and its resolv.conf."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def create(directory: Path) -> None:
-    """Make it, and that of all tunnels: somebody may have removed ours."""
+    """Create a tunnel's directory, and the daemon's own above it in case somebody removed that."""
     for each in (directory.parent, directory):
         each.mkdir(mode=0o700, exist_ok=True)
 
 
 def remove_file(path: Path) -> None:
-    """Remove what is in it, and with the last of that the directory; neither need be there."""
+    """Remove a file of a tunnel, and the directory if it is empty then; neither need exist."""
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()

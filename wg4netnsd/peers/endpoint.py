@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from wg4netnsd.aio.tasks import log_defect
+from wg4netnsd.aio.tasks import log_failure
 from wg4netnsd.config.model import Endpoint
 from wg4netnsd.engine.events import Timers
 from wg4netnsd.errors import Error, Unresolved
@@ -111,7 +111,7 @@ class NamedEndpoint:
             self._cancel_look_up()
         if self._look_up is None or self._look_up.done():
             self._look_up = asyncio.create_task(self._look_up_until_found())
-            self._look_up.add_done_callback(log_defect)
+            self._look_up.add_done_callback(log_failure)
 
     def close(self) -> None:
         """Cancel the timer and the look-up; a later call or event may start them again."""

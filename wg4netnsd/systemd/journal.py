@@ -1,11 +1,11 @@
-"""What is logged, and where to: the journal with its fields, else readable lines on stderr.
+"""Logging: to the journal with its fields, or as readable lines to stderr.
 
     journalctl --user-unit wg4netnsd TUNNEL=office
     journalctl --user-unit wg4netnsd NETNS="$(stat -Lc %i /proc/PID/ns/net)"
     journalctl --user-unit wg4netnsd PEER=<public key>
 
-Whatever is written, tracebacks too, has passed redact(). A peer's whole public key therefore
-stands in PEER= alone; the text has its beginning.
+All text, tracebacks included, passes redact(). A peer's whole public key is therefore only in
+PEER=; the text has its first characters.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, Final, TextIO
 
 from wg4netnsd.errors import redact
 
-SOCKET: Final = "/run/systemd/journal/socket"  # systemd.journal-fields(7), the native protocol's
+SOCKET: Final = "/run/systemd/journal/socket"  # of the journal's native protocol
 
 STATE_CHANGED: Final = "b73816d5ac814312b0de4245e8b6d992"
-"""The MESSAGE_ID of a tunnel's transition: `journalctl MESSAGE_ID=…` shows them, and no others."""
+"""The MESSAGE_ID of a tunnel's change of state, for `journalctl MESSAGE_ID=…`."""
 
 _EXTRA_FIELDS: Final = ("MESSAGE_ID", "TUNNEL", "NETNS", "PEER")
 _IDENTIFIER: Final = "wg4netnsd"
@@ -33,18 +33,18 @@ _SHORT_KEY: Final = 8  # characters
 
 _PRIORITY: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
 _ENGINE_LEVELS: Final = {
-    "ERROR:": logging.WARNING,  # mostly the network's, and it goes on
+    "ERROR:": logging.WARNING,  # usually the network's fault, and the engine goes on
     "panic:": logging.ERROR,
     "fatal error:": logging.ERROR,
 }
 
 log = logging.getLogger(__name__)
 
-# ---------------------------------------------------------------- for those who log
+# ---------------------------------------------------------------- loggers
 
 
 class TunnelLog(logging.LoggerAdapter[logging.Logger]):
-    """Says of each line which tunnel and namespace it is about, and of some which peer:
+    """A logger that adds the tunnel and its namespace to each line; a line may add a peer:
 
     tunnel_log.info("no answer", extra={"PEER": public_key})
     """
@@ -52,28 +52,31 @@ class TunnelLog(logging.LoggerAdapter[logging.Logger]):
     def process(
         self, msg: object, kwargs: MutableMapping[str, Any]
     ) -> tuple[object, MutableMapping[str, Any]]:
-        # The adapter of Python 3.11 drops the call's own.
+        # Python 3.11's adapter would drop the call's own extra.
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return msg, kwargs
 
 
 def tunnel_log(logger: logging.Logger, name: str, netns_id: tuple[int, int]) -> TunnelLog:
-    """`netns_id` is (st_dev, st_ino); NETNS= is the inode, as lsns(8) and /proc show it."""
+    """Return a logger for one tunnel.
+
+    `netns_id` is (st_dev, st_ino). NETNS= is the inode, as shown by lsns(8) and /proc.
+    """
     return TunnelLog(logger, {"TUNNEL": name, "NETNS": str(netns_id[1])})
 
 
 def engine_line_level(line: str) -> int:
-    """How grave a line of wireguard-go's is."""
+    """Return the log level for a line of wireguard-go's."""
     return next(
         (level for word, level in _ENGINE_LEVELS.items() if line.startswith(word)), logging.INFO
     )
 
 
-# ---------------------------------------------------------------- where it goes
+# ---------------------------------------------------------------- destinations
 
 
 def set_up(level: int) -> None:
-    """From here on all that is logged goes to the journal if stderr does, else to stderr."""
+    """Log to the journal if stderr leads there, else to stderr."""
     if not _is_journal(sys.stderr):
         handler: logging.Handler = _Stderr(_TerminalText())
     elif _is_listening(SOCKET):
@@ -81,13 +84,13 @@ def set_up(level: int) -> None:
     else:
         handler = _Stderr(_StreamText())
     logging.basicConfig(level=level, handlers=[handler])
-    # Python's own would write what no redact() has seen.
+    # Python's own hooks would write tracebacks that were not redacted.
     sys.excepthook = _log_uncaught
     threading.excepthook = sys.unraisablehook = _log_unraisable
 
 
 class _Text(logging.Formatter):
-    """What a record says, led by what it is about."""
+    """A formatter that redacts, and begins with the tunnel and peer that the record is about."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -103,7 +106,7 @@ class _TerminalText(_Text):
 
 
 class _StreamText(_Text):
-    """For the journal's stream, where a line is an entry and begins with its priority."""
+    """A formatter for the journal's stream, where each line is an entry with a priority."""
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"<{_PRIORITY.get(record.levelname, 6)}>"
@@ -120,14 +123,14 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _Journal(logging.Handler):
-    """Sends exactly the fields that are named here: a record's arguments are nobody's business."""
+    """A handler that sends only the fields named here; a record's arguments may hold secrets."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(_Text())
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Not before the agent is forked: it and its forks stay small, and have no such socket.
+        # Not imported before the agent is forked, so that the agent stays small.
         import systemd.journal
 
         try:
@@ -151,7 +154,7 @@ class _Journal(logging.Handler):
 
 
 def _prefix(record: logging.LogRecord) -> str:
-    """`tunnel NAME: peer Abcd1234…: `, or as much of it as is known."""
+    """Return `tunnel NAME: peer Abcd1234…: `, or the part of it that the record has."""
     fields = vars(record)
     tunnel = f"tunnel {fields['TUNNEL']}: " if fields.get("TUNNEL") else ""
     peer = f"peer {fields['PEER'][:_SHORT_KEY]}…: " if fields.get("PEER") else ""
@@ -161,24 +164,24 @@ def _prefix(record: logging.LogRecord) -> str:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    log.critical("a defect", exc_info=(kind, error, traceback))
+    log.critical("internal error", exc_info=(kind, error, traceback))
 
 
 def _log_unraisable(lost: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
-    """Of a thread, or of a __del__: nobody above could have caught it."""
+    """Log an exception of a thread or a __del__, which no caller could catch."""
     if lost.exc_value:
         _log_uncaught(lost.exc_type, lost.exc_value, lost.exc_traceback)
 
 
 def _report_lost_line(record: logging.LogRecord) -> None:
-    """Instead of logging's own complaint, which shows the arguments as they are."""
+    """Say on stderr that a line was lost; logging's own report would show its arguments."""
     with contextlib.suppress(OSError, ValueError):
         what = f"{type(sys.exc_info()[1]).__name__}: {record.pathname}:{record.lineno}"
         sys.stderr.write(f"{_IDENTIFIER}: a line could not be logged: {what}\n")
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """$JOURNAL_STREAM is the device and inode of the stream (systemd.exec(5))."""
+    """Compare with $JOURNAL_STREAM, the stream's device and inode (systemd.exec(5))."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -187,7 +190,7 @@ def _is_journal(stream: TextIO) -> bool:
 
 
 def _is_listening(path: str) -> bool:
-    """sd_journal_send() says nothing where the socket is missing, and lines would be lost."""
+    """Whether the journal listens: without its socket, sd_journal_send() drops lines silently."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(path)

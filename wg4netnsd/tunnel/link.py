@@ -15,7 +15,7 @@ from wg4netnsd import errors
 from wg4netnsd.agent.client import Agent, NewInterface, WatchedLink
 from wg4netnsd.agent.protocol import ChangeInterface, InterfaceSettings
 from wg4netnsd.aio import blocking
-from wg4netnsd.aio.tasks import log_defect
+from wg4netnsd.aio.tasks import log_failure
 from wg4netnsd.kernel import tun
 from wg4netnsd.systemd.journal import TunnelLog
 from wg4netnsd.tunnel.link_watch import Gone, LinkStatus, LinkWatch
@@ -146,7 +146,7 @@ class Link:
     def _restart_watch(self) -> None:
         """Wherever it is now."""
         self._watching = asyncio.create_task(self._watch_anew(), name="watch over a link")
-        self._watching.add_done_callback(log_defect)
+        self._watching.add_done_callback(log_failure)
 
     async def _watch_anew(self) -> None:
         try:

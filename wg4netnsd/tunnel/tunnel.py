@@ -201,7 +201,7 @@ class Tunnel:
         except errors.Error as error:
             self.failure = error
         except Exception as defect:
-            self._log.exception("a defect")
+            self._log.exception("internal error")
             self.failure = errors.Failed(f"internal error ({type(defect).__name__}); see the log")
         self._ending = True
         if self.failure:

@@ -110,10 +110,10 @@ def test_no_more_than_so_many_at_once() -> None:
             calls.append(asyncio.create_task(blocking.call(10, stalled)))
             await asyncio.sleep(0)
             if number + 1 == blocking.MAX_THREADS_PER_CALLER:
-                with pytest.raises(LimitExceeded, match="files of yours"):
+                with pytest.raises(LimitExceeded, match="of your files are being read"):
                     await blocking.call(10, stalled)
         blocking.caller.set("")
-        with pytest.raises(LimitExceeded, match="files or host names are being waited for"):
+        with pytest.raises(LimitExceeded, match="files or host names are being read"):
             await blocking.call(10, stalled)
         stalled.let_go.set()
         await asyncio.gather(*calls)
