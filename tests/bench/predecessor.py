@@ -36,8 +36,8 @@ def build(directory: Path) -> Path:
     engine_build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(engine_build)
     go = engine_build.Go(directory)
-    tree = go.source(directory / "predecessor", stock=True)
-    engine_build.apply_patch(Path(__file__).with_suffix(".patch").read_text(), tree)
+    tree = go.source(directory / "predecessor", patches=())
+    engine_build.apply_patch(Path(__file__).with_suffix(".patch"), tree)
     flags = "-ldflags=-s -w -X golang.zx2c4.com/wireguard/ipc.socketDirectory=."
     go.run("build", "-trimpath", "-buildvcs=false", flags, "-o", "wireguard-go", ".", cwd=tree)
     return Path(tree, "wireguard-go")

@@ -1,6 +1,6 @@
 """What an engine can't do, what nobody can do to it, and that it does its work all the same.
 
-What its own threads may try is tried by the patch's sandbox_linux_test.go.
+sandbox_linux_test.go in wireguard-go/src tries what its own threads may do.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What an engine tells unasked, a line an event: device/events.go in wireguard-go.patch."""
+"""An engine's event stream, one line an event, as wireguard-go/src/device/events.go writes it."""
 
 from __future__ import annotations
 
