@@ -1,22 +1,22 @@
-"""The closed set of errors that a caller can see.
+"""All errors that a caller can get.
 
     Error
-    ├── InvalidConfig    the wg-quick text is not one that we can honour
+    ├── InvalidConfig    the configuration is invalid, or asks for more than the daemon can do
     ├── InvalidNetns     not a network namespace, not the caller's, or the host's
     ├── AlreadyExists    the name, the namespace or the interface is taken
     ├── NoSuchTunnel     no tunnel of that name or namespace, or it was closed meanwhile
     ├── LimitExceeded    a limit of the daemon is reached
-    ├── TunFailed        the kernel refused to make or to configure the interface
+    ├── TunFailed        the kernel refused to create or to configure the interface
     ├── EngineFailed     wireguard-go could not be started or set up, or resolv.conf not be written
     ├── Timeout          the time that the caller allowed is over
     ├── ShuttingDown     the daemon is ending
     ├── Unresolved       a host name has no address; seen in LastError only
     ├── InvalidArgs, UnknownObject, UnknownInterface, UnknownMethod, UnknownProperty,
-    │   PropertyReadOnly                      the standard ones of D-Bus
-    └── Failed           a defect of ours; the journal has the details
+    │   PropertyReadOnly                      the standard errors of D-Bus
+    └── Failed           an internal error; the journal has the details
 
-`busctl` prints an error's message and never its name, so `str()` begins with the short name.
-No message ever holds key material.
+`str()` begins with the short name, because `busctl` prints an error's message without its name.
+No message holds key material.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ from wg4netnsd import names
 
 _KEY_LIKE: Final = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
 _HALF_A_KEY: Final = re.compile(r"[A-Za-z0-9+/]{21,}")
-"""Of the 43 characters before a key's `=`, so many stand in a row still if any one is wrong."""
+"""A key has 43 characters before its `=`. With any one of them wrong, 21 are left in a row."""
 _BETWEEN: Final = re.compile(r"[^A-Za-z0-9+/.:-]+")
-"""May have come in between a key's characters; without those that addresses and host names have."""
+"""Characters that may have got between a key's, except those of addresses and host names."""
 _WORD: Final = re.compile(r"[a-z0-9]{1,7}|[A-Z0-9]{1,7}|([A-Z]?[a-z]{3,}|[A-Z]{2,}s?)+")
-"""Upper and lower case as people mix them: VPN.Example.org, AllowedIPs."""
+"""A word with upper and lower case as people mix them: VPN.Example.org, AllowedIPs."""
 _MAX_SHOWN: Final = 60  # characters
 
 LACKING: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
-"""What the kernel says where a process, memory or a descriptor is lacking; the last of these where
-too many are on their way through sockets. Such an OSError is a LimitExceeded."""
+"""The kernel's errors for want of a process, memory or an fd; ETOOMANYREFS if too many fds are in
+flight through sockets. An OSError with one of them becomes a LimitExceeded."""
 
 
 def redact(text: str) -> str:
-    """`text` without anything that may be a key: 40 or more characters of base64 or hex."""
+    """Replace anything in `text` that may be a key: 40 or more characters of base64 or hex."""
     return _KEY_LIKE.sub("…", text)
 
 
 def may_hold_key(text: str, value: str = "", line: str = "") -> bool:
-    """Could `text` be a part of a key, however mangled? It was cut out of `value`, that of `line`.
+    """Whether `text` could be a part of a key, however mangled.
 
-    Half a key in a row is told by its length: in `line`, and in `value` whatever stands between its
-    characters. A shorter part is told by its upper and lower case, which are not mixed as in words.
+    `text` was cut out of `value`, the value of `line`. Half a key in a row is recognised by its
+    length: in `line` as it is, in `text` and `value` without the characters between a key's. A
+    shorter part is recognised by its upper and lower case, which are not mixed as in words.
     """
     joined = (_BETWEEN.sub("", each) for each in (text, value))
     if len(text) > _MAX_SHOWN or any(map(_HALF_A_KEY.search, (line, *joined))):
@@ -66,15 +67,15 @@ def may_hold_key(text: str, value: str = "", line: str = "") -> bool:
 
 
 def quote(text: str, value: str = "", line: str = "") -> str:
-    """`text` for an error, printable, unless it may be a part of a key: see may_hold_key().
+    """Return `text` as an error may show it: printable, or hidden if may_hold_key().
 
-    Whatever an error shows of a configuration has to come through here.
+    Every part of a configuration that an error shows must pass through here.
     """
     return "'…' (hidden: it may hold a key)" if may_hold_key(text, value, line) else repr(text)
 
 
 class Error(Exception):
-    """An expected failure; `text` says the operation and the offending value."""
+    """An expected failure; `text` has the operation and the offending value."""
 
     prefix: ClassVar[str] = names.ERROR
 
@@ -125,7 +126,7 @@ class Unresolved(Error): ...
 
 
 class StandardError(Error):
-    """Those that D-Bus itself defines."""
+    """An error that D-Bus itself defines."""
 
     prefix = names.STANDARD_ERROR
 
@@ -152,7 +153,7 @@ class Failed(StandardError): ...
 
 
 def by_name(short_name: str, text: str) -> Error:
-    """The error of that short name. Raises KeyError if there is none."""
+    """Return the error with that short name. Raises KeyError if there is none."""
     return _errors_by_name()[short_name](text)
 
 

@@ -1,4 +1,4 @@
-"""Every name that is part of the bus contract, in one place."""
+"""The names in the bus contract, and the names that tunnels and interfaces may have."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ MANAGER: Final = "org.wg4netns1.Manager"
 TUNNEL: Final = "org.wg4netns1.Tunnel"
 ERROR: Final = "org.wg4netns1.Error"
 BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-"""The bus itself: its name, its object, that one's interface."""
+"""The bus's own service, object path and interface."""
 
 STANDARD_ERROR: Final = "org.freedesktop.DBus.Error"
 
 INTERFACE_NAME: Final = re.compile(r"[A-Za-z0-9_=+.-]{1,15}")
-"""What wg-quick takes as an interface's name; narrower than the kernel's dev_valid_name()."""
+"""An interface name that wg-quick accepts; narrower than the kernel's dev_valid_name()."""
 
 TUNNEL_NAME_LENGTH: Final = 48
 TUNNEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,47}")
-"""A tunnel's name: also a directory's, so short enough for a socket's path of 107 bytes."""
+"""A tunnel's name. It also names a directory, so it must fit into a socket's path, 107 bytes."""
 
 
 def tunnel_path(name: str) -> str:
-    """The object path of the tunnel called `name`."""
+    """Return the object path of the tunnel `name`."""
     return f"{TUNNEL_ROOT}/{label(name)}"
 
 
 def label(name: str) -> str:
-    """`name` as a part of an object path.
+    """Escape `name` for an object path.
 
-    Escaped as systemd does in bus_label_escape(): every byte outside [A-Za-z0-9], and a digit in
-    first place, becomes `_` and two hex digits.
+    As systemd's bus_label_escape(): every byte outside [A-Za-z0-9], and a digit in first place,
+    becomes `_` and two hex digits.
     """
     return "".join(
         c if c.isascii() and (c.isalpha() or (c.isdigit() and i)) else f"_{ord(c):02x}"
