@@ -89,7 +89,7 @@ def test_the_daemon_says_it(installed: UserManager, namespace: MakeNamespace, st
         assert doctor.ask()["daemon"].status == "note"
         assert f"its engines' sandbox lacks {LACK}" in doctor.ask()["daemon"].found
         said = [line for line in journal.messages() if LACK in line]
-        assert said == [f"engines do without {LACK}"]
+        assert said == [f"engines run without {LACK}"]
 
 
 def test_nothing_is_lacking_otherwise(daemon: Daemon, client: Client) -> None:

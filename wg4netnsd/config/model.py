@@ -1,6 +1,6 @@
-"""A configuration: frozen models, and one parser for each type of value in them.
+"""A configuration: frozen models, and one parser for each type of value.
 
-A value is checked where a model is made of it, and nowhere else; wgquick has the text around them.
+A value is checked only here, when a model is made of it. wgquick.py parses the text around it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Network = IPv4Network | IPv6Network
 Dns = IPv4Address | IPv6Address | str  # a name server's address, or a search domain
 
 # ---------------------------------------------------------------- one parser per value type
-# Each takes the text after the `=` and raises a ValueError that says what was expected.
+# Each parses the text after the `=`, or raises a ValueError that says what was expected.
 
 VALUE: Final = "{value}"
-"""Where a ValueError's text should have the value. Only wgquick, which has the whole line, knows
-whether that may be shown."""
+"""Stands for the value in a ValueError's text. wgquick.py fills it in: only with the whole line can
+it decide whether the value may be shown."""
 
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"(?=.{{1,253}}\.?$){_LABEL}(\.{_LABEL})*\.?")
@@ -76,7 +76,7 @@ def _number(low: int, high: int, **words: int) -> Callable[[str], int]:
 
 
 def _cidr(text: str) -> str:
-    """Python also takes a scope, a netmask and a hostmask; wg(8) takes none of them."""
+    """Refuse a scope, a netmask and a hostmask, which Python would accept but wg(8) does not."""
     if not re.fullmatch(r"[^%/]+(/\d{1,3})?", text):
         raise ValueError
     return text
@@ -97,8 +97,12 @@ def _network(text: str) -> Network:
 
 
 def _is_host_name(text: str) -> bool:
-    """Every fourth key would be one once its `=` is lost or a `.` or `-` is in it, and so be shown
-    and looked up. Of somebody's labels none has so much in a row, unless it is in one case."""
+    """Whether `text` is a host name and cannot be a mangled key.
+
+    A quarter of all keys would be valid host names once they have lost their `=` or have a `.` or
+    `-` in them; they would be shown and looked up. No real label has that many characters in a row
+    in mixed case.
+    """
     return (
         bool(_HOSTNAME.fullmatch(text))
         and not re.fullmatch(r"[\d.]+", text)
@@ -118,14 +122,14 @@ def _dns(text: str) -> Dns:
 def _table(text: str) -> str:
     if text.lower() not in TABLES:
         raise ValueError(
-            f"{VALUE} can't be honoured without privilege: expected 'auto' or 'off', "
+            f"{VALUE} needs privileges that wg4netnsd does not have: expected 'auto' or 'off', "
             "or the option ignore=['Table']"
         )
     return text.lower()
 
 
 class Endpoint(NamedTuple):
-    """A peer's `host:port`; the host is an IPv4 or IPv6 address (bare) or a name."""
+    """A peer's `host:port`. The host is a name or an address; IPv6 without its brackets."""
 
     host: str
     port: int
@@ -152,7 +156,7 @@ def _endpoint(text: str) -> Endpoint:
 
 
 def _bare_ipv6(text: str) -> str:
-    """A scope (fe80::1%eth0) is kept: the host's interface name means something to the engine."""
+    """Normalise an IPv6 address. A scope (fe80::1%eth0) stays: the engine uses it on the host."""
     address, _, scope = text.partition("%")
     if scope and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", scope):
         raise ValueError
@@ -163,7 +167,7 @@ def _bare_ipv6(text: str) -> str:
 
 
 class Section(BaseModel):
-    """One section; a field's alias is its key in the file."""
+    """One section of the file; a field's alias is its key there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -204,9 +208,9 @@ class Config(BaseModel):
     peers: tuple[Peer, ...]
 
     def mtu(self, override: int | None = None) -> int:
-        """The interface's MTU in bytes: the caller's, else the file's, else 1420.
+        """Return the interface's MTU in bytes: `override`, else the file's, else 1420.
 
-        Raises InvalidConfig where the addresses need more (IPv6: 1280).
+        Raises InvalidConfig if it is too small for the addresses (IPv6 needs 1280).
         """
         mtu = override or self.interface.mtu or DEFAULT_MTU
         has_ipv6 = any(a.version == 6 for a in self.interface.addresses)
@@ -217,9 +221,9 @@ class Config(BaseModel):
         return mtu
 
     def routes(self) -> tuple[Network, ...]:
-        """The networks to route into the interface: every allowed IP, once, unless `Table = off`.
+        """Return the networks to route into the interface: all allowed IPs, unless `Table = off`.
 
-        What an address's own prefix covers exactly is left out: the kernel adds that route itself.
+        A network that equals an address's own prefix is left out: the kernel adds that route.
         """
         if self.interface.table == "off":
             return ()

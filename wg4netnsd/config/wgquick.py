@@ -1,8 +1,8 @@
-"""The wg-quick format: text in, a Config out.
+"""The wg-quick format: parse a text into a Config, and render a Config as text.
 
-`parse()` is the border: what it returns is valid, and what it raises says the line, the key and
-the offending value. Keys of wg-quick's that an unprivileged daemon can't honour are refused by
-name, unless the caller asks to ignore just those. See wg-quick(8) and wg(8) for the format.
+`parse()` returns only valid configurations. Its errors have the line, the key and the offending
+value. Keys that need privileges are refused by name, unless the caller asks to ignore them. See
+wg-quick(8) and wg(8) for the format.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from wg4netnsd.config.model import (
 from wg4netnsd.errors import InvalidConfig, LimitExceeded, may_hold_key, quote
 
 MAX_SIZE: Final = 1 << 20
-"""Bytes; twice what MAX_PEERS take."""
+"""Bytes; twice as many as MAX_PEERS take."""
 
 MAX_RENDERED: Final = 2 * MAX_SIZE
-"""Bytes of a Config's text by render(), which writes out what may be left out."""
+"""Bytes of render()'s text, which spells out the defaults that a file may omit."""
 
 MAX_PEERS: Final = 4096
-"""An engine takes 25 KiB for each, 100 MB in all, and GetPeers holds everything else up for 0.1 s:
-its reply has 1.5 MB."""
+"""An engine needs 25 KiB for each, 100 MB for all. The reply of GetPeers then has 1.5 MB and blocks
+the daemon for 0.1 s."""
 
 MAX_REPEATED: Final = {"AllowedIPs": 16384, "Address": 1024, "DNS": 1024}
-"""Values of a key in the whole configuration. The kernel takes 0.1 ms for each route: 1.5 s of the
-20 s that a create has by default. Addresses and DNS are in every answer about a tunnel's
+"""Values of a key in the whole configuration. The kernel needs 0.1 ms for each route, 1.5 s of the
+20 s that a create has by default. Addresses and DNS are in every reply with a tunnel's
 properties."""
 
 IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table")
-"""wg-quick's keys that we can't honour (`Table`: only its values other than auto and off)."""
+"""Keys of wg-quick that need privileges (`Table` only with values other than auto and off)."""
 
 _IGNORABLE: Final = {name.lower(): name for name in IGNORABLE}
 
@@ -50,23 +50,23 @@ _ALIASES: Final[dict[type[Section], dict[str, str]]] = {
     model: {str(f.alias).lower(): str(f.alias) for f in model.model_fields.values()}
     for model in (Interface, Peer)
 }
-"""Of each section the keys as we spell them, by their lower case."""
+"""Each section's keys as we spell them, by their lower case."""
 
 _HARMLESS: Final = {"fwmark": ("off", "0", "0x0"), "saveconfig": ("false",)}
-"""Values that ask for nothing."""
+"""Values of ignorable keys that ask for nothing, so that they need no privileges."""
 
 
 class _Line(NamedTuple):
     number: int
     text: str
-    """With its comment."""
+    """The whole line, with its comment."""
     value: str
 
 
 class _Entry(NamedTuple):
     line: _Line
     text: str
-    """All of the line's value, or one of several."""
+    """The line's value, or one of several in it."""
 
     @property
     def quoted(self) -> str:
@@ -85,9 +85,9 @@ SectionT = TypeVar("SectionT", bound=Section)
 def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -> Config:
     """Turn the bytes of a wg-quick file into a Config.
 
-    `ignore` names keys of IGNORABLE that the caller can do without; `max_size` is in bytes.
+    `ignore`: keys of IGNORABLE to leave out; `max_size`: of `data`, in bytes.
 
-    Raises InvalidConfig, or LimitExceeded before anything is made of the text.
+    Raises InvalidConfig; or LimitExceeded, before any value is parsed.
     """
     sections = list(_sections(_decode(data, max_size), {key.lower() for key in ignore}))
     _refuse_too_many(sections)
@@ -184,16 +184,16 @@ def _add_entry(section: _RawSection, key: str, line: _Line, ignore: Collection[s
     if alias is None and key.lower() in ignorable:
         name = ignorable[key.lower()]
         raise InvalidConfig(
-            f"line {number}: {name} can't be honoured by an unprivileged daemon: "
+            f"line {number}: {name} needs privileges that wg4netnsd does not have: "
             f"remove it, or pass the option ignore=['{name}']"
         )
     if alias is None:
         raise InvalidConfig(
-            f"line {number}: unknown key{_name(key, line)} in [{section.model.__name__}]"
+            f"line {number}: unknown key{_shown_key(key, line)} in [{section.model.__name__}]"
         )
     entries = section.entries.setdefault(alias, [])
     if alias in MAX_REPEATED:
-        values = _list(alias, value)
+        values = _split(alias, value)
         if len(values) > MAX_REPEATED[alias]:
             raise LimitExceeded(f"{alias}: {len(values)} values: at most {MAX_REPEATED[alias]}")
         entries += [_Entry(line, text) for text in values]
@@ -207,17 +207,20 @@ def _add_entry(section: _RawSection, key: str, line: _Line, ignore: Collection[s
         entries.append(_Entry(line, value))
 
 
-def _name(key: str, line: _Line) -> str:
-    """An unknown key's, if it is one: a mangled line has a key there, or its end, as in `bg8=`."""
+def _shown_key(key: str, line: _Line) -> str:
+    """Return an unknown key as the error may show it.
+
+    Empty if it may be a secret key or its end: the line may be a mangled one, as in `bg8=`.
+    """
     is_name = line.value and re.fullmatch(r"[A-Za-z]{1,24}", key)
     return f" '{key}'" if is_name and not may_hold_key(key, line=line.text) else ""
 
 
-def _list(alias: str, value: str) -> list[str]:
+def _split(alias: str, value: str) -> list[str]:
     if alias == "AllowedIPs":
-        # wg(8) reads this one: empty it is valid, and means none.
+        # wg(8) reads this key: an empty value is valid and means none.
         return [part.strip() for part in value.split(",")] if value else []
-    return value.replace(",", " ").split()  # as wg-quick(8) does: blanks will do
+    return value.replace(",", " ").split()  # as wg-quick(8) does: commas or blanks
 
 
 def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:
@@ -228,7 +231,7 @@ def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        # include_input and include_context would put key material into our hands.
+        # include_input and include_context would add key material.
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     alias = str(first["loc"][0])
     entries = section.entries.get(alias)
@@ -241,7 +244,7 @@ def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:
 
 
 def _refuse_repeated_addresses(interface: Interface, section: _RawSection) -> None:
-    """The kernel would refuse the second one, with less to say about it."""
+    """Refuse an address that is given twice; the kernel's own error would be less clear."""
     lines: dict[object, int] = {}
     for address, entry in zip(interface.addresses, section.entries["Address"], strict=True):
         if address.ip in lines:
@@ -253,29 +256,31 @@ def _refuse_repeated_addresses(interface: Interface, section: _RawSection) -> No
 
 
 def _refuse_clashes(config: Config, sections: list[_RawSection]) -> None:
-    """The engine would silently let the last one win."""
+    """Refuse a public key or network of two peers: the engine would silently use the last one."""
     owners: dict[str | Network, int] = {}
     for peer, section in zip(config.peers, sections, strict=True):
         first = owners.setdefault(peer.public_key, section.line)
         if first != section.line:
             raise InvalidConfig(
-                f"line {section.line}: PublicKey: the peer of line {first} has the same one"
+                f"line {section.line}: PublicKey: the peer in line {first} has the same key"
             )
         for network in peer.allowed_ips:
             first = owners.setdefault(network, section.line)
             if first != section.line:
                 raise InvalidConfig(
                     f"line {section.line}: AllowedIPs: {network} already belongs to "
-                    f"the peer of line {first}"
+                    f"the peer in line {first}"
                 )
 
 
-# ---------------------------------------------------------------- the other way
+# ---------------------------------------------------------------- a Config as text
 
 
 def render(config: Config) -> str:
-    """A text that parse() makes this Config of, if it may be MAX_RENDERED long. It holds the
-    private keys."""
+    """Return a text that parse() turns into this Config, with a `max_size` of MAX_RENDERED.
+
+    It holds the private keys.
+    """
     sections = [("[Interface]", config.interface), *(("[Peer]", peer) for peer in config.peers)]
     return "".join(f"{title}\n{_render(section)}" for title, section in sections)
 

@@ -1,4 +1,4 @@
-"""When a crashing engine is restarted, and when given up. Pure: the clock is the caller's."""
+"""When a crashed engine is restarted, and when to give up. Pure: the caller reads the clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 HEALTHY_TIME: Final = 10.0
-"""Seconds that an engine has to run for its end not to count as one of a crash loop."""
+"""Seconds after which an engine's end no longer counts as part of a crash loop."""
 MAX_CRASHES: Final = 8
 FIRST_DELAY, MAX_DELAY = 0.1, 5.0  # seconds
 
@@ -16,9 +16,9 @@ class Backoff:
     crashes: int = 0
 
     def delay_after_crash(self, uptime: float) -> float | None:
-        """Seconds to wait before the next start after an engine ran `uptime` seconds.
+        """Return the seconds to wait after an engine that ran for `uptime` seconds; None: give up.
 
-        The first restart is immediate, each further one waits twice as long; None means give up.
+        The first restart is immediate; each further one waits twice as long as the one before.
         """
         self.crashes = 1 if uptime >= HEALTHY_TIME else self.crashes + 1
         if self.crashes > MAX_CRASHES:
@@ -28,7 +28,7 @@ class Backoff:
         return min(FIRST_DELAY * 2.0 ** (self.crashes - 2), MAX_DELAY)
 
     def delay_when_lacking(self) -> float:
-        """Seconds to wait where a process or an fd is lacking, which is no fault of the engine."""
+        """Return the seconds to wait if a process or an fd was lacking, not the engine's fault."""
         return FIRST_DELAY
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""One wireguard-go: spawned, configured, watched by its pidfd, and proven dead before the next."""
+"""One wireguard-go process: spawn it, configure it, give it a TUN, and stop it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 BINARY: Final = Path(__file__).parents[1] / "bin/wireguard-go"
 DEATH_TIME: Final = 5.0
-"""Seconds that a killed process gets to be gone; more only if the kernel holds it."""
+"""Seconds until a killed process is gone; it takes longer only if the kernel holds it."""
 DRAIN_TIME: Final = 1.0  # seconds
 
 
 @functools.cache
 def version(binary: Path) -> str:
-    """wireguard-go's own word for its version; empty where it can't be run."""
+    """Return wireguard-go's version as it prints it, or "" if it can't be run."""
     try:
         output = subprocess.run([binary, "--version"], capture_output=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError) as error:
@@ -41,7 +41,7 @@ def version(binary: Path) -> str:
 
 
 class EngineFds(NamedTuple):
-    """The fds by which a daemon holds an engine, or adopts one."""
+    """The fds by which a daemon controls an engine, or adopts one."""
 
     pidfd: int
     handover: int
@@ -52,14 +52,14 @@ class EngineFds(NamedTuple):
 class Engine:
     """One wireguard-go. Owns its process, its UAPI socket's path, its log and its events.
 
-    It is spawned with nothing to do, and waits: first for its UAPI socket, by which it can then be
-    configured, then for its TUN. It lives as long as somebody holds our end of its handover socket.
+    A spawned engine waits: first for its UAPI socket, through which it is then configured, and then
+    for its TUN. It ends when nobody holds our end of its handover socket any more.
     """
 
     def __init__(self, process: Process, fds: EngineFds, socket_path: Path | None = None) -> None:
-        """Owns all of them. Call spawn() or adopt() instead."""
+        """Take ownership of all arguments. Call spawn() or adopt() instead."""
         self.on_lack: Callable[[events.Lacks], object] = lambda _: None
-        """Called with each part of its confinement that it does without."""
+        """Called with each part of its sandbox that the engine runs without."""
         self.process = process
         self.fds = fds
         self.pid = process.pid
@@ -75,7 +75,7 @@ class Engine:
 
     @classmethod
     def spawn(cls, binary: Path) -> Self:
-        """Start one. Raises EngineFailed, or LimitExceeded where a process or an fd is lacking."""
+        """Start an engine. Raises EngineFailed, or LimitExceeded for want of a process or an fd."""
         with contextlib.ExitStack() as engines, contextlib.ExitStack() as ours:
             try:
                 log_end, engines_log_end = _pipe(ours, engines)
@@ -97,33 +97,33 @@ class Engine:
 
     @classmethod
     def adopt(cls, fds: EngineFds, socket_path: Path) -> Self:
-        """Take over an engine that an earlier daemon spawned. Owns `fds`.
+        """Adopt an engine that an earlier daemon spawned. Owns `fds`.
 
-        An engine that has ended meanwhile is noticed as always.
+        The engine may have ended meanwhile; `exited` is set then, as for any engine.
         """
         return cls(Process(fds.pidfd), fds, socket_path)
 
     def forward_events(self, to: Callable[[events.Event], None], log: TunnelLog) -> None:
-        """Call `to` with every event from now on, and with those that waited; log to `log`."""
+        """Call `to` with every event from now on, and with pending ones; log to `log`."""
         self._log.log = log
         self._forward = to
         while self._pending:
             to(self._pending.pop(0))
 
     async def listen(self, socket_path: Path) -> None:
-        """Have it serve UAPI at `socket_path`; who connects before it is ready waits.
+        """Have the engine serve UAPI at `socket_path`. Early connections wait until it is ready.
 
         Raises EngineFailed, LimitExceeded.
         """
         with _listen(socket_path) as listener:
-            # Ours no longer than this: when the engine dies, whoever is connected learns it.
+            # We close our copy of the listener, so that clients notice when the engine dies.
             self._socket_path = socket_path
             await self._hand_over(listener.fileno())
 
     async def attach(self, tun_fd: int) -> None:
-        """Give it a TUN, whose fd stays the caller's too; return when it is in use.
+        """Pass a TUN to the engine, and return when the engine uses it.
 
-        Raises EngineFailed, LimitExceeded, Timeout.
+        `tun_fd` stays the caller's. Raises EngineFailed, LimitExceeded, Timeout.
         """
         loop = asyncio.get_running_loop()
         await self._hand_over(tun_fd)
@@ -131,8 +131,10 @@ class Engine:
             async with asyncio.timeout(uapi.REPLY_TIME):
                 answer = await loop.sock_recv(self._handover, 1)
         except TimeoutError:
-            raise Timeout("wireguard-go does not take its TUN") from None
-        except ConnectionError:  # it ended with our message unread
+            raise Timeout(
+                f"wireguard-go did not attach its TUN within {uapi.REPLY_TIME:g} s"
+            ) from None
+        except ConnectionError:  # it ended without reading our message
             answer = b""
         if not answer:
             raise await self.exit_error()
@@ -143,12 +145,12 @@ class Engine:
             self._handover.sendmsg([b"\0"], rights)
         except OSError as error:
             if error.errno in LACKING:
-                why = f"wireguard-go can't be given a descriptor: {error.strerror}"
+                why = f"can't pass a file descriptor to wireguard-go: {error.strerror}"
                 raise LimitExceeded(why) from None
             raise await self.exit_error() from None
 
     async def configure(self, settings: bytes) -> uapi.DeviceStatus:
-        """Send the first `set`, as made by uapi.encode_set(), and return what came of it.
+        """Send a `set` of uapi.encode_set() or encode_change(), and return the status after it.
 
         Raises EngineFailed, Timeout.
         """
@@ -158,22 +160,29 @@ class Engine:
             raise await self.exit_error() from None
 
     async def set(self, settings: bytes) -> None:
-        """Send a further `set`, as made by uapi. Raises EngineFailed, Timeout."""
+        """Send any other `set`. Raises EngineFailed, Timeout."""
         await self._request(settings)
 
     async def set_listen_port(self, port: int, old_port: int) -> None:
-        """Have it listen at `port`. Raises EngineFailed: PortInUse where it is still at the old."""
+        """Have the engine listen on `port`.
+
+        Raises EngineFailed; if it is PortInUse, the engine still listens on `old_port`.
+        """
         try:
             await self.set(uapi.encode_listen_port(port))
         except uapi.PortInUse as refusal:
             try:
-                await self.set(uapi.encode_listen_port(old_port))  # else it has no socket at all
+                await self.set(
+                    uapi.encode_listen_port(old_port)
+                )  # else it would have no socket at all
             except uapi.PortInUse:
-                raise EngineFailed("ListenPort: both ports are in use on the host now") from None
+                raise EngineFailed(
+                    "ListenPort: the new and the old port are in use on the host"
+                ) from None
             raise refusal from None
 
     async def status(self) -> uapi.DeviceStatus:
-        """Ask the engine for its peers, counters and port. Raises EngineFailed, Timeout."""
+        """Return the engine's peers, counters and port. Raises EngineFailed, Timeout."""
         return uapi.parse_get(await self._request(uapi.GET))
 
     async def _request(self, *texts: bytes) -> bytes:
@@ -181,35 +190,38 @@ class Engine:
 
     @property
     def is_ending(self) -> bool:
-        """Is one of `fds` closed, and its number perhaps another's?"""
+        """Whether one of `fds` is closed already, so that its number may be another file's."""
         ends = (self.exited, self._log.ended, self._events.ended)
         return any(end.is_set() for end in ends)
 
     async def exit_error(self) -> EngineFailed:
-        """Why it ended, in its own last words. Status 0 is not "clean": a lost TUN gives it too."""
+        """Return the error that says how the engine ended, with the last lines of its log.
+
+        Exit status 0 is an error too: the engine exits with it when its TUN is gone.
+        """
         await self._wait_drained()
         how = f"wireguard-go {self.process.describe_exit()}"
         return EngineFailed(": ".join([how, *self._log.last_lines]))
 
     async def stop(self) -> None:
-        """Return when the process is gone and its socket's path too; may be called again.
+        """Kill the engine, and return when it and its socket's path are gone. Repeats are no-ops.
 
-        Raises EngineFailed if the kernel does not let go of it.
-        By SIGKILL: wireguard-go has nothing to save, and a hung one takes no other signal.
+        SIGKILL, because wireguard-go has nothing to save, and a hung one heeds no other signal.
+        Raises EngineFailed if the kernel does not let go of the process.
         """
         try:
             await self.process.kill(DEATH_TIME)
         except TimeoutError:
-            # Two engines on one TUN silently lose packets, so nobody may go on from here.
-            raise EngineFailed(f"wireguard-go {self.pid} does not die") from None
+            # Two engines on one TUN silently lose packets, so there must be no other engine now.
+            raise EngineFailed(f"wireguard-go {self.pid} can't be killed") from None
         await self._wait_drained()
         if self._socket_path:
             rundir.remove_file(self._socket_path)
 
     async def _wait_drained(self) -> None:
-        """Wait for the end of a process that is dying, and for all that it has told."""
+        """Wait for the end of a dying process, and for the rest of its log and events."""
         with contextlib.suppress(TimeoutError):
-            # It closes its sockets just before its pidfd tells.
+            # Its sockets close just before its pidfd becomes readable.
             async with asyncio.timeout(DRAIN_TIME):
                 await self.exited.wait()
                 await self._log.ended.wait()
@@ -228,11 +240,11 @@ class Engine:
 
     async def _close_after_exit(self) -> None:
         await self.exited.wait()
-        self._handover.close()  # not before: attach() may have its end of file yet to read
+        self._handover.close()  # not earlier: attach() may still wait for its end of file
 
 
 def _pipe(ours: contextlib.ExitStack, engines: contextlib.ExitStack) -> tuple[int, int]:
-    """What we read from, and what the engine writes to."""
+    """Open a pipe; return our end to read from, and the engine's to write to."""
     reader, writer = os.pipe()
     ours.callback(os.close, reader)
     engines.callback(os.close, writer)
@@ -248,23 +260,25 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
-            process_group=0,  # a terminal's Ctrl-C is for the daemon
+            process_group=0,  # a terminal's Ctrl-C is for the daemon only
         )
     except OSError as error:
         if error.errno in LACKING:
             raise
-        raise EngineFailed(f"{binary}: {error.strerror}: is wg4netnsd installed whole?") from None
+        raise EngineFailed(
+            f"{binary}: {error.strerror}: is wg4netnsd completely installed?"
+        ) from None
 
 
 def _listen(path: Path) -> socket.socket:
     try:
         rundir.create(path.parent)
-        path.unlink(missing_ok=True)  # of an engine that ended while there was no daemon
+        path.unlink(missing_ok=True)  # left by an engine that ended while there was no daemon
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             listener.bind(str(path))
             listener.listen()
             stack.pop_all()
             return listener
-    except OSError as error:  # too long a path is an OSError without an errno
+    except OSError as error:  # for a path that is too long, an OSError without errno
         raise EngineFailed(f"{path}: {error.strerror or error}") from None

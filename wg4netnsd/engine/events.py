@@ -6,25 +6,25 @@ import base64
 from typing import Final, NamedTuple
 
 PROTOCOL: Final = 1
-"""To be raised when an engine that was built before could not be understood any more: by its
-events, or by what our patch adds to UAPI."""
+"""Bump this when the daemon can no longer parse an older engine's events, or our own keys
+in UAPI."""
 
 
 class Timers(NamedTuple):
-    """The protocol's own times, in seconds; WireGuard's paper, section 6.1."""
+    """WireGuard's timer constants in seconds; see its paper, section 6.1."""
 
     reject_after: float = 180.0
     rekey_attempt: float = 90.0
 
 
 class Initiated(NamedTuple):
-    """A handshake initiation is sent, or sent again."""
+    """A handshake initiation was sent, for the first time or again."""
 
     public_key: str
 
 
 class Completed(NamedTuple):
-    """A handshake is complete. `age`: that of the session, in seconds."""
+    """A handshake is complete. `age` is the session's, in seconds."""
 
     public_key: str
     role: str  # "initiator" or "responder"
@@ -33,30 +33,30 @@ class Completed(NamedTuple):
 
 
 class GaveUp(NamedTuple):
-    """A handshake had no answer, and is not tried again."""
+    """A handshake was not answered, and is not tried again."""
 
     public_key: str
 
 
 class Expired(NamedTuple):
-    """The session's keys are no more."""
+    """The session's keys were discarded."""
 
     public_key: str
 
 
 class Moved(NamedTuple):
-    """The peer speaks from another address."""
+    """The peer sends from another address."""
 
     public_key: str
     endpoint: str
 
 
 class Dropped(NamedTuple):
-    """Events were lost: the engine has to be asked."""
+    """Events were lost: ask the engine for its status."""
 
 
 class Lacks(NamedTuple):
-    """The engine does without a part of its confinement, as it can't be had."""
+    """The engine runs without a part of its sandbox, because the kernel refuses that part."""
 
     part: str  # "Landlock", "seccomp" …
     reason: str
@@ -72,7 +72,7 @@ _PARTS: Final = ("PR_SET_DUMPABLE:", "PR_SET_NO_NEW_PRIVS:", "Landlock:", "secco
 
 
 def parse(line: str) -> Event | Lacks:
-    """Raises ValueError where the line is none of these."""
+    """Parse one line. Raises ValueError if it is not an event."""
     match line.split():
         case ["timers", reject_after, rekey_attempt]:
             return Timers(int(reject_after) / 1000, int(rekey_attempt) / 1000)

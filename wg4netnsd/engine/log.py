@@ -1,4 +1,4 @@
-"""An engine's stdout and stderr, in our log."""
+"""An engine's stdout and stderr, copied to our log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CRASH_PREFIXES: Final = ("panic: ", "fatal error: ", "SIG")  # such as "SIGABRT
 
 
 class EngineLog:
-    """The engine's stdout and stderr: redacted, logged line by line, the last lines kept."""
+    """A copier of the engine's output to our log: redacted, line by line; keeps the last lines."""
 
     def __init__(self, pid: int, fd: int) -> None:
         """Owns `fd`."""
@@ -31,12 +31,12 @@ class EngineLog:
         self.log: logging.Logger | TunnelLog = log
         self._pid = pid
         self._panicked = False
-        self._window_lines = 0  # until the time of `_window_end`
+        self._window_lines = 0  # lines since the window began
         self._window_end = 0.0
         self.ended = LineReader(fd, self._on_line).ended
 
     def _on_line(self, line: str) -> None:
-        # What follows is Go's traceback: it shows arguments, and keys are among them.
+        # Go's traceback follows. It shows arguments, which may be keys.
         if self._panicked:
             return
         line = redact(line)
@@ -45,7 +45,7 @@ class EngineLog:
         self.write(engine_line_level(line), line)
 
     def write(self, level: int, line: str) -> None:
-        """Log it, unless there have been too many of late."""
+        """Log a line, unless there were MAX_LINES already in this window."""
         now = asyncio.get_running_loop().time()
         if now >= self._window_end:
             self._window_lines, self._window_end = 0, now + WINDOW
@@ -54,4 +54,6 @@ class EngineLog:
             self.log.log(level, "wireguard-go[%d]: %s", self._pid, line)
         elif self._window_lines == MAX_LINES + 1:
             silence = self._window_end - now
-            self.log.warning("wireguard-go[%d]: too much: silent for %.0f s", self._pid, silence)
+            self.log.warning(
+                "wireguard-go[%d]: too many lines: not logged for %.0f s", self._pid, silence
+            )

@@ -14,23 +14,26 @@ from wg4netnsd.errors import EngineFailed, LimitExceeded
 log = logging.getLogger(__name__)
 
 REFILL_DELAY: Final = 0.05
-"""Seconds before a spare that was taken is replaced: its taker is to have its reply first."""
+"""Seconds before a spare that was taken is replaced: the create that took it finishes first."""
 RETRY_DELAY: Final = 2.0  # seconds
 
 
 class SpareEngine:
-    """One engine that waits: starting a process takes longer than all the rest of a create."""
+    """One engine in reserve: starting a process takes longer than the rest of a create."""
 
     def __init__(self, binary: Path) -> None:
         self.lacks: dict[str, events.Lacks] = {}
-        """The parts of their confinement that engines can't have on this machine."""
+        """The parts of the sandbox that engines can't have on this machine, by name."""
         self._binary = binary
         self._spare: Engine | None = None
         self._closed = False
         self.refill()
 
     def take_engine(self) -> Engine:
-        """Return an engine without a TUN, now the caller's. Raises EngineFailed, LimitExceeded."""
+        """Return an engine without a TUN, now owned by the caller.
+
+        Raises EngineFailed, LimitExceeded.
+        """
         engine, self._spare = self._spare, None
         asyncio.get_running_loop().call_later(REFILL_DELAY, self.refill)
         return engine if engine and not engine.exited.is_set() else self._spawn()
@@ -42,7 +45,7 @@ class SpareEngine:
             self._spare = self._spawn()
         except EngineFailed as error:
             log.error("%s", error)
-        except LimitExceeded as error:  # which passes, and nobody tells when
+        except LimitExceeded as error:  # it will pass, but no event tells when
             log.error("%s", error)
             asyncio.get_running_loop().call_later(RETRY_DELAY, self.refill)
 
@@ -52,12 +55,12 @@ class SpareEngine:
         return engine
 
     def _note_lack(self, lack: events.Lacks) -> None:
-        if lack.part not in self.lacks:  # else it is said already
-            log.warning("engines do without %s", lack)
+        if lack.part not in self.lacks:  # else it was logged already
+            log.warning("engines run without %s", lack)
         self.lacks[lack.part] = lack
 
     async def close(self) -> None:
-        """End the one that waits, and keep no other."""
+        """Stop the spare engine, and start no other."""
         self._closed = True
         if self._spare:
             await self._spare.stop()

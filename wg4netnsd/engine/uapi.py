@@ -1,7 +1,7 @@
-"""WireGuard's configuration protocol: text out, text in, and one request a connection.
+"""WireGuard's configuration protocol, UAPI: encode requests, parse answers, and exchange them.
 
-See "Cross-platform Userspace Implementation" on wireguard.com. A `get` answers with the private key
-too, so nothing here is ever logged.
+See "Cross-platform Userspace Implementation" on wireguard.com. The answer to a `get` holds the
+private key, so nothing here is ever logged.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from wg4netnsd.config.model import Config, Network, Peer
 from wg4netnsd.errors import EngineFailed, Timeout
 
 REPLY_TIME: Final = 10.0
-"""Seconds; a healthy engine on a machine that is not stalled answers within a millisecond."""
+"""Seconds. A healthy engine answers within a millisecond, unless the whole machine stalls."""
 
 MAX_REPLY: Final = 16 << 20
-"""Bytes; a peer with ten allowed IPs takes about 700."""
+"""Bytes. A peer with ten allowed IPs needs about 700."""
 
 
 @dataclass
 class PeerStatus:
-    """What the engine knows of one peer. `last_handshake_usec`: CLOCK_REALTIME, 0 is never."""
+    """One peer as the engine knows it. `last_handshake_usec` is CLOCK_REALTIME; 0 for never."""
 
     public_key: str
     endpoint: str = ""
@@ -47,7 +47,7 @@ class DeviceStatus:
     peers: list[PeerStatus] = field(default_factory=list)
 
 
-# ---------------------------------------------------------------- pure
+# ---------------------------------------------------------------- requests
 
 
 def encode_set(
@@ -58,11 +58,11 @@ def encode_set(
     endpoints: Mapping[str, str],
     initiate: Collection[str] = (),
 ) -> bytes:
-    """The one `set` that makes a new engine run `config`.
+    """Return the `set` that makes a new engine run `config`.
 
-    `endpoints`: public key → address and port; a peer that is not in it waits for the far end to
-    speak. `initiate`: the public keys of those to begin a handshake with at once. `listen_port` 0
-    leaves the port to the engine.
+    `endpoints` maps public keys to ADDRESS:PORT; a peer without one waits for the far end's first
+    packet. `initiate` has the public keys of peers to begin a handshake with at once. With
+    `listen_port` 0, the engine chooses the port.
     """
     lines = ["set=1", _private_key(config), f"mtu={mtu}"]
     if listen_port:
@@ -76,10 +76,10 @@ def encode_set(
 
 
 def encode_change(old: Config, new: Config, *, mtu: int, endpoints: Mapping[str, str]) -> bytes:
-    """The one `set` that makes an engine that runs `old` run `new`, but for its port.
+    """Return the `set` that takes an engine from `old` to `new`, except for its port.
 
-    A peer that stays gets what is different, and so keeps its session. `endpoints`: public key →
-    address and port, of peers that are new or have another Endpoint.
+    A peer that stays gets only its differences, so it keeps its session. `endpoints` maps the
+    public keys of peers that are new or have another Endpoint to ADDRESS:PORT.
     """
     lines = ["set=1"]
     if new.interface.private_key != old.interface.private_key:
@@ -100,10 +100,10 @@ def encode_change(old: Config, new: Config, *, mtu: int, endpoints: Mapping[str,
             lines.append(f"endpoint={endpoints[key]}")
         if peer.persistent_keepalive != known.persistent_keepalive:
             lines.append(f"persistent_keepalive_interval={peer.persistent_keepalive}")
-        # One by one: replace_allowed_ips would leave the peer without any for a moment.
+        # One by one: replace_allowed_ips would leave the peer with none for a moment.
         lines += [f"allowed_ip={network}" for network in gains[key]]
         lines += [f"allowed_ip=-{network}" for network in losses[key]]
-    for public_key in before:  # last, so that what was theirs has gone to others already
+    for public_key in before:  # last, when their networks have moved to other peers
         lines += [f"public_key={_hex(public_key)}", "remove=true"]
     return _text(lines)
 
@@ -113,19 +113,19 @@ def encode_listen_port(port: int) -> bytes:
 
 
 def encode_initiate(public_keys: Iterable[str]) -> bytes:
-    """Begin a handshake with each of them now."""
+    """Return the `set` that begins a handshake with each of the peers now."""
     lines = [line for key in public_keys for line in (*_known_peer(key), INITIATE)]
     return _text(["set=1", *lines])
 
 
 def encode_endpoint(public_key: str, endpoint: str, *, initiate: bool) -> bytes:
-    """Look for a peer there; `initiate`: by beginning a handshake now."""
+    """Return the `set` that gives a peer an endpoint, and begins a handshake if `initiate`."""
     lines = ["set=1", *_known_peer(public_key), f"endpoint={endpoint}"]
     return _text([*lines, INITIATE] if initiate else lines)
 
 
 INITIATE: Final = "initiate=true"
-"""Our own key, see wireguard-go.patch."""
+"""A key of our own; see wireguard-go/src."""
 
 
 def _new_peer(peer: Peer, endpoint: str | None, networks: Iterable[Network]) -> list[str]:
@@ -147,7 +147,7 @@ def _known_peer(public_key: str) -> tuple[str, str]:
 def _network_changes(
     old: Config, new: Config
 ) -> tuple[defaultdict[str, list[Network]], defaultdict[str, list[Network]]]:
-    """By public key, the networks that come to lead to a peer, and those that lead nowhere now."""
+    """Return, by public key, the networks that move to a peer, and those that lead nowhere now."""
     gains, losses = defaultdict[str, list[Network]](list), defaultdict[str, list[Network]](list)
     owners, new_owners = _owners(old), _owners(new)
     for network, owner in new_owners.items():
@@ -160,7 +160,7 @@ def _network_changes(
 
 
 def _owners(config: Config) -> dict[Network, str]:
-    """Which peer each network leads to: the last that lists it, as the engine has it."""
+    """Map each network to the public key of the last peer that lists it, as the engine does."""
     return {network: peer.public_key for peer in config.peers for network in peer.allowed_ips}
 
 
@@ -181,13 +181,15 @@ def _text(lines: list[str]) -> bytes:
     return "\n".join(lines).encode() + b"\n\n"
 
 
+# ---------------------------------------------------------------- answers
+
 GET: Final = b"get=1\n\n"
 
 
 def parse_get(reply: bytes) -> DeviceStatus:
-    """The answer to a `get`; secrets are dropped, unknown keys ignored.
+    """Parse the answer to a `get`. Secrets are dropped, and unknown keys ignored.
 
-    Raises EngineFailed where the answer is none.
+    Raises EngineFailed if the answer is malformed.
     """
     device = DeviceStatus()
     try:
@@ -201,10 +203,10 @@ def parse_get(reply: bytes) -> DeviceStatus:
                 _parse_peer_line(device.peers[-1], key, value)
             elif key == "listen_port":
                 device.listen_port = _number(value, 16)
-            elif key == "own_public_key":  # our own key, see wireguard-go.patch
+            elif key == "own_public_key":  # a key of our own
                 device.public_key = _base64(value)
     except ValueError:
-        raise EngineFailed("the engine's status is not of the protocol's form") from None
+        raise EngineFailed("the engine's status is malformed") from None
     return device
 
 
@@ -222,14 +224,14 @@ def _parse_peer_line(peer: PeerStatus, key: str, value: str) -> None:
             peer.tx_bytes = _number(value, 64)
         case "persistent_keepalive_interval":
             peer.persistent_keepalive = _number(value, 16)
-        case "session_age_ms":  # our own key, see wireguard-go.patch
+        case "session_age_ms":  # a key of our own
             peer.session_age = _number(value, 64) / 1000
         case "allowed_ip":
             peer.allowed_ips.append(value)
 
 
 def _number(text: str, bits: int) -> int:
-    """One that D-Bus has room for. Raises ValueError."""
+    """Parse a number that fits into `bits` bits on D-Bus. Raises ValueError."""
     value = int(text)
     if value < 0 or value >> bits:
         raise ValueError
@@ -244,22 +246,22 @@ def _base64(hexadecimal: str) -> str:
 
 
 class ConnectionLost(EngineFailed):
-    """The connection ended, or never was: the engine is no more, or nearly."""
+    """The connection failed or ended: the engine has ended or is ending."""
 
     short_name = EngineFailed.__name__
 
 
 class PortInUse(EngineFailed):
-    """Another socket of the host's has the listen port."""
+    """Another socket on the host has the listen port."""
 
     short_name = EngineFailed.__name__
 
 
 async def request(socket_path: str, *texts: bytes) -> bytes:
-    """Send each `set` or `get` in turn; return the last one's answer, without its `errno=0`.
+    """Send each `set` or `get` in turn; return the last answer, without its `errno=0`.
 
-    The first that is refused ends the connection: the engine would take the rest of a `set` for
-    new commands. Raises EngineFailed (ConnectionLost where there is nobody to answer) or Timeout.
+    The first refusal ends the connection: the engine would read the rest of a refused `set` as new
+    commands. Raises EngineFailed (ConnectionLost if the engine has ended) or Timeout.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
@@ -282,7 +284,7 @@ async def _exchange(connection: socket.socket, text: bytes) -> bytes:
     while not reply.endswith(b"\n\n"):
         data = await loop.sock_recv(connection, 65536)
         if not data or len(reply) > MAX_REPLY:
-            raise ConnectionLost("the engine broke off its answer")
+            raise ConnectionLost("the engine's answer was cut off")
         reply += data
     return bytes(reply)
 

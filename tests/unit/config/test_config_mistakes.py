@@ -198,7 +198,7 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
         ),
         pytest.param(
             f"{INTERFACE}Table = 123",
-            "line 4: Table: '123' can't be honoured without privilege: "
+            "line 4: Table: '123' needs privileges that wg4netnsd does not have: "
             "expected 'auto' or 'off', or the option ignore=['Table']",
             id="table",
         ),
@@ -259,17 +259,17 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
         # between peers
         pytest.param(
             f"{INTERFACE}{PEER}{PEER2}{PEER}",
-            "line 8: PublicKey: the peer of line 4 has the same one",
+            "line 8: PublicKey: the peer in line 4 has the same key",
             id="peer-twice",
         ),
         pytest.param(
             f"{INTERFACE}{PEER}AllowedIPs = ::/0\n{PEER2}AllowedIPs = fd00::/8, ::/0",
-            "line 7: AllowedIPs: ::/0 already belongs to the peer of line 4",
+            "line 7: AllowedIPs: ::/0 already belongs to the peer in line 4",
             id="allowed-ips-of-two-peers",
         ),
         pytest.param(
             f"{INTERFACE}{PEER}AllowedIPs = 10.0.0.1/8\n{PEER2}AllowedIPs = 10.9.9.9/8",
-            "line 7: AllowedIPs: 10.0.0.0/8 already belongs to the peer of line 4",
+            "line 7: AllowedIPs: 10.0.0.0/8 already belongs to the peer in line 4",
             id="allowed-ips-of-two-peers-masked",
         ),
     ],
