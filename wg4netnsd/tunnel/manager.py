@@ -87,7 +87,7 @@ class Manager:
             raise errors.LimitExceeded(f"there are {self.max_tunnels} tunnels already")
         created = Tunnel(spec, netns, self._resources, lease, saved)
         self._tunnels[spec.name] = created
-        created.start(self._observer.tunnel_added(created))
+        created.start(self._observer.tunnel_added)
         self._removals[created] = asyncio.create_task(self._remove_when_closed(created))
         return created
 

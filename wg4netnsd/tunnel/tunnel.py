@@ -90,19 +90,19 @@ class Tunnel:
         self._ending = False  # and not to be disturbed any more
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
-        self._reconfigure_lock = (
-            asyncio.Lock()
-        )  # reconfigurations, which look names up before their turn
+        self._reconfigure_lock = asyncio.Lock()
+        """For reconfigurations, which look names up before they take the engine's lock."""
         self._changing_to: Spec | None = None
         if lease:
             lease.on_hangup(lambda: self.close("its lease ended"))
             self._at_end.callback(lease.close)
 
-    def start(self, observer: TunnelObserver) -> None:
-        """Begin, and report everything that changes to `observer`."""
-        self._observer = observer
-        self.peers = Peers(self.engine, observer, self._log, self.report_error)
+    def start(self, observe: Callable[[Tunnel], TunnelObserver]) -> None:
+        """Begin, and report everything that changes to the observer that `observe` returns."""
         self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
+        # Only now: what `observe` schedules, such as an announcement, follows the task's first step.
+        self._observer = observe(self)
+        self.peers = Peers(self.engine, self._observer, self._log, self.report_error)
 
     @property
     def state(self) -> State:
