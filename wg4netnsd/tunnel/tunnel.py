@@ -100,7 +100,7 @@ class Tunnel:
     def start(self, observe: Callable[[Tunnel], TunnelObserver]) -> None:
         """Begin, and report everything that changes to the observer that `observe` returns."""
         self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
-        # Only now: what `observe` schedules, such as an announcement, follows the task's first step.
+        # After that: an announcement that `observe` schedules follows the task's first step.
         self._observer = observe(self)
         self.peers = Peers(self.engine, self._observer, self._log, self.report_error)
 
