@@ -25,7 +25,7 @@ LAYERS = (
 
 ONLY_IN = {
     "dbus_next": {"bus/connection.py"},
-    "jeepney": {"ctl/client.py", "ctl/doctor/busprobe.py"},
+    "jeepney": {"ctl/client.py"},
     "systemd": {"systemd/journal.py", "systemd/notify.py"},
 }
 """Third parties' packages that have one door."""

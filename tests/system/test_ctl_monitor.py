@@ -276,7 +276,7 @@ def test_the_daemon_is_waited_for_and_never_started(
     human.wait_line("wg4netnsd is not running")
     assert machine.wait_event("daemon-stopped")["snapshot"] is True
 
-    for number, words in enumerate(["is running", "runs again"]):
+    for number, words in enumerate(["is running", "is running again"]):
         directory = tmp_path / str(number)
         directory.mkdir()
         daemon = Daemon(own_bus, directory)
@@ -301,7 +301,7 @@ def test_a_daemon_that_ends_when_it_is_asked(own_bus: Bus, monitor: Callable[...
         ending.refuse_until(lambda: watching.has_line("is running"), "ShuttingDown")
     with Played(own_bus.address) as another:
         another.answer(another.asked(), {})
-        watching.wait_line("runs again")
+        watching.wait_line("is running again")
 
 
 def _count(monitor: Monitor, event: str) -> int:
@@ -331,7 +331,7 @@ def test_no_bus_at_all(monitor: Callable[..., Monitor], tmp_path: Path) -> None:
 def test_a_name_that_no_tunnel_can_have(monitor: Callable[..., Monitor]) -> None:
     watching = monitor("unix:path=/nowhere", "no/tunnel")
     assert watching.process.wait(10) == 2
-    assert "no tunnel can be named 'no/tunnel'" in watching.errors.read_text()
+    assert "'no/tunnel' is not a tunnel name" in watching.errors.read_text()
 
 
 # ---------------------------------------------------------------- how it ends

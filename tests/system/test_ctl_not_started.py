@@ -9,8 +9,8 @@ from support.configs import Secrets
 from support.ctl import Ctl
 from support.manager import UNIT, UserManager, changed, program
 
-SET_UP = "'wg4netnsctl setup' makes the bus start the daemon"
-DOCTOR = "'wg4netnsctl doctor' tells what this machine lacks"
+SET_UP = "'wg4netnsctl setup' lets the bus start the daemon"
+DOCTOR = "'wg4netnsctl doctor' shows what this machine lacks"
 
 
 def assert_not_started(manager: UserManager, directory: Path, reason: str, hint: str) -> None:

@@ -188,9 +188,9 @@ def test_its_status(ctl: Ctl, pids: tuple[str, ...], script: str, status: int) -
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["office", "--", "/nowhere/at-all"], 127, ["there is no such command"]),
-        (["office", "--", ""], 127, ["there is no such command"]),
-        (["office", "--", "-x"], 127, ["-x: there is no such command"]),
+        (["office", "--", "/nowhere/at-all"], 127, ["command not found"]),
+        (["office", "--", ""], 127, ["command not found"]),
+        (["office", "--", "-x"], 127, ["-x: command not found"]),
         (["."], 2, ["no command"]),
         ([".", "true"], 125, ["neither a file nor a pipe"]),
         (["office", "--", "/etc/passwd"], 126, ["/etc/passwd: Permission denied"]),
@@ -202,7 +202,7 @@ def test_its_status(ctl: Ctl, pids: tuple[str, ...], script: str, status: int) -
             125,
             ["no handshake", "--timeout"],
         ),
-        (["--name=a/b", "office", "true"], 2, ["no tunnel can be named 'a/b'"]),
+        (["--name=a/b", "office", "true"], 2, ["'a/b' is not a tunnel name"]),
         (["office"], 2, ["no command"]),
         (["office", "--handshake", "--", "true"], 2, ["--handshake: options go before CONF"]),
     ],

@@ -32,7 +32,7 @@ def test_nothing_is_amiss_on_the_stage(installed: UserManager) -> None:
     assert problems(found) == set()
     assert found["unit"].found == f"{SHORT}, inactive"
     assert found["session-bus"].found == f"unix:path={installed.runtime}/bus"
-    assert found["daemon"].found.startswith("does not run")
+    assert found["daemon"].found.startswith("is not running")
     assert re.fullmatch(r"wireguard-go v[\d.]+, static, .*", found["engine"].found)
     # Nothing was started, and nothing stays.
     assert installed.property(UNIT, "ActiveState") == "inactive"

@@ -62,7 +62,7 @@ def ask_from(stage: Stage, tmp_path: Path) -> Iterator[Callable[[str], dict[str,
 def test_no_tun(stage: Stage, ask_from: Callable[[str], dict[str, Finding]]) -> None:
     found = ask_from(stage.no_tun_runtime)["tun"]
     assert found.status == "problem"
-    assert found.found == "is missing, though the kernel has its driver, as in a container"
+    assert found.found == "is missing although the kernel has its driver, as in a container"
     assert "sudo mknod -m 0666 /dev/net/tun c 10 200" in found.commands
 
 
@@ -92,7 +92,7 @@ def test_a_bus_that_knows_us_by_another_uid(bus: Bus) -> None:
     """As root in a user namespace; where uids are mapped to themselves, it need not know."""
     env = {"DBUS_SESSION_BUS_ADDRESS": bus.address}
     found = ask(*IN_USERNS, env=env)["session-bus"]
-    assert (found.status, found.advice) == ("problem", "See to 'host' first.")
+    assert (found.status, found.advice) == ("problem", "Fix 'host' first.")
     assert ask(*IN_USERNS[:2], "--map-current-user", env=env)["session-bus"].status == "ok"
 
 
@@ -120,7 +120,7 @@ def test_a_limit_that_is_reached() -> None:
     found = ask(*within(script))["user-namespaces"]
     assert found.status == "problem"
     assert found.found.endswith("No space left on device")
-    assert "There are as many as user.max_user_namespaces allows" in (found.advice or "")
+    assert "The limit user.max_user_namespaces is reached" in (found.advice or "")
 
 
 CHROOT = """
@@ -141,7 +141,7 @@ set -- /usr/sbin/chroot /mnt/root "$@"
 def test_a_chroot() -> None:
     found = ask(*within(CHROOT, "--mount"))["user-namespaces"]
     assert found.status == "problem"
-    assert found.found == "none can be had: a user namespace: unshare: Operation not permitted"
+    assert found.found == "none can be made: a user namespace: unshare: Operation not permitted"
     assert (found.advice or "").startswith("This is a chroot")
 
 

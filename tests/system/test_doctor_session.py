@@ -27,7 +27,7 @@ def test_without_the_variable_of_a_login(installed: UserManager) -> None:
     found = ask(env=unset)
     assert problems(found) == {"runtime-directory", "session-bus"}
     for each in ("activation", "user-manager", "unit", "daemon"):
-        assert found[each].advice == "See to 'session bus' first."
+        assert found[each].advice == "Fix 'session bus' first."
     # What it says to do helps.
     script = "\n".join([*found["runtime-directory"].commands, 'exec "$@"'])
     assert problems(ask("sh", "-ec", script, "sh", env=unset)) == set()
@@ -45,7 +45,7 @@ def test_a_bus_that_is_gone(installed: UserManager, tmp_path: Path) -> None:
 def test_a_runtime_directory_that_is_not_ours(installed: UserManager) -> None:
     found = ask(env={"XDG_RUNTIME_DIR": "/run"})
     assert problems(found) == {"runtime-directory", "session-bus"}
-    assert found["runtime-directory"].found == "/run is another user's, of uid 0"
+    assert found["runtime-directory"].found == "/run belongs to another user, of uid 0"
 
 
 def test_a_runtime_directory_that_is_open(bus: Bus, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_unit_whose_program_is_gone(
     missing = tmp_path / "gone/bin/python" if interpreter else command
     assert (found.status, found.found) == (
         "problem",
-        f"it would start {missing}, which is not there",
+        f"it would start {missing}, which does not exist",
     )
     assert found.advice
     assert f"{UNIT}.d/test.conf" in found.advice
@@ -139,9 +139,9 @@ def test_a_unit_of_another_installation(installed: UserManager) -> None:
 @pytest.mark.parametrize(
     ("status", "found"),
     [
-        (78, r"it has failed: exit-code, status 78"),
-        (1, r"it has failed: exit-code, status 1, after \d restarts"),
-        (0, r"it was started so often that systemd does not for a minute"),
+        (78, r"it failed: exit-code, status 78"),
+        (1, r"it failed: exit-code, status 1, after \d restarts"),
+        (0, r"it was started so often that systemd refuses to for a minute"),
     ],
 )
 def test_a_unit_that_fails(installed: UserManager, status: int, found: str) -> None:

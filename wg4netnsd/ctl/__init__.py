@@ -1,4 +1,4 @@
-"""`wg4netnsctl`: a client of the public bus API like any other.
+"""`wg4netnsctl`: an ordinary client of the public bus API.
 
     run CONF -- CMD    create ─► namespaces ─► lookups ─► command
     exec NAME -- CMD                namespaces ─► lookups ─► command
@@ -6,7 +6,8 @@
     list, show         show
     wg NAME …          wg
 
-Each command's module is imported when it is asked for: Python's start is what `run` costs most.
+Each command's module is imported only for that command: Python's start-up is most of what `run`
+costs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import gc
 
 def main() -> None:
     """Entry point of `wg4netnsctl`."""
-    gc.disable()  # for as long as modules are imported, where it finds nothing and takes 2 ms
+    gc.disable()  # during imports, where it finds nothing and takes 2 ms
     from wg4netnsd.ctl import program
 
     program.main()

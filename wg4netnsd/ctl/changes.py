@@ -1,8 +1,9 @@
-"""What the daemon's signals tell that has not been told yet: `wg4netnsctl monitor`'s memory.
+"""The events that the daemon's signals stand for, each reported once: `wg4netnsctl monitor`'s
+memory.
 
-The stream of signals begins before the snapshot is taken, so that nothing is lost in between, and
-some of what it brings is in the snapshot already. A tunnel is known again by its time of creation,
-a handshake by its time, and of a state's changes those before the snapshot's state are left out.
+The stream of signals begins before the snapshot is taken, so that nothing is lost in between. Some
+early signals are therefore in the snapshot already: a tunnel is recognised by its time of creation,
+a handshake by its time, and changes that led to the snapshot's state are skipped.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ _DETAILS: Final = ("role", "endpoint", "last_handshake_usec", "missed")
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing to show. None is what does not apply."""
+    """An event to print. A field is None where it does not apply."""
 
     event: str
     usec: int
-    """When, since 1970."""
+    """Microseconds since 1970."""
     state: str
-    """Of what it is about, as it is now."""
+    """The present state of its subject."""
     snapshot: bool = False
     tunnel: str | None = None
     peer: str | None = None
@@ -44,7 +45,7 @@ class Event:
 
 @dataclass
 class _Peer:
-    """What has been shown of it; None is nothing so far."""
+    """What has been reported of a peer; None if nothing has."""
 
     state: str | None = None
     endpoint: str | None = None
@@ -64,7 +65,7 @@ class Changes:
     """Turns snapshots and signals into events."""
 
     def __init__(self, wanted: Collection[str]) -> None:
-        """`wanted`: the names of the tunnels to tell of; empty for all."""
+        """`wanted`: the names of the tunnels to report; empty for all."""
         self._wanted = wanted
         self._running: bool | None = None
         self._tunnels: dict[str, _Tunnel] = {}
@@ -78,7 +79,7 @@ class Changes:
         self._running = True
 
     def stopped(self, usec: int) -> Iterator[Event]:
-        """Its tunnels have gone with it, which nobody may have been left to say."""
+        """The daemon has gone, and its tunnels too, perhaps without a signal."""
         for path in list(self._tunnels):
             yield from self._removed(usec, path, _ENDED)
         if self._running is not False:
@@ -91,12 +92,12 @@ class Changes:
     def snapshot(
         self, objects: Mapping[str, Any], usec: int, early: Sequence[Signal]
     ) -> Iterator[Event]:
-        """`objects`: of GetManagedObjects. `early`: of the stream, till then."""
+        """`objects`: from GetManagedObjects. `early`: the signals received before it."""
         for path, interfaces in objects.items():
             if names.TUNNEL in interfaces:
                 yield from self._found(path, plain(interfaces[names.TUNNEL]), usec)
-        for signal in self._of_these(early):
-            yield from self.take(signal, early=True)
+        for signal in self._about_these(early):
+            yield from self.apply(signal, early=True)
 
     def _found(self, path: str, properties: dict[str, Any], usec: int) -> Iterator[Event]:
         yield from self._added(path, properties, usec, snapshot=True)
@@ -121,18 +122,17 @@ class Changes:
                 last_handshake_usec=peer["last_handshake_usec"],
             )
 
-    def _of_these(self, signals: Sequence[Signal]) -> Iterator[Signal]:
-        """But those about an earlier tunnel of the same name as one of the snapshot."""
+    def _about_these(self, signals: Sequence[Signal]) -> Iterator[Signal]:
+        """All except those about an earlier tunnel with the path of one in the snapshot."""
         begins = {
-            path: i
-            for i, signal in enumerate(signals)
-            if (path := self._announces_a_known_one(signal))
+            path: i for i, signal in enumerate(signals) if (path := self._announced_tunnel(signal))
         }
         for i, signal in enumerate(signals):
             if i > begins.get(_subject(signal), -1):
                 yield signal
 
-    def _announces_a_known_one(self, signal: Signal) -> str:
+    def _announced_tunnel(self, signal: Signal) -> str:
+        """The path of the tunnel in the snapshot whose creation it announces; empty if none."""
         if signal.member != "InterfacesAdded":
             return ""
         path, interfaces, *_ = signal.body
@@ -142,13 +142,13 @@ class Changes:
 
     # ------------------------------------------------------------ the stream
 
-    def take(self, signal: Signal, early: bool = False) -> Iterator[Event]:
-        """`early`: it may have been sent before the snapshot was taken."""
+    def apply(self, signal: Signal, early: bool = False) -> Iterator[Event]:
+        """The events of a signal. `early`: it may have been sent before the snapshot."""
         usec, body = signal.usec, signal.body
         tunnel = self._tunnels.get(_subject(signal))
         match signal.interface.removeprefix(_STANDARD), signal.member:
             case names.TUNNEL, member if tunnel:
-                yield from self._of_tunnel(usec, tunnel, member, body, early)
+                yield from self._apply_to_tunnel(usec, tunnel, member, body, early)
             case "Properties", "PropertiesChanged" if tunnel and body[0] == names.TUNNEL:
                 error = plain(body[1]).get("LastError", ())
                 if any(error) and not (early and error == tunnel.error):
@@ -158,7 +158,7 @@ class Changes:
             case "ObjectManager", "InterfacesRemoved" if names.TUNNEL in body[1]:
                 yield from self._removed(usec, body[0])
 
-    def _of_tunnel(
+    def _apply_to_tunnel(
         self, usec: int, tunnel: _Tunnel, member: str, body: tuple[Any, ...], early: bool
     ) -> Iterator[Event]:
         match member, body:
@@ -238,7 +238,7 @@ class Changes:
 
 
 def _is_news(shown: str | None, new: str, old: str, missed: int = 0, early: bool = False) -> bool:
-    """Early changes that do not begin where the snapshot is came before it."""
+    """Early changes that do not begin at the snapshot's state led to it."""
     if shown is None or missed:
         return True
     return new != shown and (old == shown or not early)
@@ -247,7 +247,7 @@ def _is_news(shown: str | None, new: str, old: str, missed: int = 0, early: bool
 def _of_peer(
     event: str, usec: int, tunnel: _Tunnel, key: str, details: dict[str, Any], **more: Any
 ) -> Event:
-    """What the details say that we have a name for; later versions add to them."""
+    """An event of a peer, with the details that we know; later versions add more."""
     known = {name: value for name, value in plain(details).items() if name in _DETAILS}
     state = "active" if event == "handshake" else tunnel.peers[key].state or "idle"
     return Event(event=event, usec=usec, state=state, tunnel=tunnel.name, peer=key, **known, **more)

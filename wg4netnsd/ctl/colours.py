@@ -1,4 +1,4 @@
-"""Colours, on a terminal that wants them (https://no-color.org). Nothing is told by them alone."""
+"""Colours, on terminals that want them (https://no-color.org). The text says the same."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ OF_STATE: Final = {
     **dict.fromkeys(("starting", "restarting", "stopping", "handshaking", "stale"), YELLOW),
     **dict.fromkeys(("failed", "error", "stopped"), RED),
 }
-"""Of a tunnel, of a peer, of the daemon; others have none."""
+"""States of tunnels, of peers and of the daemon. Others have no colour."""
 
 
 def paint(text: str, colour: int | None) -> str:
-    """`text` in that colour on standard output."""
-    return f"\x1b[{colour}m{text}\x1b[m" if colour and _are_wanted() else text
+    """Colour `text`, if standard output is to have colours."""
+    return f"\x1b[{colour}m{text}\x1b[m" if colour and _wants_colours() else text
 
 
-def _are_wanted() -> bool:
+def _wants_colours() -> bool:
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stdout.isatty() and not plain

@@ -1,11 +1,11 @@
-"""The user's command: started, told what we are told, waited for.
+"""Running the user's command: start it, pass on signals, wait for it.
 
     run ──fork──► init ──fork──► the command        init: process 1 of a new PID namespace
      ▲  SIGKILL ───►│                               (pid_namespaces(7)): when it ends, the kernel
-     └── status ────┘                               ends all that is left in there
+     └── status ────┘                               kills all other processes there
 
-Whatever ends us ends init too (PR_SET_PDEATHSIG), and with it everything that the command has
-started, wherever that has gone.
+Whatever ends us ends init too (PR_SET_PDEATHSIG), and with it every process that the command has
+started, however it has detached itself.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ _PASSED_ON: Final = {
     signal.SIGUSR2,
 }
 _TERMINALS: Final = {signal.SIGINT, signal.SIGQUIT}
-"""Which a terminal sends to all of its foreground; but SIGHUP to its session's leader alone."""
+"""Those that a terminal sends to its whole foreground group; SIGHUP goes only to its session's
+leader."""
 
-_SI_KERNEL: Final = 0x80  # asm-generic/siginfo.h: from the terminal, that is, and from nobody else
+_SI_KERNEL: Final = 0x80  # asm-generic/siginfo.h: sent by the kernel, here for the terminal
 
 
 def replace(command: list[str], hint: str = "") -> NoReturn:
-    """Become the command. `hint`: what to do if there is none."""
+    """Become the command. `hint`: what to do if it is not found."""
     _reset_signals()
     _reset_locale()
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         os.execvp(command[0], command)
-    except (FileNotFoundError, ValueError):  # the latter for an empty one
-        _end(f"{command[0]}: there is no such command", NOT_FOUND, hint)
+    except (FileNotFoundError, ValueError):  # ValueError: its name is empty
+        _end(f"{command[0]}: command not found", NOT_FOUND, hint)
     except OSError as error:
         _end(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE)
 
 
 def run(command: list[str], *, new_pids: bool) -> int:
-    """Run the command as a child, or with `new_pids` beneath an init; return its exit status, 128
-    and the signal's number where a signal ended it.
+    """Run the command; return its exit status, or 128 plus the number of the signal that ended it.
 
-    `new_pids`: our next child will be the first in a PID namespace.
+    `new_pids`: our next child will be the first process of a PID namespace; it becomes its init,
+    and the command is a child of that.
     """
     _reset_signals()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
@@ -70,7 +71,7 @@ def run(command: list[str], *, new_pids: bool) -> int:
 
 def _end_with_parent(ended: int) -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have ended before that; in a new PID namespace getppid() is 0 in any case.
+    # It may have ended before the prctl; in a new PID namespace getppid() is always 0.
     os.set_blocking(ended, False)
     with contextlib.suppress(BlockingIOError):
         os.read(ended, 1)
@@ -80,11 +81,11 @@ def _end_with_parent(ended: int) -> None:
 
 def _be_init(command: list[str], mask: set[int]) -> NoReturn:
     try:
-        # Or /proc/self and all else there would be the old namespace's.
+        # The inherited /proc shows the processes of the old namespace.
         mount("proc", "/proc", "proc")
     except OSError as error:
-        _end(f"{error.filename}: {error.strerror}", NOT_STARTED, "--share-pids does without it")
-    mounts.look_anew()
+        _end(f"{error.filename}: {error.strerror}", NOT_STARTED, "--share-pids works without it")
+    mounts.reenter_directory()
     child = os.fork()
     if child == 0:
         _start(command, mask)
@@ -97,26 +98,26 @@ def _start(command: list[str], mask: set[int]) -> NoReturn:
 
 
 def _attend(child: int) -> int:
-    """Pass signals on until the child ends, collecting others that end meanwhile; its status."""
+    """Pass signals on until the child ends; return its status. Reaps other children too."""
     while True:
-        told = signal.sigwaitinfo(_PASSED_ON | {signal.SIGCHLD})
-        if told.si_signo == signal.SIGCHLD:
-            for pid, status in _ended_children():
+        received = signal.sigwaitinfo(_PASSED_ON | {signal.SIGCHLD})
+        if received.si_signo == signal.SIGCHLD:
+            for pid, status in _reap_children():
                 if pid == child:
                     code = os.waitstatus_to_exitcode(status)
                     return code if code >= 0 else 128 - code
-        elif not _has_been_told(child, told):
-            os.kill(child, told.si_signo)
+        elif not _got_it_too(child, received):
+            os.kill(child, received.si_signo)
 
 
-def _has_been_told(child: int, told: signal.struct_siginfo) -> bool:
-    """By its terminal, as of the same process group."""
-    by_terminal = told.si_signo in _TERMINALS and told.si_code == _SI_KERNEL
+def _got_it_too(child: int, received: signal.struct_siginfo) -> bool:
+    """Did the terminal send the signal to the child as well, as it is in our process group?"""
+    by_terminal = received.si_signo in _TERMINALS and received.si_code == _SI_KERNEL
     return by_terminal and os.getpgid(child) == os.getpgrp()
 
 
-def _ended_children() -> list[tuple[int, int]]:
-    """Their pids and wait statuses; one SIGCHLD may stand for several."""
+def _reap_children() -> list[tuple[int, int]]:
+    """The PIDs and wait statuses of ended children; one SIGCHLD may stand for several."""
     ended = []
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG)) != (0, 0):
@@ -125,18 +126,18 @@ def _ended_children() -> list[tuple[int, int]]:
 
 
 def _reset_signals() -> None:
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
         signal.signal(number, signal.SIG_DFL)
 
 
 def _reset_locale() -> None:
-    """Python sets LC_CTYPE where the locale is C (PEP 538); the command is to have what we had."""
+    """Undo Python's setting of LC_CTYPE in the C locale (PEP 538): the command gets what we got."""
     with open("/proc/self/environ", "rb") as file:
         if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
             os.environ.pop("LC_CTYPE", None)
 
 
 def _end(text: str, status: int, hint: str = "") -> NoReturn:
-    """Say why, and end this process, which may be a fork of another."""
+    """Complain and end this process, which may be a fork."""
     complain(text, hint)
     os._exit(status)

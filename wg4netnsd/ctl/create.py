@@ -1,4 +1,4 @@
-"""From a configuration and a namespace to a tunnel: what `run`, `up` and `attach` share."""
+"""Creating a tunnel from a configuration and a namespace, for `run`, `up` and `attach`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from wg4netnsd.ctl.failure import INVALID_CONFIG, Failure, complain, of_kernel, 
 SUFFIX = ".conf"
 
 START_TIME = 20.0
-"""Seconds that a daemon may take that has to be started first, beside those of the call itself."""
+"""Seconds that a daemon may take to start, on top of the time limit of the call."""
 
 
 class Conf(NamedTuple):
-    """A configuration, open, and the name that it suggests for a tunnel."""
+    """An open configuration, and the name that its file suggests for a tunnel."""
 
     fd: int
     path: str
@@ -30,7 +30,7 @@ class Conf(NamedTuple):
 
 
 def conf_path(conf: str) -> str:
-    """A path as it is; a bare NAME means ~/.config/wg4netnsd/NAME.conf."""
+    """A path stays as it is; a bare NAME means ~/.config/wg4netnsd/NAME.conf."""
     if conf.endswith(SUFFIX) or not names.TUNNEL_NAME.fullmatch(conf):
         return conf
     return os.path.join(xdg.directory("XDG_CONFIG_HOME", "~/.config"), "wg4netnsd", conf + SUFFIX)
@@ -38,45 +38,45 @@ def conf_path(conf: str) -> str:
 
 @contextmanager
 def opened(conf: str) -> Iterator[Conf]:
-    """The configuration, for the daemon to read: so `/dev/stdin` or a pipe will do as well.
+    """Open the configuration, for the daemon to read; `/dev/stdin` and pipes work too.
 
-    Who refuses it in this block is told its path.
+    InvalidConfig that is raised in the block gets the path.
     """
     path = conf_path(conf)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        hint = "" if path == conf else f"'{conf}' is a name; a path has a / or ends in {SUFFIX}"
+        hint = "" if path == conf else f"'{conf}' is a name; paths contain / or end in {SUFFIX}"
         raise of_kernel(error, hint, INVALID_CONFIG) from None
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-        complain(f"warning: {path}: others may read it, or write: 'chmod 600' ends that")
+        complain(f"warning: {path}: others may read it or write to it: use 'chmod 600'")
     try:
         yield Conf(fd, path, os.path.basename(path).removesuffix(SUFFIX))
     except Failure as failure:
         if failure.status != INVALID_CONFIG:
             raise
-        # Its text names the bus's option, for who calls it by other means.
-        hint = "'--ignore KEY' is that option" if "ignore=" in str(failure) else ""
+        # The text names the option of the bus, for users of other clients.
+        hint = "on this command line, that is '--ignore KEY'" if "ignore=" in str(failure) else ""
         raise Failure(f"{path}: {failure}", hint, failure.status) from None
     finally:
         os.close(fd)
 
 
 def warn(tunnel: dict[str, Any]) -> None:
-    """Of what is amiss with a new tunnel, which nevertheless is up."""
+    """Warn of a new tunnel's error: it is up nevertheless."""
     if any(tunnel["LastError"]):
         complain(f"warning: {tunnel['Name']}: {without_name(*tunnel['LastError'])}")
 
 
 def suggested_name(name: str, suffix: str = "") -> str:
-    """As near to it as a tunnel can be called; empty if that is nothing: the daemon chooses."""
+    """The valid tunnel name nearest to `name`; empty if there is none: the daemon chooses one."""
     possible = re.sub(r"[^A-Za-z0-9_.@-]", "_", name).lstrip("_.@-")
     return possible and possible[: names.TUNNEL_NAME_LENGTH - len(suffix)] + suffix
 
 
 def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Those of CreateTunnel that the command line has, and more of them."""
+    """The options for CreateTunnel from the command line, and `more`."""
     asked = dict(more)
     if name := arguments.name or name:
         asked["name"] = ("s", name)
@@ -91,7 +91,7 @@ def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[st
 
 
 def changes(arguments: Arguments) -> dict[str, tuple[str, Any]]:
-    """Those that Reconfigure has too."""
+    """The options from the command line that Reconfigure has too."""
     asked: dict[str, tuple[str, Any]] = {}
     if arguments.mtu is not None:
         asked["mtu"] = ("u", arguments.mtu)
@@ -101,15 +101,15 @@ def changes(arguments: Arguments) -> dict[str, tuple[str, Any]]:
 
 
 def begin(client: Client, netns: int, conf: Conf, asked: dict[str, tuple[str, Any]]) -> Reply:
-    """Ask for the tunnel; nobody waits for it yet."""
+    """Ask for the tunnel without waiting for it."""
     body = (netns, conf.fd, asked)
     return client.begin(names.ROOT_PATH, names.MANAGER, "CreateTunnel", "hha{sv}", *body)
 
 
 def finish(reply: Reply, asked: dict[str, tuple[str, Any]]) -> str:
-    """Wait for the tunnel's path. Raises Failure."""
+    """Wait for the tunnel and return its path. Raises Failure."""
     what = "waiting for a handshake" if "wait" in asked else "waiting for the tunnel"
-    _, usec = asked.get("timeout_usec", ("t", 20_000_000))  # the daemon's own
-    with progress.shown(what) as waiting:
-        (path,) = reply.wait(waiting, usec / 1e6 + START_TIME)
+    _, usec = asked.get("timeout_usec", ("t", 20_000_000))  # the daemon's default
+    with progress.shown(what) as callback:
+        (path,) = reply.wait(callback, usec / 1e6 + START_TIME)
     return str(path)

@@ -1,17 +1,17 @@
-"""What `wg4netnsctl` says when it fails: what was wrong, what to do about it, and its exit status.
+"""How `wg4netnsctl` fails: with an error, a hint what to do about it, and an exit status.
 
-0        done
-1        failed, for a reason that is none of the following
-2        wrong usage
-3        there is no such tunnel
-4        there is one already: of that name, of that namespace, or such an interface
-5        the configuration can't be read, or not be honoured
-6        the time was over
-7        neither is there a daemon, nor can one be started
+0        success
+1        failed for another reason than the following
+2        wrong arguments
+3        no such tunnel
+4        the name, the namespace or the interface is taken
+5        the configuration can't be read or used
+6        timed out
+7        no session bus, or no daemon and none can be started
 125      run, exec, shell: the command was not started
-126      it can't be executed
-127      it is not to be found
-others   the command's own; 128 and the signal's number where a signal ended it
+126      … it can't be executed
+127      … it was not found
+others   … the command's own, or 128 plus the number of the signal that ended it
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NOT_STARTED: Final = 125
 NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 
-DOCTOR: Final = "'wg4netnsctl doctor' tells what this machine lacks"
-LOG: Final = "'journalctl --user-unit wg4netnsd' has more"
-SET_UP: Final = "'wg4netnsctl setup' makes the bus start the daemon"
+DOCTOR: Final = "'wg4netnsctl doctor' shows what this machine lacks"
+LOG: Final = "'journalctl --user-unit wg4netnsd' shows the daemon's log"
+SET_UP: Final = "'wg4netnsctl setup' lets the bus start the daemon"
 
 
 class Failure(Exception):
-    """An expected failure, in words for people."""
+    """An expected failure, in words for the user."""
 
     def __init__(self, text: str, hint: str = "", status: int = FAILED) -> None:
         super().__init__(text)
@@ -46,8 +46,8 @@ class Failure(Exception):
 
 
 def complain(text: str, hint: str = "") -> None:
-    """On standard error: what was wrong, and beneath it what to do."""
-    import textwrap  # which nothing needs that goes well
+    """Print an error to standard error, and below it the hint."""
+    import textwrap  # here, as only failures need it
 
     print(f"wg4netnsctl: {text}", file=sys.stderr)
     if hint:
@@ -57,7 +57,7 @@ def complain(text: str, hint: str = "") -> None:
 
 
 class NotRunning(Failure):
-    """There is no daemon, and it was not to be started, or can't be."""
+    """No daemon runs, and the call must not start one, or can't."""
 
 
 class _Known(NamedTuple):
@@ -66,19 +66,20 @@ class _Known(NamedTuple):
 
 
 _KNOWN: Final = {
-    f"{names.ERROR}.NoSuchTunnel": _Known(
-        NO_SUCH_TUNNEL, "'wg4netnsctl list' shows those that there are"
-    ),
+    f"{names.ERROR}.NoSuchTunnel": _Known(NO_SUCH_TUNNEL, "'wg4netnsctl list' shows the tunnels"),
     f"{names.ERROR}.AlreadyExists": _Known(
-        ALREADY_EXISTS, "--name gives it another name, 'wg4netnsctl down NAME' ends the other one"
+        ALREADY_EXISTS,
+        "'wg4netnsctl down NAME' ends the other tunnel; --name gives this one another name",
     ),
     f"{names.ERROR}.InvalidConfig": _Known(INVALID_CONFIG, ""),
     f"{names.ERROR}.Timeout": _Known(
-        TIMEOUT, "is the peer's Endpoint right, and to be reached? --timeout gives it longer"
+        TIMEOUT, "is the peer's Endpoint correct and reachable? --timeout allows more time"
     ),
     f"{names.ERROR}.TunFailed": _Known(FAILED, DOCTOR),
     f"{names.ERROR}.EngineFailed": _Known(FAILED, LOG),
-    f"{names.ERROR}.ShuttingDown": _Known(UNREACHABLE, "the next call starts another daemon"),
+    f"{names.ERROR}.ShuttingDown": _Known(
+        UNREACHABLE, "try again: the next call starts a new daemon"
+    ),
     f"{names.STANDARD_ERROR}.NoReply": _Known(UNREACHABLE, LOG),
 }
 
@@ -86,17 +87,17 @@ _NOT_RUNNING: Final = {
     f"{names.STANDARD_ERROR}.ServiceUnknown": SET_UP,
     f"{names.STANDARD_ERROR}.NameHasNoOwner": DOCTOR,
 }
-"""The second is also how dbus-broker says that starting the daemon has failed."""
+"""dbus-broker also reports the second one when the daemon could not be started."""
 _NOT_STARTED: Final = (
     f"{names.STANDARD_ERROR}.Spawn.",
     f"{names.STANDARD_ERROR}.TimedOut",
     "org.freedesktop.systemd1.",
 )
-"""Of dbus-daemon itself, and of systemd, which it may ask."""
+"""Errors of dbus-daemon, and of systemd when the bus asks it to start the daemon."""
 
 
 def of_bus(error_name: str, message: str) -> Failure:
-    """Of an error that came over the bus."""
+    """The failure for an error that came over the bus."""
     text = without_name(error_name, message)
     if hint := _NOT_RUNNING.get(error_name):
         return NotRunning(text, hint, UNREACHABLE)
@@ -107,11 +108,11 @@ def of_bus(error_name: str, message: str) -> Failure:
 
 
 def without_name(error_name: str, message: str) -> str:
-    """A message begins with its error's short name, for busctl's sake."""
+    """The message without its error's short name, which the daemon adds for busctl's users."""
     return message.removeprefix(error_name.rpartition(".")[2] + ": ")
 
 
 def of_kernel(error: OSError, hint: str = "", status: int = FAILED) -> Failure:
-    """Of a refusal by the kernel: the operation or path, then its reason."""
-    what = f"{error.filename}: " if error.filename else ""
-    return Failure(f"{what}{error.strerror or error}", hint, status)
+    """The failure for an error from the kernel: the operation or path, then the reason."""
+    operation = f"{error.filename}: " if error.filename else ""
+    return Failure(f"{operation}{error.strerror or error}", hint, status)

@@ -1,10 +1,10 @@
-"""`up --foreground`: a tunnel as a service. It ends with us, and we end with it.
+"""`up --foreground`: a tunnel as a service. The tunnel ends with this process, and vice versa.
 
     systemd ──SIGTERM──► we ───Close────► the daemon      we end when nothing of the tunnel is left
                          ▲                    │
-                         └─── StateChanged ───┘           closed: so we end; failed: and say why
+                         └─── StateChanged ───┘           closed: we end; failed: and say why
 
-Daemon and bus may be restarted meanwhile: the next daemon has the tunnel as it was.
+Daemon and bus may be restarted meanwhile: the next daemon takes the tunnel over.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from wg4netnsd.kernel import signals
 from wg4netnsd.systemd import notify
 
 SUCCESSION_TIME: Final = 30.0
-"""Seconds that systemd gets to start daemon and bus anew. It gives up sooner, after 10 tries; then
-the tunnel has ended."""
+"""Seconds that systemd gets to restart daemon and bus. It gives up sooner, after 10 tries; the
+tunnel has then ended."""
 RECONNECT_TIME: Final = 0.2
-"""Seconds from one try to the next: nobody tells when there is a bus to connect to."""
+"""Seconds between two tries: no event tells when there is a bus to connect to."""
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class _Told(BaseException):
-    """By a signal, to end. No Exception: wherever that comes, nobody may take it for one."""
+class _Stopped(BaseException):
+    """A signal told us to end. Not an Exception, so that no handler on the way catches it."""
 
 
 class _Tunnel(NamedTuple):
@@ -44,9 +44,10 @@ class _Tunnel(NamedTuple):
 
 
 def run(arguments: Arguments) -> int:
-    """0 when the tunnel was closed, by a signal to us or by somebody else; Failure if it failed."""
-    signals.catch(_ENDING, _tell)
-    with contextlib.suppress(_Told), contextlib.ExitStack() as at_end:
+    """Return 0 when the tunnel was closed, by a signal to us or otherwise. Raises Failure if it
+    failed."""
+    signals.catch(_ENDING, _stop)
+    with contextlib.suppress(_Stopped), contextlib.ExitStack() as at_end:
         try:
             client, tunnel = _up(arguments, at_end)
             notify.ready()
@@ -54,20 +55,20 @@ def run(arguments: Arguments) -> int:
         except Failure as failure:
             notify.stopping(str(failure))
             raise
-        except _Told:
-            notify.stopping("told to end")
+        except _Stopped:
+            notify.stopping("stopped by a signal")
             raise
     return 0
 
 
-def _tell(*_: object) -> None:
-    for number in _ENDING:  # once is enough; the end is not to be cut short
+def _stop(*_: object) -> None:
+    for number in _ENDING:  # a second one must not cut the end short
         signal.signal(number, signal.SIG_IGN)
-    raise _Told
+    raise _Stopped
 
 
 def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tunnel]:
-    """A tunnel, in a namespace of our own, which we enter."""
+    """Enter a new namespace and bring up a tunnel in it."""
     notify.status("waiting for the tunnel")
     with create.opened(arguments.conf) as conf:
         client = at_end.enter_context(Client())
@@ -80,10 +81,10 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
         path = create.finish(create.begin(client, netns, conf, asked), asked)
         os.close(netns)
         os.close(lease)
-    found = client.properties(path)
+    found = client.tunnel(path)
     notify.status(_summary(found))
-    # journald learns a stream's unit from the first line, while the process is there: without this
-    # one, "has ended" could come too late to be shown among the unit's.
+    # journald learns a stream's unit from its first line, while the process exists: without this
+    # one, "has ended" could arrive too late to be attributed to the unit.
     print(f"{found['Name']} is {_summary(found)}", file=sys.stderr)
     return client, _Tunnel(path, found["Name"], found["CreatedUSec"])
 
@@ -92,7 +93,7 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
 
 
 def _until_it_ends(client: Client, tunnel: _Tunnel) -> None:
-    """Raises Failure if it has failed, or is not to be found any more."""
+    """Wait for the tunnel to be closed. Raises Failure if it has failed or was lost."""
     while True:
         try:
             with client:
@@ -101,7 +102,7 @@ def _until_it_ends(client: Client, tunnel: _Tunnel) -> None:
         except Failure as failure:
             if failure.status != UNREACHABLE:
                 raise
-        client = _reconnected()
+        client = _reconnect()
 
 
 def _follow(client: Client, tunnel: _Tunnel) -> None:
@@ -111,7 +112,7 @@ def _follow(client: Client, tunnel: _Tunnel) -> None:
         try:
             heard = client.next_signal(None if served else SUCCESSION_TIME)
         except TimeoutError:
-            text = f"{tunnel.name} was lost: its daemon has ended, and no other has come"
+            text = f"{tunnel.name} was lost: wg4netnsd has ended and was not restarted"
             raise Failure(text) from None
         match heard.member, heard.body:
             case "StateChanged", ("closed", _, reason):
@@ -123,22 +124,21 @@ def _follow(client: Client, tunnel: _Tunnel) -> None:
             case "StateChanged", (state, _, reason):
                 notify.status(f"{state}: {reason}")
             case "NameOwnerChanged", (names.BUS_NAME, *_):
-                # A daemon that takes over has all tunnels before it has its name.
+                # A new daemon takes over all tunnels before it takes its name.
                 served = _is_served(client, tunnel)
 
 
 def _is_served(client: Client, tunnel: _Tunnel) -> bool:
-    """Is there a daemon now? Raises Failure if that one does not have the tunnel, or has it no
-    longer up."""
+    """Does a daemon run? Raises Failure if it lacks the tunnel, or the tunnel has failed."""
     try:
-        found = client.properties(tunnel.path)
+        found = client.tunnel(tunnel.path)
     except Failure as failure:
         if failure.status == UNREACHABLE:
-            notify.status("waiting for wg4netnsd, which ended; the tunnel is as it was")
+            notify.status("waiting for wg4netnsd, which has ended; the tunnel stays up")
             return False
         found = {}
     if found.get("CreatedUSec") != tunnel.created_usec:
-        raise Failure(f"{tunnel.name} was lost: wg4netnsd does not have it any more")
+        raise Failure(f"{tunnel.name} was lost: wg4netnsd no longer has it")
     if found["State"] == "failed":
         raise _failed(tunnel, found["LastError"][1])
     notify.status(_summary(found))
@@ -153,7 +153,7 @@ def _summary(found: dict[str, Any]) -> str:
     return f"{found['State']}: {found['Interface']} has {', '.join(found['Addresses'])}"
 
 
-def _reconnected() -> Client:
+def _reconnect() -> Client:
     """Raises Failure if the bus does not come back."""
     deadline = time.monotonic() + SUCCESSION_TIME
     while True:
@@ -166,10 +166,9 @@ def _reconnected() -> Client:
 
 
 def _close() -> None:
-    """End the tunnel that our namespace has, be it complete or not, and wait for that: only then
-    its name is free for the next one."""
-    # On a connection of its own: a signal may have cut the other one short anywhere. What can't be
-    # reached any more has our end to end by, its lease.
+    """Close our namespace's tunnel, complete or not, and wait: only then is its name free again."""
+    # On a new connection: a signal may have interrupted the other one anywhere. If no daemon can be
+    # reached, the tunnel's lease ends it when this process ends.
     with contextlib.suppress(Failure), Client() as client:
         asked = (names.ROOT_PATH, names.MANAGER, "GetTunnelByNetns", "h", namespaces.own_netns())
         (path,) = client.call(*asked, start=False)

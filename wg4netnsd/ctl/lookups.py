@@ -1,31 +1,30 @@
-"""Look-ups of names that go where a resolv.conf says, and nowhere else.
+"""Host name look-ups that use only the servers of a resolv.conf.
 
-A network namespace isolates no look-up: the C library asks nscd and, where nsswitch.conf says so,
-systemd-resolved or avahi, by sockets in the file system, and these ask in the host's network. So a
-mount namespace of our own is given
+A network namespace does not isolate look-ups: the C library asks nscd and, if nsswitch.conf says
+so, systemd-resolved or avahi, over sockets in the file system; these ask in the host's network. So
+our mount namespace gets
 
-    /etc                   the host's, in view, but for two files
+    /etc                   the host's, except for two files
     ├── nsswitch.conf      the host's, with `hosts: files myhostname dns` at most
     └── resolv.conf        the daemon's, with the name servers of the tunnel
-    /run                   the host's, without nscd; left as it is where there is no nscd
-    ├── avahi-daemon       nothing in it
-    └── systemd/resolve    nothing in it
+    /run                   the host's without nscd; unchanged if the host has no nscd
+    ├── avahi-daemon       empty
+    └── systemd/resolve    empty
 
-The root-owned files that ssh includes (sshconfig.py) are covered with copies that we own.
+Copies that we own cover the root-owned files that ssh includes (sshconfig.py).
 
-It is not enough to mount something over each file. When the host replaces it by rename(2), as
+Mounting something over each file is not enough. When the host replaces the file by rename(2), as
 NetworkManager and resolvconf do with resolv.conf, or removes the directory, as systemd does when
-nscd stops, the kernel detaches whatever other mount namespaces have mounted there
-(__detach_mounts() in fs/namespace.c), and the host's would be seen. So the directory around it is
-covered, which stays.
+nscd stops, the kernel detaches what other mount namespaces have mounted there (__detach_mounts() in
+fs/namespace.c), and the host's file would show. So we cover the directory, which stays.
 
-The limits:
-- nscd that is started later, on a host that had no /run/nscd, is asked.
-- The system bus is in reach: who asks systemd-resolved or avahi over it, as resolvectl does, is
-  answered by the host. This is no sandbox.
-- In /etc a file that the host replaces may be seen as it was; changes in place and new files show.
-  Where the kernel grants no overlay, and in /run where it is covered, new files do not show either.
-- ssh's copies do not follow changes. One outside /etc is gone once the host replaces the file.
+Limits:
+- nscd is asked if it is started later, on a host that had no /run/nscd.
+- The system bus stays reachable: programs that ask systemd-resolved or avahi over it, such as
+  resolvectl, get the host's answers. This is not a sandbox.
+- A file in /etc that the host replaces may show its old content; changes in place and new files
+  show. Where the kernel allows no overlay, and in a covered /run, new files do not show either.
+- ssh's copies do not follow changes. One outside /etc vanishes when the host replaces the file.
 """
 
 from __future__ import annotations
@@ -40,16 +39,17 @@ from wg4netnsd.ctl.sshconfig import RootFile
 from wg4netnsd.kernel.syscalls import MS_BIND, MS_RDONLY, mount
 
 _EMPTIED: Final = ("avahi-daemon", "systemd/resolve")
-"""Of /run. With our nsswitch.conf nobody asks there; programs that bring their own one may."""
+"""Directories in /run. With our nsswitch.conf the C library does not ask there, but a program with
+its own nsswitch.conf may."""
 
 
 def confine(resolv_conf: str, copied: Collection[RootFile] = ()) -> None:
-    """Have look-ups go by the file `resolv_conf`, of this process and of all that come from it, and
-    show copies that we own in place of the root-owned files in `copied`.
+    """Make this process and its descendants use the file `resolv_conf` for look-ups, and see copies
+    that we own instead of the root-owned files in `copied`.
 
-    After mounts.own(), with CAP_SYS_ADMIN in the user namespace of the mount namespace. What is
-    written into resolv_conf later is seen; another file of its name is not. Raises OSError, which
-    names what failed.
+    Call mounts.own() before; needs CAP_SYS_ADMIN in the user namespace that owns the mount
+    namespace. Later writes to resolv_conf show, a file that replaces it does not. Raises OSError
+    that names the operation.
     """
     _cover_etc(resolv_conf, copied)
     for run in {os.path.realpath("/run"), os.path.realpath("/var/run")}:
@@ -62,9 +62,9 @@ def confine(resolv_conf: str, copied: Collection[RootFile] = ()) -> None:
 
 
 def without_others(nsswitch: str) -> str:
-    """The text of nsswitch.conf(5) with nobody but files and DNS to ask for hosts.
+    """The text of nsswitch.conf(5) with no sources for hosts except files and DNS.
 
-    myhostname stays if it was there: it knows the machine's own names and asks nobody.
+    myhostname stays if it was there: it knows the machine's own names and asks no server.
     """
     lines = []
     found = False
@@ -82,7 +82,7 @@ def without_others(nsswitch: str) -> str:
 
 
 def _cover_etc(resolv_conf: str, copied: Collection[RootFile]) -> None:
-    # Where /usr has the defaults, as with SUSE, that one is read unless /etc has another.
+    # SUSE has the defaults in /usr, used unless /etc has the file.
     nsswitch = without_others(_read("/etc/nsswitch.conf") or _read("/usr/etc/nsswitch.conf"))
     with (
         mounts.opened(resolv_conf, os.O_PATH) as source,
@@ -93,25 +93,25 @@ def _cover_etc(resolv_conf: str, copied: Collection[RootFile]) -> None:
         _write("/etc/nsswitch.conf", nsswitch.encode(errors="surrogateescape"))
         _write("/etc/resolv.conf", b"")
         try:
-            # Of two lower layers and no upper one: the first has our files, the second the host's.
+            # Two lower layers and no upper one: the first has our files, the second the host's.
             layers = f"lowerdir=/etc:/proc/self/fd/{etc}"
             mount("overlay", "/etc", "overlay", MS_RDONLY | mounts.FLAGS, layers)
         except OSError:
-            # In a container, most of all: an overlay shows nothing of what is mounted in its
-            # layers, and the kernel refuses to uncover with it what lies beneath
-            # (has_locked_children). Before Linux 5.11 it is root's alone.
+            # Mostly in a container: an overlay does not show the mounts in its layers, and the
+            # kernel refuses one that would uncover what lies beneath them (has_locked_children).
+            # Before Linux 5.11 only root may mount an overlay.
             mounts.bind_all(etc, "/etc", without=("nsswitch.conf", "resolv.conf"))
             mounts.forbid_writing("/etc")
         mount(f"/proc/self/fd/{source}", "/etc/resolv.conf", "", MS_BIND)
         for path, copy in copies.items():
-            with contextlib.suppress(OSError):  # it is gone: what reads it does without, or says so
+            with contextlib.suppress(OSError):  # it is gone; ssh copes, or says so
                 mount(f"/proc/self/fd/{copy}", path, "", MS_BIND)
                 mounts.forbid_writing(path)
 
 
 @contextlib.contextmanager
 def _copies(files: Collection[RootFile]) -> Iterator[dict[str, int]]:
-    """Make the copies, in a tmpfs over /etc that has yet to be covered. An fd of each, by path."""
+    """Make the copies in a tmpfs over /etc, to be covered later. Yields each one's fd by path."""
     with contextlib.ExitStack() as stack:
         copies: dict[str, int] = {}
         if files:
@@ -131,14 +131,14 @@ def _leave_out(directory: str, name: str) -> None:
 
 
 def _read(path: str) -> str:
-    """Nothing where it is missing or leads nowhere."""
+    """A file's text; empty if it is missing or a dangling link."""
     with contextlib.suppress(FileNotFoundError), open(path, errors="surrogateescape") as file:
         return file.read()
     return ""
 
 
 def _write(path: str, content: bytes, mode: int = 0o644) -> None:
-    """With this mode, whatever our umask is."""
+    """Create a file with this mode, whatever the umask."""
     with open(path, "xb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(content)

@@ -1,4 +1,4 @@
-"""`wg4netnsctl monitor`: prints what happens to the tunnels and their peers, as it happens."""
+"""`wg4netnsctl monitor`: print events of tunnels and their peers as they happen."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from wg4netnsd.kernel import signals
 
 
 def run(arguments: Arguments) -> None:
-    """Until interrupted, or nobody reads on."""
+    """Run until interrupted, or until the reader of our output has gone."""
     wanted, as_json = arguments.names, arguments.json
-    # Not by sys.exit(): Python would flush what a reader may never take.
+    # Not by sys.exit(): Python would flush to a reader that may never read.
     signals.catch((signal.SIGINT, signal.SIGTERM), lambda *_: os._exit(0))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where the locale has no arrow
@@ -39,17 +39,17 @@ def run(arguments: Arguments) -> None:
                 for event in events:
                     print(lines.json(event) if as_json else lines.human(event), flush=True)
     except BrokenPipeError:
-        # Python flushes once more at its end, and would complain.
+        # Python flushes once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _events(client: Client, changes: Changes) -> Iterator[list[Event]]:
-    """Those that come at once are a list."""
+    """Yield a list of events whenever there are some."""
     client.listen()
     yield _snapshot(client, changes)
     for heard in _signals(client, sys.stdout.fileno()):
         if not _changes_owner(heard):
-            yield list(changes.take(heard))
+            yield list(changes.apply(heard))
             continue
         yield list(changes.stopped(heard.usec))
         if _new_owner(heard):
@@ -57,12 +57,12 @@ def _events(client: Client, changes: Changes) -> Iterator[list[Event]]:
 
 
 def _signals(client: Client, output: int) -> Iterator[Signal]:
-    """BrokenPipeError once nobody reads `output`, whether there is news for it or not."""
+    """Raises BrokenPipeError as soon as `output` has no reader, even without a signal to print."""
     poll = select.poll()
     poll.register(client.fileno(), select.POLLIN)
     poll.register(output, 0)  # POLLERR and POLLHUP come unasked
     while True:
-        with suppress(TimeoutError):  # which says that we have all that has come
+        with suppress(TimeoutError):  # no more have arrived
             while True:
                 yield client.next_signal(0)
         if output in dict(poll.poll()):
@@ -70,13 +70,13 @@ def _signals(client: Client, output: int) -> Iterator[Signal]:
 
 
 def _snapshot(client: Client, changes: Changes) -> list[Event]:
-    """What there is now. It is asked for anew if meanwhile the daemon comes or goes."""
+    """The present state; asked for again if the daemon came or went meanwhile."""
     events: list[Event] = []
     early: list[Signal] = []
     while True:
         usec = now_usec()
         objects = _managed_objects(client)
-        early += client.kept_signals()
+        early += client.pop_signals()
         comings = [i for i, heard in enumerate(early) if _changes_owner(heard)]
         if not comings:
             break
@@ -88,7 +88,7 @@ def _snapshot(client: Client, changes: Changes) -> list[Event]:
 
 
 def _managed_objects(client: Client) -> dict[str, Any] | None:
-    """None where the daemon does not run; nothing of one that is ending, of which we will hear."""
+    """None if no daemon runs; empty if it is just ending, which a signal will say."""
     interface = "org.freedesktop.DBus.ObjectManager"
     try:
         (objects,) = client.call(names.ROOT_PATH, interface, "GetManagedObjects", start=False)
@@ -110,7 +110,7 @@ def _new_owner(heard: Signal) -> str:
 
 
 class Lines:
-    """How an event looks."""
+    """The lines that events are printed as."""
 
     def __init__(self, wanted: Iterable[str], full: bool) -> None:
         self._full = full
@@ -118,7 +118,7 @@ class Lines:
         self._width = max(map(len, wanted), default=0)
 
     def make_room(self, events: Iterable[Event]) -> None:
-        """These are aligned with one another, and so is what follows."""
+        """Widen the column of names so that these and later events are aligned."""
         self._width = max(self._width, *(len(event.tunnel or "") for event in events), 0)
 
     def human(self, event: Event) -> str:
@@ -160,7 +160,7 @@ class Lines:
         match event.event:
             case "daemon-started":
                 again, self._ran = self._ran, True
-                return "wg4netnsd runs again" if again else "wg4netnsd is running"
+                return "wg4netnsd is running again" if again else "wg4netnsd is running"
             case "daemon-stopped":
                 return "wg4netnsd is not running"
             case "tunnel-added":
@@ -206,5 +206,5 @@ def _missed(count: int | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """One line, and nothing that a terminal would obey."""
+    """A single line without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() else "�" for c in text)

@@ -1,4 +1,4 @@
-"""Mounts of our own, which end with their namespace and show nowhere else."""
+"""Mounts that only our mount namespace has, and that end with it."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ FLAGS: Final = MS_NOSUID | MS_NODEV
 
 
 def own() -> None:
-    """Nothing that is mounted in this mount namespace from here on shows in another.
+    """Keep later mounts in this mount namespace from showing in others.
 
-    A slave still gets what the host mounts: a stick, a home directory. Private would not.
+    A slave still gets what the host mounts, such as a USB stick or a home directory; a private
+    mount would not.
     """
     mount("", "/", "", MS_REC | MS_SLAVE)
 
 
-def look_anew() -> None:
-    """The directory that we are in, by its path: it may be covered by now."""
-    with contextlib.suppress(OSError):  # it has been removed, or is closed to us
+def reenter_directory() -> None:
+    """Enter the current directory again by its path, as mounts may have covered it."""
+    with contextlib.suppress(OSError):  # it was removed, or we may not enter it
         os.chdir(os.getcwd())
 
 
 def bind_all(covered: int, target: str, without: Collection[str]) -> None:
-    """Have all that is in `covered`, an fd of a directory, in another one too, with what is mounted
-    there."""
+    """Bind all that is in `covered`, an fd of a directory, to `target`, with the mounts in it."""
     for entry in os.scandir(covered):
         path = f"{target}/{entry.name}"
         if entry.name in without:
             continue
-        with contextlib.suppress(FileNotFoundError):  # the host has removed it meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the host removed it meanwhile
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.name, dir_fd=covered), path)
                 continue
@@ -54,18 +54,18 @@ def bind_all(covered: int, target: str, without: Collection[str]) -> None:
 
 
 def cover_with_tmpfs(path: str) -> None:
-    """Show nothing of a directory; what is opened of it before stays in reach."""
+    """Hide a directory's content; what was opened before stays reachable."""
     mount("tmpfs", path, "tmpfs", FLAGS, "mode=0755")
 
 
 def forbid_writing(path: str) -> None:
-    """What is mounted there is read-only from here on; what is mounted in it is not touched."""
+    """Make a mount read-only; the mounts in it stay as they are."""
     mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | FLAGS)
 
 
 @contextlib.contextmanager
 def opened(path: str, flags: int) -> Iterator[int]:
-    """An fd of it, to get at what is about to be covered."""
+    """Open an fd, to reach what is about to be covered."""
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         yield fd

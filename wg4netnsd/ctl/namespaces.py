@@ -1,4 +1,4 @@
-"""Namespaces of our own, made or entered, by a single-threaded process that then stays in them."""
+"""Making and entering namespaces, by a single-threaded process that stays in them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from wg4netnsd.kernel.syscalls import (
 
 
 def make(*, mounts: bool = False, pids: bool = False) -> None:
-    """Enter a new user namespace and a new network namespace of it, with uid and gid as they were.
+    """Enter a new user namespace and a new network namespace that it owns, with the same uid and
+    gid.
 
-    There we have every capability until the next exec, which takes them from all but root
-    (capabilities(7)). `pids`: our children are in a new PID namespace, the first of them its init.
+    We have every capability there until the next exec, which keeps them only for root
+    (capabilities(7)). `pids`: our children are in a new PID namespace; the first one is its init.
     Raises Failure.
     """
     uid, gid = os.getuid(), os.getgid()
@@ -41,8 +42,8 @@ def make(*, mounts: bool = False, pids: bool = False) -> None:
 
 
 def map_ids(uid: int, gid: int) -> None:
-    """Have them mean in a new user namespace what they mean outside, and no others. Raises OSError,
-    which names the file that the kernel did not take."""
+    """Map only this uid and gid, to themselves, in a new user namespace. Raises OSError that names
+    the file which the kernel refused."""
     for name, content in (
         ("setgroups", "deny"),  # before a gid_map can be written without privilege
         ("uid_map", f"{uid} {uid} 1"),
@@ -57,10 +58,10 @@ def map_ids(uid: int, gid: int) -> None:
 
 
 def _let_ping(gid: int) -> None:
-    """Allow this group to open sockets for ping in the network namespace that we are in.
+    """Allow this group to open ping sockets in the current network namespace.
 
-    A new one allows it to nobody (ping_group_range in icmp(7)). On the host systemd allows it to
-    everybody, and ping needs it where it has no file capability, as on Debian 13.
+    A new one allows nobody (ping_group_range in icmp(7)). On the host, systemd allows everybody;
+    ping needs it where it has no file capability, as on Debian 13.
     """
     path = "/proc/sys/net/ipv4/ping_group_range"
     with contextlib.suppress(OSError), open(path, "w") as file:  # read-only in some containers
@@ -68,22 +69,21 @@ def _let_ping(gid: int) -> None:
 
 
 def own_netns() -> int:
-    """An fd of the network namespace that we are in, the caller's."""
+    """A new fd of the current network namespace, which the caller owns."""
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def enter(netns: int) -> None:
-    """Enter the user namespace that owns `netns`, `netns`, and a new mount namespace there.
+    """Enter the user namespace that owns `netns`, then `netns`, then a new mount namespace.
 
-    We stay the user that we are; how that user is called inside is the namespace's affair. Raises
-    Failure.
+    We stay the same user; the namespace's map decides on our uid inside. Raises Failure.
     """
     try:
         owner = ioctl(netns, NS_GET_USERNS, 0, "NS_GET_USERNS")
         try:
             setns(owner, CLONE_NEWUSER)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # the one that we are in
+            if error.errno != errno.EINVAL:  # we are in it already
                 raise
         finally:
             os.close(owner)
@@ -93,5 +93,5 @@ def enter(netns: int) -> None:
     except OSError as error:
         if error.errno == errno.EPERM:
             text = "the namespace's owner is not a user namespace of yours"
-            raise Failure(text, "it can be entered from outside of that one only") from None
+            raise Failure(text, "it can be entered only from outside that user namespace") from None
         raise of_kernel(error) from None

@@ -1,4 +1,4 @@
-"""The command line of `wg4netnsctl`, and what comes of it."""
+"""The command line of `wg4netnsctl`, and the exit status."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
-from wg4netnsd import __version__, errors, names
+from wg4netnsd import __version__, names
 from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
 
 
 def main() -> None:
-    """The whole program."""
+    """Parse the command line, run the command, exit."""
     _open_standard_streams()
-    # Where it is ignored, as supervisors may, nobody is told how a child has ended (wait(2)).
+    # Supervisors may start us with it ignored; then wait(2) does not report a child's status.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sys.exit(_do(sys.argv[1:]))
+    sys.exit(_run_command(sys.argv[1:]))
 
 
 def _open_standard_streams() -> None:
-    """Where we are started without one: else the next file that is opened would be it."""
+    """Open the ones that we were started without: the next opened file would take their place."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -35,8 +35,8 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _do(words: list[str]) -> int:
-    """The exit status; failure.py has the table of them."""
+def _run_command(words: list[str]) -> int:
+    """Return the exit status; failure.py lists them."""
     try:
         arguments = _parse(words)
         function = _function(arguments.run)
@@ -46,10 +46,7 @@ def _do(words: list[str]) -> int:
     except Failure as failure:
         complain(str(failure), failure.hint)
         return failure.status
-    except errors.Error as error:
-        complain(error.text)
-        return FAILED
-    except BrokenPipeError:  # who read our output has enough
+    except BrokenPipeError:  # the reader of our output has seen enough
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -62,7 +59,7 @@ def _do(words: list[str]) -> int:
 
 
 def _drop_output() -> None:
-    """What could not be written: Python would try again at its end."""
+    """Discard what could not be written: Python would try again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -79,16 +76,16 @@ def _function(path: str) -> Callable[[argparse.Namespace], int | None]:
 
 class _Command(NamedTuple):
     run: str  # module:function
-    text: str
+    help: str
     add_arguments: Callable[[ArgumentParser], object]
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    # A parser of all commands takes longer to build than a namespace.
+    # Building the parser of all commands takes longer than making a namespace.
     known = words[:1] if words[:1] and words[0] in _COMMANDS else _COMMANDS
     if words[:1] not in (["run"], ["exec"]):
         return parser(known).parse_args(words)
-    # What is after -- is the command's, options too; and -- as well where it has begun before.
+    # Words after -- belong to the command, options too; so does a -- after the command's name.
     place = words.index("--") if "--" in words else len(words)
     arguments = parser(known).parse_args(words[:place])
     command: list[str] = arguments.command
@@ -101,32 +98,35 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def parser(known: Iterable[str] | None = None) -> ArgumentParser:
-    """For these commands, or for all; contrib/completions has the same."""
+    """The parser of these commands, or of all. contrib/completions offers the same options."""
     top = ArgumentParser(
         prog="wg4netnsctl",
-        description="Run programs behind a WireGuard tunnel of their own, without root.",
-        epilog="wg4netnsctl(1) has examples, and the exit statuses.",
+        description="Run programs behind their own WireGuard tunnel, without root.",
+        epilog="See wg4netnsctl(1) for examples and exit statuses.",
         formatter_class=_formatter,
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name in known or _COMMANDS:
         function, text, add_arguments = _COMMANDS[name]
-        command = commands.add_parser(name, help=text, description=text, formatter_class=_formatter)
+        sentence = f"{text[0].upper()}{text[1:]}."
+        command = commands.add_parser(
+            name, help=text, description=sentence, formatter_class=_formatter
+        )
         command.set_defaults(run=function, refuse=command.error)
         add_arguments(command)
     return top
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    # Left to itself it asks shutil for the width at each option, and importing that takes 3 ms.
+    # Without a width it asks shutil for one, and importing that takes 3 ms.
     return argparse.HelpFormatter(prog, width=78)
 
 
 def _run(command: ArgumentParser) -> None:
     _add_creation(command)
     command.add_argument(
-        "--share-pids", action="store_true", help="in the PID namespace that we are in"
+        "--share-pids", action="store_true", help="stay in the current PID namespace"
     )
     _add_conf(command)
     _add_command(command)
@@ -135,24 +135,26 @@ def _run(command: ArgumentParser) -> None:
 def _up(command: ArgumentParser) -> None:
     _add_creation(command)
     command.add_argument(
-        "--foreground", action="store_true", help="stay, and end the tunnel at the end"
+        "--foreground", action="store_true", help="stay in the foreground and end with the tunnel"
     )
-    _add_json(command, "its name, its object path and its resolv.conf, as JSON")
+    _add_json(command, "print name, object path and resolv.conf as JSON")
     _add_conf(command)
 
 
 def _attach(command: ArgumentParser) -> None:
     where = command.add_mutually_exclusive_group(required=True)
-    where.add_argument("--pid", type=_pid, help="of a process in it")
-    where.add_argument("--netns", metavar="PATH", help="its file, such as /proc/PID/ns/net")
+    where.add_argument("--pid", type=_pid, help="PID of a process in the namespace")
+    where.add_argument(
+        "--netns", metavar="PATH", help="file of the namespace, such as /proc/PID/ns/net"
+    )
     _add_creation(command)
     command.add_argument(
         "--lifetime",
         choices=("namespace", "persistent"),
         default="namespace",
-        help="until when: its namespace's end (the default), or 'down'",
+        help="end the tunnel with its namespace (the default), or only by 'down'",
     )
-    _add_json(command, "its name, its object path and its resolv.conf, as JSON")
+    _add_json(command, "print name, object path and resolv.conf as JSON")
     _add_conf(command)
 
 
@@ -162,7 +164,7 @@ def _exec(command: ArgumentParser) -> None:
 
 
 def _list(command: ArgumentParser) -> None:
-    command.add_argument("-q", "--quiet", action="store_true", help="their names alone")
+    command.add_argument("-q", "--quiet", action="store_true", help="print only the names")
     _add_json(command)
 
 
@@ -172,9 +174,9 @@ def _show(command: ArgumentParser) -> None:
 
 
 def _monitor(command: ArgumentParser) -> None:
-    _add_json(command, "a JSON object a line")
+    _add_json(command, "print one JSON object per line")
     command.add_argument("--full", action="store_true", help="do not shorten public keys")
-    command.add_argument("names", nargs="*", metavar="NAME", type=_name, help="of these alone")
+    command.add_argument("names", nargs="*", metavar="NAME", type=_name, help="only these tunnels")
 
 
 def _reload(command: ArgumentParser) -> None:
@@ -185,64 +187,77 @@ def _reload(command: ArgumentParser) -> None:
 
 def _wg(command: ArgumentParser) -> None:
     _add_name(command)
-    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="wg's own")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="arguments of wg")
 
 
 def _setup(command: ArgumentParser) -> None:
-    command.add_argument("--remove", action="store_true", help="undo that, and stop all of it")
+    command.add_argument(
+        "--remove",
+        action="store_true",
+        help="stop the daemon and all tunnels, and remove what setup installed",
+    )
 
 
 def _add_creation(command: ArgumentParser) -> None:
-    command.add_argument("--name", type=_name, help="the tunnel's; else that of the file")
+    command.add_argument("--name", type=_name, help="name of the tunnel (default: the file's)")
     command.add_argument(
-        "--interface", type=_interface, metavar="IFNAME", help="its name inside; else wg0"
+        "--interface",
+        type=_interface,
+        metavar="IFNAME",
+        help="name of the interface (default: wg0)",
     )
-    command.add_argument("--handshake", action="store_true", help="wait for a peer's answer")
+    command.add_argument("--handshake", action="store_true", help="wait until a peer has answered")
     command.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="give up after that; else 20"
+        "--timeout", type=_seconds, metavar="SECONDS", help="give up after this time (default: 20)"
     )
     _add_mtu_and_ignore(command)
 
 
 def _add_mtu_and_ignore(command: ArgumentParser) -> None:
-    command.add_argument("--mtu", type=_mtu, metavar="BYTES", help="in place of the file's")
+    command.add_argument(
+        "--mtu", type=_mtu, metavar="BYTES", help="MTU to use instead of the file's"
+    )
     command.add_argument(
         "--ignore",
         action="append",
         type=_key,
         metavar="KEY",
-        help="of the file, such as PostUp, which can't be honoured; may be repeated",
+        help="ignore this key of the file, such as PostUp, which needs root; may be repeated",
     )
 
 
 def _add_conf(command: ArgumentParser, **more: Any) -> None:
-    text = "a wg-quick file; a bare NAME is ~/.config/wg4netnsd/NAME.conf"
+    text = "wg-quick file; a bare NAME means ~/.config/wg4netnsd/NAME.conf"
     command.add_argument("conf", metavar="CONF", help=text, **more)
 
 
 def _add_name(command: ArgumentParser, **more: Any) -> None:
-    command.add_argument("name", metavar="NAME", type=_name, help="the tunnel's", **more)
+    command.add_argument("name", metavar="NAME", type=_name, help="name of the tunnel", **more)
 
 
-def _add_json(command: ArgumentParser, text: str = "as JSON") -> None:
+def _add_json(command: ArgumentParser, text: str = "print JSON") -> None:
     command.add_argument("--json", action="store_true", help=text)
 
 
 def _add_command(command: ArgumentParser) -> None:
     command.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="-- CMD…", help="and its arguments"
+        "command", nargs=argparse.REMAINDER, metavar="-- CMD…", help="the command and its arguments"
     )
 
 
 def _name(text: str) -> str:
     if not names.TUNNEL_NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"no tunnel can be named {_shown(text)}")
+        wanted = "1 to 48 of A-Za-z0-9_.@-, the first a letter or digit"
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a tunnel name: expected {wanted}")
     return text
 
 
 def _interface(text: str) -> str:
     if not names.INTERFACE_NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"no interface can be named {_shown(text)}")
+        wanted = "1 to 15 of A-Za-z0-9_=+.-"
+        raise argparse.ArgumentTypeError(
+            f"{_shown(text)} is not an interface name: expected {wanted}"
+        )
     return text
 
 
@@ -264,7 +279,7 @@ def _shown(text: str) -> str:
 
 def _pid(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a process's number")
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a PID")
     return int(text)
 
 
@@ -274,31 +289,35 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected seconds, more than 0")
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a number of seconds above 0")
     return seconds
 
 
 _COMMANDS: Final = {
     "run": _Command("run:run", "run a command behind a tunnel that ends with it", _run),
-    "up": _Command("tunnels:up", "bring up a tunnel in a namespace of its own", _up),
-    "attach": _Command("tunnels:attach", "bring up a tunnel in a namespace that is there", _attach),
+    "up": _Command("tunnels:up", "bring up a tunnel in a new namespace", _up),
+    "attach": _Command("tunnels:attach", "bring up a tunnel in an existing namespace", _attach),
     "down": _Command(
         "tunnels:down",
-        "end tunnels",
+        "take tunnels down",
         lambda command: command.add_argument("names", nargs="+", metavar="NAME", type=_name),
     ),
     "exec": _Command("run:execute", "run a command in a tunnel's namespace", _exec),
     "shell": _Command("run:shell", "run your shell in a tunnel's namespace", _add_name),
-    "list": _Command("show:run_list", "list the tunnels, one a line", _list),
-    "show": _Command("show:run_show", "show tunnels and their peers as 'wg show' does", _show),
-    "monitor": _Command("monitor:run", "print what happens to tunnels and their peers", _monitor),
-    "reload": _Command("tunnels:reload", "give a tunnel another configuration", _reload),
+    "list": _Command("show:run_list", "list the tunnels, one per line", _list),
+    "show": _Command("show:run_show", "show tunnels and their peers, like 'wg show'", _show),
+    "monitor": _Command(
+        "monitor:run", "print events of tunnels and peers as they happen", _monitor
+    ),
+    "reload": _Command("tunnels:reload", "apply a changed configuration to a tunnel", _reload),
     "restart": _Command(
         "tunnels:restart", "replace a tunnel's engine; its interface stays", _add_name
     ),
-    "wg": _Command("wg:run", "run wg(8) on a tunnel's engine", _wg),
+    "wg": _Command("wg:run", "run wg(8) on a tunnel", _wg),
     "doctor": _Command(
-        "doctor:run", "tell what this machine lacks, and what to do about it", _add_json
+        "doctor:run", "show what this machine lacks and what to do about it", _add_json
     ),
-    "setup": _Command("setup:run", "make the session bus start wg4netnsd for you", _setup),
+    "setup": _Command(
+        "setup:run", "install systemd units, bus activation, completions and man pages", _setup
+    ),
 }

@@ -1,4 +1,4 @@
-"""What is waited for, on a terminal, once it has taken long enough to be wondered about."""
+"""A line on the terminal during a wait that takes noticeably long."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from wg4netnsd.ctl.client import Waiting
+from wg4netnsd.ctl.client import Progress
 
-QUIET: Final = 0.5
-"""Seconds after which somebody wonders."""
+DELAY: Final = 0.5
+"""Seconds until a wait is shown."""
 
 _CLEAR_LINE: Final = "\r\x1b[K"
 
 
 @contextmanager
-def shown(what: str) -> Iterator[Waiting | None]:
-    """Something to call meanwhile; None where nobody looks. Leaves the line as it was."""
+def shown(what: str) -> Iterator[Progress | None]:
+    """Yield a callback for the wait; None if standard error is not a terminal. The line is cleared
+    at the end."""
     if not sys.stderr.isatty():
         yield None
         return
     written = False
 
-    def waiting(seconds: float) -> float:
+    def progress(seconds: float) -> float:
         nonlocal written
-        if seconds < QUIET:
-            return QUIET - seconds
+        if seconds < DELAY:
+            return DELAY - seconds
         written = True
         sys.stderr.write(f"{_CLEAR_LINE}{what} … {seconds:.0f} s")
         sys.stderr.flush()
         return 1 - seconds % 1
 
     try:
-        yield waiting
+        yield progress
     finally:
         if written:
             sys.stderr.write(_CLEAR_LINE)

@@ -14,36 +14,37 @@ from wg4netnsd.ctl.failure import DOCTOR, NOT_STARTED, Failure, of_kernel
 from wg4netnsd.ctl.sshconfig import RootFile
 
 TUNNEL_VARIABLE = "WG4NETNS"
-"""In the command's environment: the tunnel's name, as for a shell's prompt."""
+"""The command's environment variable with the tunnel's name, for a shell's prompt for example."""
 
 
 def run(arguments: Arguments) -> int:
-    """A command in new namespaces, with a tunnel that ends with us; its exit status."""
-    with _not_started_yet():
+    """Run a command in new namespaces, with a tunnel that ends with it; return its exit status."""
+    with _before_command():
         files = sshconfig.root_files()
         path, client = _up(arguments)
         with client:
-            create.warn(_go_on_in_it(client, path, files))
+            create.warn(_prepare(client, path, files))
         from wg4netnsd.ctl import command
 
         return command.run(arguments.command, new_pids=not arguments.share_pids)
 
 
 def _up(arguments: Arguments) -> tuple[str, Client]:
-    """Enter new namespaces with a tunnel: its path, on the connection that was made outside."""
+    """Enter new namespaces and bring up a tunnel there. Returns its path, and a connection made
+    outside."""
     with create.opened(arguments.conf) as conf:
         client = Client()
-        # Its end is the tunnel's, however it comes about.
+        # When this process ends, for whatever reason, the tunnel does too.
         lease = os.pidfd_open(os.getpid())
         namespaces.make(mounts=True, pids=not arguments.share_pids)
         netns = namespaces.own_netns()
-        # There may be several; and a pid is the only one of its kind in its namespace alone.
+        # The inode makes the name unique; a PID would be unique only in its PID namespace.
         name = create.suggested_name(conf.name, f"-{os.fstat(netns).st_ino}")
         asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
         reply = create.begin(client, netns, conf, asked)
         os.close(netns)
         os.close(lease)
-        # Meanwhile, as Python's start is most of what all this takes.
+        # During the wait, as imports are most of what all this takes.
         from wg4netnsd.ctl import command, lookups  # noqa: F401
 
         return create.finish(reply, asked), client
@@ -51,28 +52,28 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
 
 def execute(arguments: Arguments) -> None:
     """Become a command in a tunnel's namespace."""
-    with _not_started_yet():
+    with _before_command():
         files = sshconfig.root_files()
         with Client() as client:
-            path = client.find(arguments.name)
+            path = client.find_tunnel(arguments.name)
             netns = client.open_netns(path)
             namespaces.enter(netns)
             os.close(netns)
-            _go_on_in_it(client, path, files)
+            _prepare(client, path, files)
         from wg4netnsd.ctl import command
 
         command.replace(arguments.command)
 
 
 def shell(arguments: Arguments) -> None:
-    """Become the user's shell there."""
+    """Become the user's shell in a tunnel's namespace."""
     arguments.command = [os.environ.get("SHELL") or "/bin/sh"]
     execute(arguments)
 
 
 @contextlib.contextmanager
-def _not_started_yet() -> Iterator[None]:
-    """What fails in here has a status of its own, which is none of the command's."""
+def _before_command() -> Iterator[None]:
+    """Give failures in the block a status that differs from those of the command."""
     try:
         yield
     except OSError as error:
@@ -82,12 +83,13 @@ def _not_started_yet() -> Iterator[None]:
         raise
 
 
-def _go_on_in_it(client: Client, path: str, files: list[RootFile]) -> dict[str, Any]:
-    """What the command is to find, but for the namespaces. Returns the tunnel's properties."""
+def _prepare(client: Client, path: str, files: list[RootFile]) -> dict[str, Any]:
+    """Set up look-ups, directory and environment for the command. Returns the tunnel's
+    properties."""
     from wg4netnsd.ctl import lookups
 
-    tunnel = client.properties(path)
+    tunnel = client.tunnel(path)
     lookups.confine(tunnel["ResolvConf"], files)
-    mounts.look_anew()
+    mounts.reenter_directory()
     os.environ[TUNNEL_VARIABLE] = tunnel["Name"]
     return tunnel

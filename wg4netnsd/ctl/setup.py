@@ -1,4 +1,4 @@
-"""Put this installation's units, activation file, completions and manual pages in place.
+"""`wg4netnsctl setup`: install the units, activation file, completions and manual pages.
 
     ~/.local/share/systemd/user/wg4netnsd.service
     ~/.local/share/systemd/user/wg4netns@.service
@@ -6,8 +6,8 @@
     ~/.local/share/{bash-completion/completions,fish/vendor_completions.d,zsh/site-functions}/…
     ~/.local/share/man/…
 
-with the paths of the very `wg4netnsd` and `wg4netnsctl` that belong to this installation, be it in
-a virtual environment, pipx's or the system's.
+They get the paths of the `wg4netnsd` and `wg4netnsctl` of this installation, whether it is in a
+virtual environment, pipx's or the system's.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import sys
 from argparse import Namespace as Arguments
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from wg4netnsd import names
 from wg4netnsd.bus import contract
 from wg4netnsd.ctl import xdg
-from wg4netnsd.errors import Failed
+from wg4netnsd.ctl.client import Client
+from wg4netnsd.ctl.failure import Failure
 
 PROGRAMS: Final = ("wg4netnsd", "wg4netnsctl")
-PACKAGED: Final = "/usr/bin"  # where contrib/ has them, for distributions
+PACKAGED: Final = "/usr/bin"  # their directory in contrib/'s files, for distributions
 UNIT: Final = "wg4netnsd.service"
 TEMPLATE: Final = "wg4netns@.service"
 INSTANCES: Final = "wg4netns@*.service"
@@ -43,7 +44,7 @@ _COMPLETIONS: Final = (
 )
 
 
-class Placed(NamedTuple):
+class SetupFile(NamedTuple):
     """A file that `setup` writes."""
 
     path: Path
@@ -51,26 +52,28 @@ class Placed(NamedTuple):
 
 
 def run(arguments: Arguments) -> None:
+    """Install or remove, and print each step."""
     for line in remove() if arguments.remove else install():
         print(line)
 
 
 def install() -> list[str]:
-    """Write what is missing or outdated, and have the managers notice. Returns what was done."""
-    programs = {program: find(program) for program in PROGRAMS}
+    """Write missing and outdated files and have systemd and the bus read them. Returns the steps
+    taken."""
+    programs = {program: find_program(program) for program in PROGRAMS}
     done = []
-    for placed in _files(programs):
-        if placed.path.is_file() and placed.path.read_text() == placed.content:
-            done.append(f"unchanged {placed.path}")
+    for file in _files(programs):
+        if file.path.is_file() and file.path.read_text() == file.content:
+            done.append(f"unchanged {file.path}")
             continue
-        placed.path.parent.mkdir(parents=True, exist_ok=True)
-        placed.path.write_text(placed.content)
-        done.append(f"wrote {placed.path}")
-    return done + _reload() + _succession() + _hint_at_zsh()
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        file.path.write_text(file.content)
+        done.append(f"wrote {file.path}")
+    return done + _reload() + _restart_daemon() + _hint_at_zsh()
 
 
 def remove() -> list[str]:
-    """Stop what runs, delete what install() wrote. Returns what was done."""
+    """Stop all tunnels and delete what install() wrote. Returns the steps taken."""
     done = []
     for instance in _instances():
         _succeeds("systemctl", "--user", "--quiet", "stop", instance)
@@ -78,18 +81,18 @@ def remove() -> list[str]:
         done.append(f"stopped {instance}")
     if _succeeds("systemctl", "--user", "--quiet", "stop", UNIT):
         done.append(f"stopped {UNIT}")
-    if pid := _running_daemon():  # on a bus without systemd
+    if pid := _daemon_pid():  # still running: it is on a bus without systemd
         os.kill(pid, signal.SIGTERM)
-        done.append(f"told process {pid} to stop")
-    for path in (*_enabled(), *(placed.path for placed in _files({}))):
+        done.append(f"sent SIGTERM to process {pid}")
+    for path in (*_enabled(), *(file.path for file in _files({}))):
         if path.is_symlink() or path.exists():
             path.unlink()
             done.append(f"removed {path}")
     return done + _reload()
 
 
-def find(program: str) -> str:
-    """The absolute path of this installation's `program`. Raises Failed."""
+def find_program(program: str) -> str:
+    """The absolute path of this installation's `program`. Raises Failure."""
     candidates = _recorded(f"bin/{program}")
     candidates.append(Path(sys.argv[0]).absolute().with_name(program))
     if on_path := shutil.which(program):
@@ -97,11 +100,11 @@ def find(program: str) -> str:
     for candidate in candidates:
         if os.access(candidate, os.X_OK) and candidate.is_file():
             return os.path.normpath(candidate)
-    raise Failed(f"this installation's {program} is not to be found: is it installed whole?")
+    raise Failure(f"this installation has no {program}: is it complete?")
 
 
 def _recorded(pattern: str) -> list[Path]:
-    """Those of this installation's files, wherever pip has put them."""
+    """The installed files that match, wherever pip has put them."""
     try:
         recorded = importlib.metadata.files("wg4netnsd") or []
     except importlib.metadata.PackageNotFoundError:
@@ -109,21 +112,21 @@ def _recorded(pattern: str) -> list[Path]:
     return [Path(os.path.normpath(str(f.locate()))) for f in recorded if f.match(pattern)]
 
 
-def _files(programs: Mapping[str, str]) -> list[Placed]:
-    """With the path of each of the `programs`."""
+def _files(programs: Mapping[str, str]) -> list[SetupFile]:
+    """All files, with the paths in `programs` filled in."""
     data = _data()
     units, services = data / "systemd/user", data / "dbus-1/services"
     activation = f"{names.BUS_NAME}.service"
     return [
-        Placed(units / UNIT, _content(f"systemd/{UNIT}", programs, _unit_quote)),
-        Placed(units / TEMPLATE, _content(f"systemd/{TEMPLATE}", programs, _unit_quote)),
-        Placed(services / activation, _content(f"dbus/{activation}", programs, shlex.quote)),
+        SetupFile(units / UNIT, _content(f"systemd/{UNIT}", programs, _unit_quote)),
+        SetupFile(units / TEMPLATE, _content(f"systemd/{TEMPLATE}", programs, _unit_quote)),
+        SetupFile(services / activation, _content(f"dbus/{activation}", programs, shlex.quote)),
         *(
-            Placed(data / path, _content(f"completions/{name}", programs, str))
+            SetupFile(data / path, _content(f"completions/{name}", programs, str))
             for name, path in _COMPLETIONS
         ),
         *(
-            Placed(data / "man" / page.parent.name / page.name, page.read_text())
+            SetupFile(data / "man" / page.parent.name / page.name, page.read_text())
             for page in _recorded("share/man/*/*")
         ),
     ]
@@ -134,7 +137,7 @@ def _data() -> Path:
 
 
 def _hint_at_zsh() -> list[str]:
-    """Of a user's directories it looks into none unless told."""
+    """Tell zsh users where the completions are: zsh searches no directory in the home by itself."""
     if Path(os.environ.get("SHELL", "")).name != "zsh":
         return []
     return [f"for zsh, before compinit in ~/.zshrc: fpath+=({shlex.quote(str(_data() / _ZSH))})"]
@@ -148,52 +151,59 @@ def _content(resource: str, programs: Mapping[str, str], quote: Callable[[str], 
 
 
 def _unit_quote(path: str) -> str:
-    """For ExecStart=: systemd.service(5), "Command lines"."""
+    """Quote for ExecStart=; systemd.service(5), "Command lines"."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if set(path) & set(" \t\"'\\") else escaped
 
 
 def _instances() -> list[str]:
-    """Those of the template that run or have failed."""
+    """The template's units that are running or have failed."""
     listed = ("list-units", "--all", "--plain", "--no-legend", INSTANCES)
     shown = _output("systemctl", "--user", *listed) or ""
     return [line.split()[0] for line in shown.splitlines()]
 
 
 def _enabled() -> list[Path]:
-    """The links by which `systemctl enable` has had them started at login."""
+    """The links by which `systemctl enable` starts the template's units at login."""
     configuration = Path(xdg.directory("XDG_CONFIG_HOME", "~/.config"))
     return sorted(configuration.glob(f"systemd/user/*.wants/{INSTANCES}"))
 
 
-def _running_daemon() -> int | None:
-    """Its process, on the bus that we are on."""
-    method = [*names.BUS, "GetConnectionUnixProcessID", "s", names.BUS_NAME]
-    answer = _output("busctl", "--user", "call", *method)  # "u 1234"
-    return int(answer.split()[1]) if answer else None
+def _daemon_pid() -> int | None:
+    answer = _call_bus("GetConnectionUnixProcessID", "s", names.BUS_NAME)
+    return int(answer[0]) if answer else None
 
 
 def _reload() -> list[str]:
-    """Neither manager need be there: both read the files when they start."""
+    """Have systemd and the bus read the files. Where one does not run, it will read them later."""
     done = []
-    if not _succeeds("busctl", "--user", "--quiet", "call", *names.BUS, "GetId") and _succeeds(
-        # A user manager that has run since before the bus's package was installed.
+    if not _call_bus("GetId") and _succeeds(
+        # A user manager that is older than the installation of the package with the bus's socket.
         "systemctl", "--user", "--quiet", "start", "dbus.socket"
     ):  # fmt: skip
         done.append("started the session bus")
     if _succeeds("systemctl", "--user", "--quiet", "daemon-reload"):
         done.append("reloaded the user manager")
-    if _succeeds("busctl", "--user", "--quiet", "call", *names.BUS, "ReloadConfig"):
+    if _call_bus("ReloadConfig") is not None:
         done.append("reloaded the session bus")
     return done
 
 
-def _succession() -> list[str]:
-    """A daemon that runs is of the version before, perhaps."""
+def _restart_daemon() -> list[str]:
+    """Replace a running daemon, which may be of an earlier version."""
     if not _succeeds("systemctl", "--user", "--quiet", "is-active", UNIT):
         return []
     _succeeds("systemctl", "--user", "--quiet", "restart", UNIT)
     return [f"restarted {UNIT}; its tunnels go on"]
+
+
+def _call_bus(method: str, *body: Any) -> tuple[Any, ...] | None:
+    """The reply of the bus; None if there is none."""
+    try:
+        with Client() as client:
+            return client.call_bus(method, *body)
+    except Failure:
+        return None
 
 
 def _succeeds(*command: str) -> bool:
@@ -201,7 +211,7 @@ def _succeeds(*command: str) -> bool:
 
 
 def _output(*command: str) -> str | None:
-    """What it prints; None if it fails or is not there."""
+    """Run a command and return its output; None if it fails or is missing."""
     try:
         return subprocess.run(command, capture_output=True, check=True, timeout=30).stdout.decode()
     except (OSError, subprocess.SubprocessError):

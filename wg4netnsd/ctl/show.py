@@ -1,4 +1,4 @@
-"""What there is: `list`, a line a tunnel, and `show`, laid out as `wg show` does."""
+"""`list`, one line per tunnel, and `show`, with the layout of `wg show`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _KEYS: Final = {
     "restart_count": "RestartCount",
     "last_error": "LastError",
 }
-"""Of a tunnel in JSON, and the properties that they are; as all our JSON has it, and GetPeers."""
+"""The keys of a tunnel in JSON and their properties; spelled as in GetPeers."""
 
 _HEADINGS: Final = ("NAME", "STATE", "PEERS", "UP SINCE", "ADDRESSES")
 _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
@@ -55,8 +55,8 @@ def run_list(arguments: Arguments) -> None:
 def run_show(arguments: Arguments) -> None:
     with Client() as client:
         if arguments.name:
-            path = client.find(arguments.name)
-            found = {path: client.properties(path)}
+            path = client.find_tunnel(arguments.name)
+            found = {path: client.tunnel(path)}
         else:
             found = client.tunnels()
     described = [_describe(path, tunnel) for path, tunnel in found.items()]
@@ -108,12 +108,12 @@ def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _width() -> float:
-    """Columns of the terminal; a pipe has room for all."""
+    """The columns of the terminal; unlimited in a pipe."""
     return os.get_terminal_size(1).columns if sys.stdout.isatty() else math.inf
 
 
 def _cut(values: str, room: float) -> str:
-    """As many as there is room for, at least one, and the number of the others."""
+    """As many values as there is room for, at least one, and the number of the others."""
     shown = values.split(" ")
     for hidden in range(len(shown)):
         text = " ".join([*shown[: len(shown) - hidden], *([f"+{hidden}"] if hidden else [])])
@@ -126,7 +126,7 @@ def _cut(values: str, room: float) -> str:
 
 
 def _describe(path: str, tunnel: dict[str, Any]) -> dict[str, Any]:
-    """As `--json` shows it. The daemon has just asked the engine for the peers' counters."""
+    """A tunnel for `--json`. The daemon has just asked the engine for the peers' counters."""
     known = {key: tunnel[name] for key, name in _KEYS.items() if name in tunnel}
     peers = {key: plain(peer) for key, peer in tunnel["Peers"].items()}
     return known | {"path": path, "peers": peers}
@@ -187,7 +187,7 @@ def _endpoint(peer: dict[str, Any]) -> str:
 
 
 def _ago(usec: int) -> str:
-    """As wg(8) says it."""
+    """The time since then, in the words of wg(8)."""
     if not usec:
         return ""
     seconds = max(round(time.time() - usec / 1e6), 0)

@@ -1,10 +1,10 @@
 """The root-owned files that ssh includes in its configuration.
 
 ssh accepts an included file only if root or the user owns it. In a user namespace that does not map
-root, root's files belong to nobody, and ssh ends with "Bad owner or permissions"
+root, root's files belong to nobody, and ssh exits with "Bad owner or permissions"
 (read_config_file_depth() in its readconf.c). So `run` and `exec` give it copies that the user owns.
-The files are looked for before the namespace is entered: inside, root's files can't be told from
-those of other users, which ssh is right to refuse.
+We look for the files before entering the namespace: inside, root's files can't be told from those
+of other users, and ssh is right to refuse the latter.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-_SYSTEM: Final = ("/etc/ssh/ssh_config", "/usr/etc/ssh/ssh_config")  # the second one is SUSE's
+_SYSTEM: Final = ("/etc/ssh/ssh_config", "/usr/etc/ssh/ssh_config")  # the latter: SUSE
 _USER: Final = "~/.ssh/config"
 _MOST_BYTES: Final = 1 << 16  # of one file
-_DEPTH: Final = 16  # READCONF_MAX_DEPTH of ssh's
+_DEPTH: Final = 16  # READCONF_MAX_DEPTH in ssh
 
 
 class RootFile(NamedTuple):
@@ -29,7 +29,7 @@ class RootFile(NamedTuple):
 
 
 def root_files() -> list[RootFile]:
-    """Find them. To be called outside the user namespace."""
+    """Find the files. Call this outside the user namespace."""
     found: dict[str, RootFile] = {}
     if os.getuid():
         for path in _SYSTEM:
@@ -42,7 +42,7 @@ def _follow(path: str, base: str, found: dict[str, RootFile], depth: int = 0) ->
     path = os.path.realpath(path)
     if path in found or depth > _DEPTH:
         return
-    with contextlib.suppress(OSError):  # it is for ssh to say so
+    with contextlib.suppress(OSError):  # ssh will report it
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
             return
@@ -54,14 +54,14 @@ def _follow(path: str, base: str, found: dict[str, RootFile], depth: int = 0) ->
 
 def _follow_includes(content: bytes, base: str, found: dict[str, RootFile], depth: int = 0) -> None:
     for pattern in _included(content):
-        import glob  # not where nothing is included: each millisecond of our start counts
+        import glob  # here, as start-up time counts and most users include nothing
 
         for path in sorted(glob.glob(os.path.join(base, os.path.expanduser(pattern)))):
             _follow(path, base, found, depth + 1)
 
 
 def _included(content: bytes) -> Iterator[str]:
-    """The patterns of ssh_config(5)'s Include, whatever Host or Match they are for."""
+    """The patterns of each Include of ssh_config(5), whatever Host or Match it is for."""
     for line in os.fsdecode(content).splitlines():
         keyword, *patterns = line.replace("=", " ", 1).replace('"', " ").split() or [""]
         if keyword.lower() == "include":

@@ -1,4 +1,4 @@
-"""Tunnels without a program in them: `up`, `attach`, `down`, `reload`, `restart`."""
+"""Tunnels without a program: `up`, `attach`, `down`, `reload`, `restart`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wg4netnsd.ctl import create, namespaces, progress
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import Failure, complain, of_kernel
 
-PATIENCE = 60.0
-"""Seconds. A daemon answers sooner than that: it gives up names, and engines, after 20."""
+REPLY_TIME = 60.0
+"""Seconds. The daemon answers sooner: it gives up on host names and on engines after 20."""
 
 
 def up(arguments: Arguments) -> int:
-    """A namespace that the tunnel alone keeps alive."""
+    """Bring up a tunnel in a namespace that only the tunnel keeps alive."""
     if arguments.foreground:
         from wg4netnsd.ctl import foreground
 
@@ -33,14 +33,13 @@ def up(arguments: Arguments) -> int:
 
 
 def attach(arguments: Arguments) -> None:
-    """Into a namespace that somebody else has."""
+    """Bring up a tunnel in a namespace that another process made."""
     path = f"/proc/{arguments.pid}/ns/net" if arguments.netns is None else arguments.netns
     try:
         netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise of_kernel(
-            error, "expected the namespace of a process of yours, or its file"
-        ) from None
+        hint = "expected a process of yours, or the file of its network namespace"
+        raise of_kernel(error, hint) from None
     with create.opened(arguments.conf) as conf, Client() as client:
         asked = create.options(
             arguments, create.suggested_name(conf.name), lifetime=("s", arguments.lifetime)
@@ -52,7 +51,7 @@ def _create(
     client: Client, arguments: Arguments, netns: int, conf: create.Conf, asked: dict[str, Any]
 ) -> None:
     path = create.finish(create.begin(client, netns, conf, asked), asked)
-    tunnel = client.properties(path)
+    tunnel = client.tunnel(path)
     create.warn(tunnel)
     if arguments.json:
         created = {"name": tunnel["Name"], "path": path, "resolv_conf": tunnel["ResolvConf"]}
@@ -62,12 +61,12 @@ def _create(
 
 
 def down(arguments: Arguments) -> int:
-    """All that there are of them; the first failure's status."""
+    """Close those that exist; return the status of the first failure."""
     status = 0
     with Client() as client:
         for name in arguments.names:
             try:
-                client.call(client.find(name), names.TUNNEL, "Close", start=False)
+                client.call(client.find_tunnel(name), names.TUNNEL, "Close", start=False)
             except Failure as failure:
                 complain(str(failure), failure.hint)
                 status = status or failure.status
@@ -75,22 +74,22 @@ def down(arguments: Arguments) -> int:
 
 
 def reload(arguments: Arguments) -> None:
-    """Another configuration, or the same one read anew."""
+    """Apply another configuration, or read the same one again."""
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Client())
-        path = client.find(arguments.name)
+        path = client.find_tunnel(arguments.name)
         conf = stack.enter_context(create.opened(arguments.conf or arguments.name))
         body = ("ha{sv}", conf.fd, create.changes(arguments))
-        _wait(client, path, "Reconfigure", *body, what="looking names up")
+        _wait(client, path, "Reconfigure", *body, what="resolving host names")
 
 
 def restart(arguments: Arguments) -> None:
-    """Another engine for the same tunnel."""
+    """Replace a tunnel's engine."""
     with Client() as client:
-        _wait(client, client.find(arguments.name), "Restart", what="waiting for the engine")
+        _wait(client, client.find_tunnel(arguments.name), "Restart", what="waiting for the engine")
 
 
 def _wait(client: Client, path: str, method: str, *body: Any, what: str) -> None:
     reply = client.begin(path, names.TUNNEL, method, *body, start=False)
-    with progress.shown(what) as waiting:
-        reply.wait(waiting, PATIENCE)
+    with progress.shown(what) as callback:
+        reply.wait(callback, REPLY_TIME)

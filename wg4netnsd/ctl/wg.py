@@ -1,4 +1,4 @@
-"""`wg4netnsctl wg N …`: the real wg(8), which looks for engines in /var/run/wireguard only."""
+"""`wg4netnsctl wg NAME …`: the real wg(8), which looks for engines only in /var/run/wireguard."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ SOCKETS: Final = "wireguard"
 
 
 def run(arguments: Arguments) -> None:
-    """Become wg, in namespaces where this tunnel's engine is the only one."""
+    """Become wg, in namespaces where it finds only this tunnel's engine."""
     with Client() as client:
-        directory = os.path.dirname(client.properties(client.find(arguments.name))["ResolvConf"])
-    # A network namespace too: of the host's, wg would list interfaces that are none of ours.
+        directory = os.path.dirname(client.tunnel(client.find_tunnel(arguments.name))["ResolvConf"])
+    # A network namespace too: in the host's, wg would list interfaces that are not ours.
     namespaces.make(mounts=True)
     try:
         _put_sockets(directory, os.path.realpath(RUN))
     except OSError as error:
         raise of_kernel(error) from None
-    command.replace(["wg", *arguments.arguments], "it comes with the package wireguard-tools")
+    command.replace(["wg", *arguments.arguments], "it is in the package wireguard-tools")
 
 
 def _put_sockets(sockets: str, run: str) -> None:
-    """Have `run`, which is root's, show `sockets` as SOCKETS beside all else that is in it."""
+    """Make `sockets` visible as SOCKETS in `run`, a root-owned directory, with all else in it."""
     with (
-        mounts.opened(sockets, os.O_DIRECTORY) as engine,  # which may be in there
+        mounts.opened(sockets, os.O_DIRECTORY) as engine,  # it may be in `run`
         mounts.opened(run, os.O_DIRECTORY) as covered,
     ):
         mounts.cover_with_tmpfs(run)

@@ -1,4 +1,4 @@
-"""Where a user's files are; the XDG Base Directory Specification."""
+"""The directories of a user's files; XDG Base Directory Specification."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import os
 
 
 def directory(variable: str, default: str) -> str:
-    """What the variable says; the default where that is nothing, or relative: not to be heeded."""
+    """The variable's value, or the default: the specification ignores relative paths."""
     path = os.environ.get(variable, "")
     return path if path.startswith("/") else os.path.expanduser(default)

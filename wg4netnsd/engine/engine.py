@@ -251,11 +251,16 @@ def _pipe(ours: contextlib.ExitStack, engines: contextlib.ExitStack) -> tuple[in
     return reader, writer
 
 
+def environment(handover_fd: int, event_fd: int) -> dict[str, str]:
+    """An engine's environment: it finds its fds by these variables."""
+    return {"WG_HANDOVER_FD": str(handover_fd), "WG_EVENT_FD": str(event_fd)}
+
+
 def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             [binary],
-            env={"WG_HANDOVER_FD": str(handover_fd), "WG_EVENT_FD": str(event_fd)},
+            env=environment(handover_fd, event_fd),
             pass_fds=(handover_fd, event_fd),
             stdin=subprocess.DEVNULL,
             stdout=log_fd,

@@ -43,9 +43,9 @@ def test_a_handshake_is_shown_once() -> None:
 def test_the_engine_may_tell_of_a_handshake_when_asked_and_then_again() -> None:
     changes = Changes([])
     list(changes.snapshot(objects("active", handshake_usec=5), 1, []))
-    assert list(changes.take(signal("Handshake", PEER, 5, {}))) == []
-    assert list(changes.take(peer_state("active", "handshaking"))) == []
-    assert [each.new for each in changes.take(peer_state("stale", "active"))] == ["stale"]
+    assert list(changes.apply(signal("Handshake", PEER, 5, {}))) == []
+    assert list(changes.apply(peer_state("active", "handshaking"))) == []
+    assert [each.new for each in changes.apply(peer_state("stale", "active"))] == ["stale"]
 
 
 def test_a_daemon_that_is_killed_takes_its_tunnels_with_it() -> None:
@@ -57,7 +57,7 @@ def test_a_daemon_that_is_killed_takes_its_tunnels_with_it() -> None:
         ("tunnel-removed", "t", "wg4netnsd has ended"),
         ("daemon-stopped", None, None),
     ]
-    assert list(changes.take(signal("StateChanged", "up", "failed", "late"))) == []
+    assert list(changes.apply(signal("StateChanged", "up", "failed", "late"))) == []
     assert list(changes.stopped(3)) == []
 
 
@@ -66,5 +66,5 @@ def test_later_daemons_say_more() -> None:
     list(changes.snapshot(objects("idle"), 1, []))
     details = {"missed": ("u", 0), "colour": ("s", "red")}
     later = signal("PeerStateChanged", PEER, "dancing", "idle", details, "more")
-    assert [each.new for each in changes.take(later)] == ["dancing"]
-    assert list(changes.take(signal("Rained", "cats"))) == []
+    assert [each.new for each in changes.apply(later)] == ["dancing"]
+    assert list(changes.apply(signal("Rained", "cats"))) == []

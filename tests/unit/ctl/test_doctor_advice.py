@@ -5,7 +5,7 @@ import errno
 
 import pytest
 
-from wg4netnsd.ctl.doctor import namespaces, trial
+from wg4netnsd.ctl.doctor import namespaces, system, trial
 from wg4netnsd.ctl.doctor.trial import Outcome
 
 APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
@@ -17,17 +17,17 @@ MOST = "user.max_user_namespaces"
     ("code", "sysctls", "others", "words"),
     [
         (errno.ENOSPC, {MOST: "0"}, {}, f"{MOST} is 0."),
-        (errno.ENOSPC, {MOST: "9"}, {}, f"There are as many as {MOST} allows, here (9)"),
+        (errno.ENOSPC, {MOST: "9"}, {}, f"The limit {MOST} is reached, here (9)"),
         (errno.EPERM, {CLONE: "0"}, {}, f"{CLONE} is 0"),
-        (errno.EPERM, {CLONE: "1", APPARMOR: "1"}, {}, "AppArmor gives them to programs with"),
-        (errno.EACCES, {APPARMOR: "1"}, {}, "AppArmor gives them to programs with"),
+        (errno.EPERM, {CLONE: "1", APPARMOR: "1"}, {}, "AppArmor allows them only to programs"),
+        (errno.EACCES, {APPARMOR: "1"}, {}, "AppArmor allows them only to programs"),
         (errno.EPERM, {APPARMOR: "0"}, {"chroot": True}, "This is a chroot"),
         (errno.EINVAL, {}, {}, "This kernel has none"),
         (errno.ENOSYS, {}, {"seccomp": "2"}, "This kernel has none"),
-        (errno.EPERM, {}, {"seccomp": "2"}, "A filter of system calls (seccomp) is in force"),
+        (errno.EPERM, {}, {"seccomp": "2"}, "A system call filter (seccomp) is in force"),
         (errno.EACCES, {}, {"selinux": "1"}, "SELinux may have refused it"),
-        (errno.EACCES, {}, {"selinux": "0"}, "None of the known reasons"),
-        (errno.EPERM, {}, {"selinux": "1"}, "None of the known reasons"),
+        (errno.EACCES, {}, {"selinux": "0"}, "None of the known causes"),
+        (errno.EPERM, {}, {"selinux": "1"}, "None of the known causes"),
     ],
 )
 def test_why_there_is_none(
@@ -37,10 +37,12 @@ def test_why_there_is_none(
     others: dict[str, object],
     words: str,
 ) -> None:
-    files = {"/sys/fs/selinux/enforce": others.get("selinux", "")}
-    monkeypatch.setattr(namespaces, "sysctl", lambda name: sysctls.get(name, ""))
-    monkeypatch.setattr(namespaces, "read", lambda path: files.get(path, ""))
-    monkeypatch.setattr(namespaces, "status", lambda _: others.get("seccomp", "0"))
-    monkeypatch.setattr(namespaces, "is_chroot", lambda: others.get("chroot", False))
-    first, *_ = namespaces._what_forbids(trial.USER_NAMESPACE, Outcome(code, "unshare"))
-    assert first.startswith(words)
+    files = {
+        "/sys/fs/selinux/enforce": others.get("selinux", ""),
+        "/proc/self/status": f"Name:\tdoctor\nSeccomp:\t{others.get('seccomp', '0')}\n",
+    }
+    monkeypatch.setattr(system, "sysctl", lambda name: sysctls.get(name, ""))
+    monkeypatch.setattr(system, "read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(system, "is_chroot", lambda: others.get("chroot", False))
+    remedy = namespaces._remedy(trial.USER_NAMESPACE, Outcome(code, "unshare"))
+    assert remedy.startswith(words)

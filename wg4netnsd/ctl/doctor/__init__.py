@@ -1,7 +1,7 @@
-"""`wg4netnsctl doctor`: what this machine lacks for tunnels, and what to do about it.
+"""`wg4netnsctl doctor`: find what this machine lacks for tunnels, and advise what to do about it.
 
-It looks and tries, in namespaces of its own, and changes nothing: nobody is started for it, and
-nothing is left behind.
+It looks and tries, in namespaces of its own. It changes and starts nothing, and leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -14,23 +14,16 @@ from typing import Final, NamedTuple
 
 from wg4netnsd.ctl.colours import GREEN, RED, YELLOW, paint
 from wg4netnsd.ctl.doctor import daemon, machine, namespaces, programs, session
-from wg4netnsd.ctl.doctor.busprobe import Unanswered
-from wg4netnsd.ctl.doctor.finding import COMMAND, STATUSES, Finding, NotYet, after, problem
-
-EXIT_WELL: Final = 0
-EXIT_PROBLEM: Final = 1
+from wg4netnsd.ctl.doctor.finding import COMMAND, Blocked, Finding, note, problem
+from wg4netnsd.ctl.failure import Failure
 
 WIDTH: Final = 80
-ADVICE: Final = 9 * " "
-"""Before each line of it: as far in as the titles are."""
-
 COLOURS: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 
 
 class Check(NamedTuple):
-    """`id` is a part of the interface: it stays."""
-
     id: str
+    """A part of the command's interface: it does not change."""
     title: str
     look: Callable[[], Finding]
 
@@ -58,70 +51,56 @@ CHECKS: Final = (
     Check("subordinate-ids", "subordinate ids", programs.subordinate_ids),
 )
 
-_TITLES: Final = max(len(check.title) for check in CHECKS)
+_TITLE_WIDTH: Final = max(len(check.title) for check in CHECKS)
+_INDENT: Final = " " * len("problem  ")
 
 
 def run(arguments: Arguments) -> int:
-    """Print what is found; returns the exit status."""
+    """Print the findings; the exit status is 1 if one of them is a problem."""
     findings = [(check, _look(check)) for check in CHECKS]
     if arguments.json:
-        print(json.dumps([_object(check, finding) for check, finding in findings]))
+        objects = [{"id": c.id, "title": c.title, **finding._asdict()} for c, finding in findings]
+        print(json.dumps(objects))
     else:
         for check, finding in findings:
-            print(*_lines(check, finding), sep="\n", flush=True)
-        print(_summary([finding for _, finding in findings]))
-    failed = any(finding.status == "problem" for _, finding in findings)
-    return EXIT_PROBLEM if failed else EXIT_WELL
+            print(*_lines(check.title, finding), sep="\n")
+        print(_summary([finding.status for _, finding in findings]))
+    return int(any(finding.status == "problem" for _, finding in findings))
 
 
 def _look(check: Check) -> Finding:
-    """Whatever becomes of it: on a strange machine the others are worth the more."""
+    """Run a check. One that fails does not keep the others from running."""
     try:
         return check.look()
-    except NotYet as first:
-        return after(str(first))
-    except Unanswered as error:
-        return problem(str(error), "See to 'session bus' first.")
+    except Blocked as first:
+        return note("can't be checked yet").advise(f"Fix '{first}' first.")
+    except Failure as error:
+        return problem(str(error)).advise("Fix 'session bus' first.")
     except Exception as error:
-        return problem(
-            f"the check itself failed: {type(error).__name__}: {error}",
-            "That is a defect of wg4netnsctl's. Please report it, with what this prints:",
-            f"{COMMAND}uname -a; wg4netnsctl doctor --json",
-        )
+        found = f"the check itself failed: {type(error).__name__}: {error}"
+        return problem(found).advise("""This is a bug in wg4netnsctl. Please report it, with the
+            output of:
+            $ uname -a; wg4netnsctl doctor --json""")
 
 
-def _object(check: Check, finding: Finding) -> dict[str, str | None]:
-    return {"id": check.id, "title": check.title, **finding._asdict()}
-
-
-# ---------------------------------------------------------------- for people
-
-
-def _lines(check: Check, finding: Finding) -> Iterator[str]:
-    head = f"{finding.status:<7}  {check.title:<{_TITLES}}  "
-    first, *others = textwrap.wrap(
-        finding.found, WIDTH, initial_indent=head, subsequent_indent=len(head) * " ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
-    first = first.replace(finding.status, paint(finding.status, COLOURS[finding.status]), 1)
-    yield first
+def _lines(title: str, finding: Finding) -> Iterator[str]:
+    head = f"{finding.status:<7}  {title:<{_TITLE_WIDTH}}  "
+    first, *others = _wrap(finding.found, head, " " * len(head))
+    yield first.replace(finding.status, paint(finding.status, COLOURS[finding.status]), 1)
     yield from others
     for line in (finding.advice or "").splitlines():
-        if line.startswith(COMMAND):
-            yield f"{ADVICE}{line}"
-        else:
-            yield from textwrap.wrap(
-                line, WIDTH, initial_indent=ADVICE, subsequent_indent=ADVICE,
-                break_long_words=False, break_on_hyphens=False,
-            )  # fmt: skip
+        is_copied = line.startswith(COMMAND)
+        yield from [_INDENT + line] if is_copied else _wrap(line, _INDENT, _INDENT)
 
 
-def _summary(findings: list[Finding]) -> str:
+def _wrap(text: str, first: str, others: str) -> list[str]:
+    wrapper = textwrap.TextWrapper(WIDTH, first, others)
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return wrapper.wrap(text)
+
+
+def _summary(statuses: list[str]) -> str:
     """Such as "1 problem, 2 notes"."""
-    counts = {
-        status: sum(finding.status == status for finding in findings)
-        for status in reversed(STATUSES)
-        if status != "ok"
-    }
-    told = [f"{n} {status}{'s' if n > 1 else ''}" for status, n in counts.items() if n]
-    return ", ".join(told) or "all is well"
+    counts = {status: statuses.count(status) for status in ("problem", "note")}
+    shown = [f"{n} {status}{'s' if n > 1 else ''}" for status, n in counts.items() if n]
+    return ", ".join(shown) or "all is well"

@@ -1,53 +1,58 @@
-"""What a check of `wg4netnsctl doctor` has found, and what to do about it."""
+"""What a check returns: a finding, with advice unless all is well."""
 
 from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
 Status = Literal["ok", "note", "problem"]
-
-STATUSES: Final[tuple[Status, ...]] = ("ok", "note", "problem")
-"""`note`: something can be had that is not there, or is to be known; `problem`: something will not
-work."""
+"""`note`: something is missing that is not needed, or is worth knowing; `problem`: something will
+not work."""
 
 COMMAND: Final = "    "
-"""What a line of advice begins with that is to be copied as it is: a command, or a file's line."""
+"""The beginning of a line of advice that is to be copied as it is: a command, or a file's line."""
 
 
 class Finding(NamedTuple):
     status: Status
     found: str
     advice: str | None = None
-    """Lines of text, each a paragraph unless it begins with COMMAND."""
+    """Lines: each is a paragraph unless it begins with COMMAND."""
+
+    def advise(self, *texts: str) -> Finding:
+        """Add advice. "$ " begins a command and "| " a file's line; the other lines of a text are
+        joined to paragraphs."""
+        lines: list[str] = []
+        for text in texts:
+            goes_on = False
+            for line in map(str.strip, text.strip().splitlines()):
+                is_copied = line.startswith(("$ ", "| "))
+                if goes_on and not is_copied:
+                    lines[-1] += f" {line}"
+                else:
+                    lines.append(COMMAND + line[2:] if is_copied else line)
+                goes_on = not is_copied
+        return self._replace(advice="\n".join(lines))
 
 
 def ok(found: str) -> Finding:
     return Finding("ok", found)
 
 
-def note(found: str, *advice: str) -> Finding:
-    return Finding("note", found, "\n".join(advice))
+def note(found: str) -> Finding:
+    return Finding("note", found)
 
 
-def problem(found: str, *advice: str) -> Finding:
-    return Finding("problem", found, "\n".join(advice))
+def problem(found: str) -> Finding:
+    return Finding("problem", found)
 
 
-def run(command: str) -> str:
-    """A line of advice: a command to be typed."""
-    return COMMAND + command
+class Blocked(Exception):
+    """Nothing can be found until the check with this title passes."""
 
 
-INSTALL_ANEW: Final = (
-    "Install wg4netnsd anew, as it was installed, such as in its checkout:",
-    run("pip install --use-pep517 --force-reinstall ."),
-)
-
-
-class NotYet(Exception):
-    """The title of the check whose problem is to be solved first."""
-
-
-def after(title: str) -> Finding:
-    """Nothing can be said before another check's problem is solved."""
-    return note("can't be looked at yet", f"See to '{title}' first.")
+DMESG: Final = """The kernel's log may tell why:
+    $ sudo dmesg"""
+RESTART: Final = "$ systemctl --user restart wg4netnsd"
+SET_UP: Final = "$ wg4netnsctl setup"
+REINSTALL: Final = """Reinstall wg4netnsd the way it was installed, for example in its checkout:
+    $ pip install --use-pep517 --force-reinstall ."""

@@ -1,9 +1,10 @@
-"""`wg4netnsctl doctor`: the engine, and other people's programs."""
+"""The checks of programs: the engine, and those of other projects."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import struct
@@ -11,19 +12,16 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from wg4netnsd.ctl.doctor.finding import INSTALL_ANEW, Finding, note, ok, problem, run
-from wg4netnsd.ctl.doctor.procfs import user
-
-ENGINE: Final = Path(__file__).parents[2] / "bin/wireguard-go"
+from wg4netnsd.ctl.doctor.finding import REINSTALL, Finding, note, ok, problem
+from wg4netnsd.ctl.doctor.system import read, user
 
 _TIME: Final = 10.0
-"""Seconds that a program gets to tell its version. It needs a thousandth of that, but a machine may
-be busy."""
+"""Seconds for a program to end. It takes a thousandth of that, but the machine may be busy."""
 
-_MACHINES: Final = {62: "x86_64", 183: "aarch64"}  # e_machine of elf(5), as uname -m has them
+_MACHINES: Final = {62: "x86_64", 183: "aarch64"}  # e_machine of elf(5): as `uname -m` prints it
 _PT_INTERP: Final = 3
 
-_FDS_OF_BUSCTL: Final = 257
+_FIRST_WITH_FDS: Final = 257
 """The first systemd whose busctl passes file descriptors."""
 
 
@@ -31,38 +29,33 @@ _FDS_OF_BUSCTL: Final = 257
 
 
 def engine() -> Finding:
+    from wg4netnsd.engine.engine import BINARY
+
     try:
-        machine, is_static = _elf(ENGINE)
+        machine, link = _read_elf(BINARY)
         if machine != platform.machine():
-            return _broken(f"is for {machine}, and this machine is {platform.machine()}")
-        version = _first_line(str(ENGINE), "--version")
-        if not version.startswith("wireguard-go v"):
-            return _broken(f"is another program: it says it is '{version[:40]}'")
-        words, lacks = _starts_and_ends()
+            why = f"is for {machine}, and this machine is {platform.machine()}"
+        elif not (version := _first_line(BINARY, "--version")).startswith("wireguard-go v"):
+            why = f"is another program: it says it is '{version[:40]}'"
+        else:
+            said, lacks = _start(BINARY)
+            why = f"does not start: it says '{said[:120]}'" if said else ""
+            if "INTERFACE-NAME" in said:
+                why = f"is not the patched one: it says '{said[:60]}'"
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return _broken(f"does not run: {reason}")
-    if "INTERFACE-NAME" in words:
-        return _broken(f"is not the patched one: it says '{words[:60]}'")
-    if words:
-        return _broken(f"does not start: it says '{words[:120]}'")
-    link = "static" if is_static else "dynamic"
+        why = f"does not run: {getattr(error, 'strerror', None) or error}"
+    if why:
+        return problem(f"{BINARY} {why}").advise(REINSTALL)
     found = f"{version}, {link}, starts and ends"
     if not lacks:
         return ok(found)
-    return note(
-        f"{found}; its sandbox lacks {', '.join(lacks)}",
-        "Engines run without it. If the kernel has it, a container's system call filter may forbid "
-        "it: podman's and docker's '--security-opt seccomp=unconfined' lifts that.",
-    )
+    return note(f"{found}; its sandbox lacks {', '.join(lacks)}").advise("""Engines run without it.
+        If the kernel has it, a container's system call filter may forbid it: podman's and docker's
+        '--security-opt seccomp=unconfined' lifts that.""")
 
 
-def _broken(why: str) -> Finding:
-    return problem(f"{ENGINE} {why}", *INSTALL_ANEW)
-
-
-def _elf(path: Path) -> tuple[str, bool]:
-    """Which machine it is for, and whether it does without an interpreter: see elf(5)."""
+def _read_elf(path: Path) -> tuple[str, str]:
+    """The machine that a program is for, and its linking: a static one has no interpreter."""
     with path.open("rb") as file:
         head = file.read(4096)
     if head[:5] != b"\x7fELF\x02" or len(head) < 64:
@@ -71,140 +64,118 @@ def _elf(path: Path) -> tuple[str, bool]:
     (offset,) = struct.unpack_from("<Q", head, 32)
     size, count = struct.unpack_from("<HH", head, 54)
     kinds = [struct.unpack_from("<I", head, offset + i * size)[0] for i in range(count)]
-    return _MACHINES.get(number, f"machine {number}"), _PT_INTERP not in kinds
+    link = "dynamic" if _PT_INTERP in kinds else "static"
+    return _MACHINES.get(number, f"machine {number}"), link
 
 
-def _starts_and_ends() -> tuple[str, list[str]]:
-    """What it says when it is started as the daemon does, and finds nobody to take orders from; and
-    the parts of its confinement that it does without.
+def _start(binary: Path) -> tuple[str, list[str]]:
+    """Start it as the daemon does, but with nobody to give it orders: the patched one ends without
+    a word, upstream's prints its usage. Returns its last words, and the parts of its sandbox that
+    it lacks."""
+    from wg4netnsd.engine import engine, events
 
-    The patched one says nothing, and ends. Upstream's tells its usage.
-    """
     ours, its = socket.socketpair()
-    reader, writer = os.pipe()
     ours.close()
-    try:
-        done = subprocess.run(
-            [ENGINE],
-            env={"WG_HANDOVER_FD": str(its.fileno()), "WG_EVENT_FD": str(writer)},
-            pass_fds=(its.fileno(), writer),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_TIME,
-        )
-    finally:
-        its.close()
-        os.close(writer)
-        with open(reader) as events:
-            told = events.read().splitlines()
-    lacks = [line.removeprefix("lacks ") for line in told if line.startswith("lacks ")]
-    words = done.stdout.decode(errors="replace").split("\n")
-    said = next((line.strip() for line in reversed(words) if line.strip()), "")
-    return said or (f"status {done.returncode}" if done.returncode else ""), lacks
+    reader, writer = os.pipe()
+    with open(reader) as lines:
+        with its, open(writer, "w"):
+            done = subprocess.run(
+                [binary],
+                env=engine.environment(its.fileno(), writer),
+                pass_fds=(its.fileno(), writer),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_TIME,
+            )
+        told = [events.parse(line) for line in lines]
+    lacks = [str(event) for event in told if isinstance(event, events.Lacks)]
+    words = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].strip()
+    return words or (f"status {done.returncode}" if done.returncode else ""), lacks
 
 
-def _first_line(*command: str) -> str:
-    """Raises OSError, SubprocessError."""
+def _first_line(*command: str | Path) -> str:
+    """Raises OSError and SubprocessError."""
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIME)
     return done.stdout.partition("\n")[0].strip()
 
 
-# ---------------------------------------------------------------- others'
+# ---------------------------------------------------------------- other programs
 
 
 def busctl() -> Finding:
     try:
         said = _first_line("busctl", "--version")  # such as "systemd 252 (252.39-1~deb12u1)"
-        version = int(said.split()[1].partition("~")[0].partition(".")[0])
+        version = int(re.split("[.~]", said.split()[1])[0])
     except FileNotFoundError:
-        return note(
-            "is missing: 'wg4netnsctl setup' and scripts speak to the bus by it",
-            "It is a part of systemd. On Debian and Ubuntu:",
-            run("sudo apt install systemd"),
-        )
+        return note("is missing: scripts call the daemon with it").advise("""It is part of systemd.
+            On Debian and Ubuntu:
+            $ sudo apt install systemd""")
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-        return note(f"does not tell its version: {error}", "See what it says:",
-                    run("busctl --version"))  # fmt: skip
-    if version >= _FDS_OF_BUSCTL:
+        return note(f"does not tell its version: {error}").advise("""See what it says:
+            $ busctl --version""")
+    if version >= _FIRST_WITH_FDS:
         return ok(f"{version}, passes file descriptors")
     return note(
-        f"{version} passes no file descriptors: systemd {_FDS_OF_BUSCTL} and newer do",
-        "Scripts hand over paths, by CreateTunnelFromPaths, or descriptors by gdbus; "
-        "wg4netnsctl needs neither.",
-    )
+        f"{version} passes no file descriptors: systemd {_FIRST_WITH_FDS} and newer do"
+    ).advise("""Scripts can pass paths to CreateTunnelFromPaths, or file descriptors with gdbus;
+        wg4netnsctl needs neither.""")
 
 
 def wg() -> Finding:
     if program := shutil.which("wg"):
         return ok(program)
-    return note(
-        "is missing: 'wg4netnsctl wg' runs it",
-        "It is in the package wireguard-tools. On Debian and Ubuntu:",
-        run("sudo apt install --no-install-recommends wireguard-tools"),
-    )
-
-
-# ---------------------------------------------------------------- subordinate ids
+    return note("is missing: 'wg4netnsctl wg' runs it").advise("""It is in the package
+        wireguard-tools. On Debian and Ubuntu:
+        $ sudo apt install --no-install-recommends wireguard-tools""")
 
 
 def subordinate_ids() -> Finding:
-    """For others that make namespaces: we map one uid, for which the kernel asks nobody."""
-    lacking = [name for name in ("newuidmap", "newgidmap") if not _is_privileged(name)]
-    if lacking:
+    """Others need them; our namespaces map one uid, which the kernel allows to everybody."""
+    programs = [name for name in ("newuidmap", "newgidmap") if not _is_privileged(name)]
+    if programs:
         return note(
-            f"{' and '.join(lacking)} can't be run with privilege: rootless podman needs that, "
-            "wg4netnsd does not",
-            "Install them; the package is shadow-utils with Fedora, shadow with Arch:",
-            run("sudo apt install uidmap"),
-        )
-    without = [kind for kind in ("uid", "gid") if not _ranges(kind)]
-    if without:
-        return note(
-            f"no range in {' and '.join(f'/etc/sub{kind}' for kind in without)}: rootless podman "
-            "needs one, wg4netnsd does not",
-            "If you use such, take a range that is free:",
-            *(run(f"sudo usermod --add-sub{k}s {_free_range(k)} {user()}") for k in without),
-        )
-    return ok("there are some, for rootless podman and the like")
+            f"{' and '.join(programs)} can't be run with privileges: rootless podman needs that, "
+            "wg4netnsd does not"
+        ).advise("""Install them. The package is shadow-utils on Fedora, shadow on Arch; on Debian
+            and Ubuntu:
+            $ sudo apt install uidmap""")
+    kinds = [kind for kind in ("uid", "gid") if not _has_range(kind)]
+    if kinds:
+        files = " and ".join(f"/etc/sub{kind}" for kind in kinds)
+        found = f"no range in {files}: rootless podman needs one, wg4netnsd does not"
+        add = [f"$ sudo usermod --add-sub{kind}s {_free_range(kind)} {user()}" for kind in kinds]
+        return note(found).advise("If you use it, take a range that is free:", *add)
+    return ok("there are some, as rootless podman needs")
 
 
 def _is_privileged(name: str) -> bool:
     """By its set-user-id bit, or by a file capability."""
     program = shutil.which(name)
-    if not program:
-        return False
-    if os.stat(program).st_mode & 0o4000:
+    if program and os.stat(program).st_mode & 0o4000:
         return True
     try:
-        return bool(os.getxattr(program, "security.capability"))
+        return bool(program and os.getxattr(program, "security.capability"))
     except OSError:
         return False
 
 
-def _ranges(kind: str) -> list[str]:
-    """Ours: by getsubids(1) where it is, as nsswitch.conf may name another place than the file."""
-    group = ["-g"] if kind == "gid" else []
+def _has_range(kind: str) -> bool:
+    """By getsubids(1) where it exists: nsswitch.conf may name other sources than the file."""
+    command = ["getsubids", *(["-g"] if kind == "gid" else []), user()]
     try:
-        done = subprocess.run(
-            ["getsubids", *group, user()], capture_output=True, text=True, timeout=_TIME
-        )
+        return bool(subprocess.run(command, capture_output=True, timeout=_TIME).stdout)
     except (OSError, subprocess.SubprocessError):
-        owners = (user(), str(os.getuid()))
-        return [line for line in _subordinate(kind) if line.split(":")[0] in owners]
-    return done.stdout.splitlines() if not done.returncode else []
+        return any(owner in (user(), str(os.getuid())) for owner, _, _ in _ranges(kind))
 
 
 def _free_range(kind: str) -> str:
-    """As useradd(8) would: 65536 ids, above all others."""
-    taken = [line.split(":") for line in _subordinate(kind)]
-    first = max([100000, *(int(start) + int(count) for _, start, count in taken)])
+    """65536 ids above all others, as useradd(8) chooses them."""
+    first = max([100000, *(int(start) + int(count) for _, start, count in _ranges(kind))])
     return f"{first}-{first + 65535}"
 
 
-def _subordinate(kind: str) -> list[str]:
-    try:
-        lines = Path(f"/etc/sub{kind}").read_text().splitlines()
-    except OSError:
-        return []
-    return [line for line in lines if line.count(":") == 2]
+def _ranges(kind: str) -> list[list[str]]:
+    """The lines of /etc/subuid or /etc/subgid: owner, first id, count."""
+    lines = [line.split(":") for line in read(f"/etc/sub{kind}").splitlines()]
+    return [line for line in lines if len(line) == 3]

@@ -1,4 +1,4 @@
-"""`wg4netnsctl doctor`: the session, its bus and its systemd. Starts nothing."""
+"""The checks of the login session: its runtime directory, its bus and its systemd."""
 
 from __future__ import annotations
 
@@ -6,18 +6,58 @@ import functools
 import os
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from wg4netnsd import names
 from wg4netnsd.bus.address import session_address
-from wg4netnsd.ctl.doctor.busprobe import AuthenticationError, Bus, Unanswered
-from wg4netnsd.ctl.doctor.finding import Finding, NotYet, note, ok, problem, run
-from wg4netnsd.ctl.doctor.procfs import is_initial_userns, user
+from wg4netnsd.ctl.client import PROPERTIES, Client, NoBus, Rejected, plain
+from wg4netnsd.ctl.doctor.finding import Blocked, Finding, note, ok, problem
+from wg4netnsd.ctl.doctor.system import is_initial_userns, user
+from wg4netnsd.ctl.failure import Failure
 
 SYSTEMD: Final = "org.freedesktop.systemd1"
+MANAGER: Final = (SYSTEMD, "/org/freedesktop/systemd1", f"{SYSTEMD}.Manager")
 
-_LINGERING: Final = Path("/var/lib/systemd/linger")
-_BUS_SOCKET_UNIT: Final = "systemd/user/dbus.socket"
-_UNIT_PATHS: Final = ("/usr/lib", "/lib", "/etc", "/usr/local/lib")
+ANSWER_TIME: Final = 5.0
+"""Seconds for each answer over the bus. It takes a thousandth of that, but the machine may be
+busy."""
+
+_UNSET_ADDRESS: Final = "$ unset DBUS_SESSION_BUS_ADDRESS"
+
+
+# ---------------------------------------------------------------- the bus
+
+
+def ask(destination: str, path: str, interface: str, method: str, *body: Any) -> tuple[Any, ...]:
+    """Call a method and start nobody for it. Raises Blocked if there is no bus, and Failure."""
+    client = _connect()
+    if isinstance(client, NoBus):
+        raise Blocked("session bus")
+    call = functools.partial(client.call, start=False, seconds=ANSWER_TIME)
+    return call(path, interface, method, *body, destination=destination)
+
+
+def get_all(destination: str, path: str, interface: str) -> dict[str, Any]:
+    """All properties of an interface. Raises Blocked and Failure."""
+    (variants,) = ask(destination, path, PROPERTIES, "GetAll", "s", interface)
+    return plain(variants)
+
+
+def has_owner(name: str) -> bool:
+    """Raises Blocked and Failure."""
+    return bool(ask(*names.BUS, "NameHasOwner", "s", name)[0])
+
+
+@functools.cache
+def _connect() -> Client | NoBus:
+    """Once, as a bus that hangs takes its time; and as the daemon does, which claims its uid."""
+    try:
+        return Client(seconds=ANSWER_TIME, claim_uid=True)
+    except NoBus as error:
+        return error
+
+
+# ---------------------------------------------------------------- the checks
 
 
 def runtime_directory() -> Finding:
@@ -25,139 +65,99 @@ def runtime_directory() -> Finding:
     if not directory:
         found = "XDG_RUNTIME_DIR is not set"
         if os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
-            return note(f"{found}: a daemon that no systemd starts needs it", *_how_to_log_in())
-        return problem(found, *_how_to_log_in())
+            return note(f"{found}: a daemon that is not started by systemd needs it").advise(
+                _log_in()
+            )
+        return problem(found).advise(_log_in())
     try:
         status = os.stat(directory)
     except OSError as error:
-        return problem(f"{directory}: {error.strerror}", *_how_to_log_in())
+        return problem(f"{directory}: {error.strerror}").advise(_log_in())
     if not stat.S_ISDIR(status.st_mode):
-        return problem(f"{directory} is no directory", *_how_to_log_in())
+        return problem(f"{directory} is not a directory").advise(_log_in())
     if status.st_uid != os.getuid():
-        return problem(f"{directory} is another user's, of uid {status.st_uid}", *_how_to_log_in())
+        found = f"{directory} belongs to another user, of uid {status.st_uid}"
+        return problem(found).advise(_log_in())
     if mode := stat.S_IMODE(status.st_mode) & 0o077:
         return note(
-            f"{directory} is open to others: its mode has {mode:04o} more than 0700",
-            "Close it:",
-            run(f"chmod 0700 {directory}"),
-        )
+            f"{directory} is open to others: its mode has {mode:04o} more than 0700"
+        ).advise(f"""Close it:
+            $ chmod 0700 {directory}""")
     return ok(directory)
+
+
+def _log_in() -> str:
+    directory = Path(f"/run/user/{os.getuid()}")
+    if os.getuid() == 0 and (caller := os.environ.get("SUDO_USER")):
+        return f"""You are root by sudo. Run this as {caller}, without sudo:
+            $ wg4netnsctl doctor"""
+    if directory.is_dir() and directory.stat().st_uid == os.getuid():
+        return f"""su and sudo do not start a login session, so the variables of yours are not set.
+            In this shell:
+            $ export XDG_RUNTIME_DIR={directory}
+            {_UNSET_ADDRESS}"""
+    return f"""No systemd runs for {user()}: su and sudo do not start a login session. Log in by
+        ssh, or with this, from the package systemd-container:
+        $ sudo machinectl shell {user()}@
+        Or have systemd run without a login, and export XDG_RUNTIME_DIR={directory}:
+        $ sudo loginctl enable-linger {user()}"""
 
 
 def session_bus() -> Finding:
     if not (address := session_address()):
         return problem(
-            "neither XDG_RUNTIME_DIR nor DBUS_SESSION_BUS_ADDRESS tells where it is",
-            "See to 'runtime directory' first.",
-        )
-    if isinstance(error := _connect(), AuthenticationError) and not is_initial_userns():
-        return problem(
-            f"{address}: it knows this process by another uid, and refuses it",
-            "See to 'host' first.",
-        )
-    if isinstance(error, Exception):
-        reason = getattr(error, "strerror", None) or error
-        return problem(f"{address}: {reason}", *_how_to_get_bus(address, error))
-    return ok(address)
+            "neither XDG_RUNTIME_DIR nor DBUS_SESSION_BUS_ADDRESS says where it is"
+        ).advise("Fix 'runtime directory' first.")
+    if isinstance(client := _connect(), Client):
+        return ok(address)
+    if isinstance(client.error, Rejected) and not is_initial_userns():
+        found = f"{address}: it knows this process by another uid, and refuses it"
+        return problem(found).advise("Fix 'host' first.")
+    return problem(f"{address}: {client.reason}").advise(_get_bus(address, client.error))
 
 
-def connected() -> Bus:
-    """The session bus. Raises NotYet where there is none: session_bus() tells why."""
-    if isinstance(bus := _connect(), Bus):
-        return bus
-    raise NotYet("session bus")
-
-
-@functools.cache
-def _connect() -> Bus | Exception:
-    """It is asked for once, as one that hangs takes its time."""
-    try:
-        return Bus.connect(session_address())
-    except Exception as error:  # jeepney's are of many types, none of them documented
-        return error
-
-
-def _how_to_log_in() -> list[str]:
-    uid = os.getuid()
-    directory = Path(f"/run/user/{uid}")
-    if uid == 0 and (caller := os.environ.get("SUDO_USER")):
-        return [f"You are root by sudo. Ask as {caller}, who needs no sudo for it:",
-                run("wg4netnsctl doctor")]  # fmt: skip
-    if directory.is_dir() and directory.stat().st_uid == uid:
-        return [
-            "su and sudo are no login, and bring it not along. In this shell:",
-            run(f"export XDG_RUNTIME_DIR={directory}"),
-            run("unset DBUS_SESSION_BUS_ADDRESS"),
-        ]
-    return [
-        f"No systemd runs for {user()}, as su and sudo are no login. Log in by ssh, or by this, "
-        "of the package systemd-container:",
-        run(f"sudo machinectl shell {user()}@"),
-        f"Or have it run without a login, and export XDG_RUNTIME_DIR as {directory}:",
-        run(f"sudo loginctl enable-linger {user()}"),
-    ]
-
-
-def _how_to_get_bus(address: str, error: Exception) -> list[str]:
-    if isinstance(error, TimeoutError):
-        return ["It hangs. This ends it, and whatever lives on it:",
-                run("systemctl --user kill --signal=SIGKILL dbus.service")]  # fmt: skip
+def _get_bus(address: str, error: OSError | None) -> str:
     directory = os.environ.get("XDG_RUNTIME_DIR")
-    systemds = f"unix:path={directory}/bus"
+    if isinstance(error, TimeoutError):
+        return """It hangs. This ends it and everything that depends on it:
+            $ systemctl --user kill --signal=SIGKILL dbus.service"""
     if not directory:
-        return _how_to_log_in()
-    if address != systemds and Path(directory, "bus").is_socket():
-        return ["That is no bus any more, and systemd has one. In this shell:",
-                run("unset DBUS_SESSION_BUS_ADDRESS")]  # fmt: skip
-    if not any(Path(place, _BUS_SOCKET_UNIT).exists() for place in _UNIT_PATHS):
-        return [
-            "systemd is not told to start one. On Debian and Ubuntu, install this, and log in "
-            "again:",
-            run("sudo apt install dbus-user-session"),
-        ]
-    return ["Have systemd start it:", run("systemctl --user start dbus.socket")]
-
-
-# ---------------------------------------------------------------- systemd
+        return _log_in()
+    if address != f"unix:path={directory}/bus" and Path(directory, "bus").is_socket():
+        return f"""There is no bus at that address any more, but systemd runs one. In this shell:
+            {_UNSET_ADDRESS}"""
+    places = ("/usr/lib", "/lib", "/etc", "/usr/local/lib")
+    if not any(Path(place, "systemd/user/dbus.socket").exists() for place in places):
+        return """systemd has no unit that starts one. On Debian and Ubuntu, install it and log in
+            again:
+            $ sudo apt install dbus-user-session"""
+    return """Have systemd start it:
+        $ systemctl --user start dbus.socket"""
 
 
 def user_manager() -> Finding:
-    bus = connected()
     try:
-        if not bus.has_owner(SYSTEMD):
-            return _no_manager()
-        manager = bus.properties(SYSTEMD, "/org/freedesktop/systemd1", f"{SYSTEMD}.Manager")
-    except Unanswered as error:
-        return problem(
-            f"systemd --user does not answer: {error}",
-            "Its log may tell why:",
-            run(f"journalctl --boot _SYSTEMD_UNIT=user@{os.getuid()}.service"),
-        )
-    return ok(f"systemd {manager['Version']}, {manager['SystemState']}")
-
-
-def _no_manager() -> Finding:
+        if has_owner(SYSTEMD):
+            manager = get_all(*MANAGER)
+            return ok(f"systemd {manager['Version']}, {manager['SystemState']}")
+    except Failure as error:
+        log = f"journalctl --boot _SYSTEMD_UNIT=user@{os.getuid()}.service"
+        return problem(f"systemd --user does not answer: {error}").advise(f"""Its log may tell why:
+            $ {log}""")
     found = "there is no systemd on this bus: tunnels end with the daemon"
-    own = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
-    directory = os.environ.get("XDG_RUNTIME_DIR", "")
-    if own and Path(directory, "systemd/private").exists():
-        return note(f"{found}; systemd --user is on another one", "In this shell:",
-                    run("unset DBUS_SESSION_BUS_ADDRESS"))  # fmt: skip
-    return note(
-        found,
-        "Nothing need be done if that will do. Else log in where systemd --user runs: "
-        "'loginctl user-status' shows whether it does.",
-    )
+    own_bus = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
+    if own_bus and Path(os.environ.get("XDG_RUNTIME_DIR", ""), "systemd/private").exists():
+        return note(f"{found}; systemd --user is on another bus").advise(f"""In this shell:
+            {_UNSET_ADDRESS}""")
+    return note(found).advise("""Nothing needs to be done if that is enough for you. Otherwise log
+        in where systemd --user runs; 'loginctl user-status' shows whether it does.""")
 
 
 def linger() -> Finding:
-    me = user()
     if not Path("/run/systemd/system").exists():
-        return ok("does not matter: systemd is not this machine's init")
-    if (_LINGERING / me).exists():
-        return ok("tunnels stay when you log out")
-    return note(
-        "tunnels end when you log out for the last time",
-        "If they shall stay, and units of yours start at boot:",
-        run("loginctl enable-linger"),
-    )
+        return ok("does not matter: this machine's init is not systemd")
+    if Path("/var/lib/systemd/linger", user()).exists():
+        return ok("tunnels stay up when you log out")
+    return note("tunnels end at your last logout").advise("""To keep them up, and to start your
+        units at boot:
+        $ loginctl enable-linger""")
