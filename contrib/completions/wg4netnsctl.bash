@@ -73,7 +73,7 @@ _wg4netnsctl_operand() { # COMMAND NUMBER
     esac
 }
 
-_wg4netnsctl_conf() { # names of those in the user's directory, and files
+_wg4netnsctl_conf() { # names in the user's directory, and files
     local directory=${XDG_CONFIG_HOME:-$HOME/.config}/wg4netnsd known=() path
     for path in "$directory"/*.conf; do
         [[ ! -e $path ]] || known+=("$(basename "$path" .conf)")
@@ -82,7 +82,7 @@ _wg4netnsctl_conf() { # names of those in the user's directory, and files
     _wg4netnsctl_files '!*.conf'
 }
 
-_wg4netnsctl_files() { # [PATTERN of those to leave out]
+_wg4netnsctl_files() { # [PATTERN of files to leave out]
     local path
     compopt -o filenames 2>/dev/null
     while read -r path; do
@@ -90,7 +90,7 @@ _wg4netnsctl_files() { # [PATTERN of those to leave out]
     done < <(compgen -f -X "${1-}" -- "$cur"; compgen -d -- "$cur")
 }
 
-_wg4netnsctl_offer() { # WORDS, separated by blanks
+_wg4netnsctl_offer() { # WORDS separated by blanks
     local word
     while read -r word; do
         COMPREPLY+=("$word")

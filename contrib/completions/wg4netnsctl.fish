@@ -8,7 +8,7 @@ function __wg4netnsctl_words -d "The command and its operands before the cursor"
     set -l is_value
     for token in $tokens[2..]
         if contains -- "$words[1]" run exec; and set -q words[2]
-            set -a words $token # whatever it is: it belongs to another command
+            set -a words $token # any token: it belongs to the command that is run
         else if test -n "$is_value"
             set is_value
         else if contains -- $token $__wg4netnsctl_valued
@@ -20,22 +20,22 @@ function __wg4netnsctl_words -d "The command and its operands before the cursor"
     printf "%s\n" $words
 end
 
-function __wg4netnsctl_first -d "No command yet?"
+function __wg4netnsctl_first -d "Is there no command yet?"
     test -z "$(__wg4netnsctl_words)"
 end
 
-function __wg4netnsctl_at -d "COUNT COMMANDS: the cursor is after so many operands of one of these?"
+function __wg4netnsctl_at -d "COUNT COMMANDS: is the cursor after COUNT operands of one of these?"
     set -l words (__wg4netnsctl_words)
     test (count $words) -eq (math $argv[1] + 1); and contains -- $words[1] $argv[2..]
 end
 
-function __wg4netnsctl_of -d "COMMANDS: in one of these, or any, where options may be its own?"
+function __wg4netnsctl_of -d "COMMANDS: may one of these, or any, have an option here?"
     set -l words (__wg4netnsctl_words)
     contains -- "$words[1]" run exec wg; and set -q words[2]; and return 1
     not set -q argv[1]; or contains -- "$words[1]" $argv
 end
 
-function __wg4netnsctl_other -d "In the command that run or exec is to run?"
+function __wg4netnsctl_other -d "Is the cursor in the command for run or exec?"
     set -l words (__wg4netnsctl_words)
     contains -- "$words[1]" run exec; and set -q words[2]
     and begin
@@ -49,7 +49,7 @@ function __wg4netnsctl_complete_other
     __fish_complete_subcommand --commandline $words[3..] (commandline -ct)
 end
 
-function __wg4netnsctl_conf -d "Names of those in the user's directory, and files"
+function __wg4netnsctl_conf -d "Names in the user's directory, and files"
     set -l configuration $XDG_CONFIG_HOME ~/.config
     path basename $configuration[1]/wg4netnsd/*.conf | string replace -r '\.conf$' ''
     __fish_complete_path (commandline -ct) | string match -r '.*(?:/|\.conf)(?=\t|$)'
@@ -64,38 +64,39 @@ complete -c wg4netnsctl -n __wg4netnsctl_first -l version -d "Show the version"
 complete -c wg4netnsctl -n __wg4netnsctl_of -s h -l help -d "Show help"
 
 complete -c wg4netnsctl -n __wg4netnsctl_first -a run -d "Run a command behind a tunnel"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a up -d "Bring up a tunnel in a namespace of its own"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a attach -d "Bring up a tunnel in a namespace that is there"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a down -d "End tunnels"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a up -d "Bring up a tunnel in a new namespace"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a attach -d "Bring up a tunnel in an existing namespace"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a down -d "Take tunnels down"
 complete -c wg4netnsctl -n __wg4netnsctl_first -a exec -d "Run a command in a tunnel's namespace"
 complete -c wg4netnsctl -n __wg4netnsctl_first -a shell -d "Run your shell in a tunnel's namespace"
 complete -c wg4netnsctl -n __wg4netnsctl_first -a list -d "List the tunnels"
 complete -c wg4netnsctl -n __wg4netnsctl_first -a show -d "Show tunnels and their peers"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a monitor -d "Print what happens to tunnels"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a reload -d "Give a tunnel another configuration"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a monitor -d "Print events of tunnels and peers as they happen"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a reload -d "Apply a changed configuration to a tunnel"
 complete -c wg4netnsctl -n __wg4netnsctl_first -a restart -d "Replace a tunnel's engine"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a wg -d "Run wg(8) on a tunnel's engine"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a doctor -d "Tell what this machine lacks"
-complete -c wg4netnsctl -n __wg4netnsctl_first -a setup -d "Make the session bus start wg4netnsd"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a wg -d "Run wg(8) on a tunnel"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a doctor -d "Show what this machine lacks"
+complete -c wg4netnsctl -n __wg4netnsctl_first -a setup -d "Install systemd units and bus activation"
 
 set -l new "__wg4netnsctl_of run up attach"
-complete -c wg4netnsctl -n $new -l name -x -d "The tunnel's; else that of the file"
-complete -c wg4netnsctl -n $new -l interface -x -d "Its name inside; else wg0"
-complete -c wg4netnsctl -n $new -l handshake -d "Wait for a peer's answer"
-complete -c wg4netnsctl -n $new -l timeout -x -d "Give up after so many seconds"
-complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l mtu -x -d "In bytes"
+complete -c wg4netnsctl -n $new -l name -x -d "Name of the tunnel; default: the file's"
+complete -c wg4netnsctl -n $new -l interface -x -d "Name of the interface; default: wg0"
+complete -c wg4netnsctl -n $new -l handshake -d "Wait until a peer has answered"
+complete -c wg4netnsctl -n $new -l timeout -x -d "Give up after this many seconds; default: 20"
+complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l mtu -x -d "MTU instead of the file's"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l ignore -x \
-    -a "FwMark PostDown PostUp PreDown PreUp SaveConfig Table" -d "A key of the file"
-complete -c wg4netnsctl -n "__wg4netnsctl_of run" -l share-pids -d "In our PID namespace"
-complete -c wg4netnsctl -n "__wg4netnsctl_of up" -l foreground -d "Stay, and end with it"
+    -a "FwMark PostDown PostUp PreDown PreUp SaveConfig Table" -d "Ignore this key of the file"
+complete -c wg4netnsctl -n "__wg4netnsctl_of run" -l share-pids -d "Stay in the current PID namespace"
+complete -c wg4netnsctl -n "__wg4netnsctl_of up" -l foreground -d "Stay in the foreground and end with the tunnel"
 complete -c wg4netnsctl -n "__wg4netnsctl_of attach" -l pid -x -a "(__fish_complete_pids)" \
-    -d "Of a process in it"
-complete -c wg4netnsctl -n "__wg4netnsctl_of attach" -l netns -rF -d "Its file"
-complete -c wg4netnsctl -n "__wg4netnsctl_of attach" -l lifetime -x -a "namespace persistent"
-complete -c wg4netnsctl -n "__wg4netnsctl_of up attach list show monitor doctor" -l json
-complete -c wg4netnsctl -n "__wg4netnsctl_of list" -s q -l quiet -d "Names alone"
+    -d "PID of a process in the namespace"
+complete -c wg4netnsctl -n "__wg4netnsctl_of attach" -l netns -rF -d "File of the namespace"
+complete -c wg4netnsctl -n "__wg4netnsctl_of attach" -l lifetime -x -a "namespace persistent" \
+    -d "When the tunnel ends"
+complete -c wg4netnsctl -n "__wg4netnsctl_of up attach list show monitor doctor" -l json -d "Print JSON"
+complete -c wg4netnsctl -n "__wg4netnsctl_of list" -s q -l quiet -d "Print only the names"
 complete -c wg4netnsctl -n "__wg4netnsctl_of monitor" -l full -d "Do not shorten public keys"
-complete -c wg4netnsctl -n "__wg4netnsctl_of setup" -l remove -d "Undo it"
+complete -c wg4netnsctl -n "__wg4netnsctl_of setup" -l remove -d "Stop all tunnels and remove what setup installed"
 
 complete -c wg4netnsctl -n "__wg4netnsctl_at 0 run up attach; or __wg4netnsctl_at 1 reload" \
     -k -a "(__wg4netnsctl_conf)"
