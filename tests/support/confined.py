@@ -8,6 +8,6 @@ import sys
 
 from wg4netnsd.ctl import lookups, mounts
 
-mounts.own()
+mounts.isolate()
 lookups.confine(sys.argv[1])
 os.execvp(sys.argv[2], sys.argv[2:])

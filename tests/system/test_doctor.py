@@ -12,6 +12,7 @@ import pytest
 
 import wg4netnsd
 from support.bus import Bus
+from support.buses import ON_BOTH
 from support.doctor import PROGRAM, ask, problems
 from support.manager import SHIPPED, UNIT, UserManager
 from support.processes import of_program
@@ -27,6 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs/wg4netnsctl.1"
 # ---------------------------------------------------------------- all is well
 
 
+@ON_BOTH
 def test_nothing_is_amiss_on_the_stage(installed: UserManager) -> None:
     found = ask()
     assert problems(found) == set()

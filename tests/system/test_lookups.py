@@ -259,7 +259,7 @@ def test_a_file_that_is_not_there_is_named(host: Host, path: str) -> None:
 
 def test_without_the_privilege_the_refused_call_is_named() -> None:
     with pytest.raises(OSError, match="mount /"):
-        mounts.own()
+        mounts.isolate()
 
 
 # ------------------------------------------------------------------------------ nsswitch.conf
@@ -294,17 +294,17 @@ netgroup:       nis
 def test_hosts_are_asked_for_in_files_and_dns(services: str, left: str) -> None:
     text = DEBIAN.replace("files dns", services)
     expected = DEBIAN.replace("hosts:          files dns", f"hosts: {left}")
-    assert lookups.without_others(text) == expected
+    assert lookups.restrict_hosts(text) == expected
 
 
 @pytest.mark.parametrize(
     "line", ["hosts: resolve", "\t hosts:resolve", "hosts resolve", "hosts :\tdns"]
 )
 def test_as_the_c_library_reads_it(line: str) -> None:
-    assert lookups.without_others(line) == "hosts: files dns\n"
+    assert lookups.restrict_hosts(line) == "hosts: files dns\n"
 
 
 def test_other_lines_are_no_hosts() -> None:
     others = "#hosts: resolve\n\nhostsfile: x\npasswd: hosts\n"
-    assert lookups.without_others(others) == f"{others}hosts: files dns\n"
-    assert lookups.without_others("") == "hosts: files dns\n"
+    assert lookups.restrict_hosts(others) == f"{others}hosts: files dns\n"
+    assert lookups.restrict_hosts("") == "hosts: files dns\n"

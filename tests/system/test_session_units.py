@@ -213,7 +213,7 @@ def test_a_wrong_configuration_is_told_and_not_tried_again(work: Session, stage:
 def test_a_name_that_no_tunnel_can_have_is_not_tried_again(session: Session) -> None:
     session.systemctl("start", "--", "wg4netns@-x", check=False)
     assert session.result("wg4netns@-x") == ("failed", "exit-code")
-    session.wait_told("", "no tunnel can be named '-x'")
+    session.wait_told("", "'-x' is not a tunnel name")
 
 
 def test_a_reload_applies_the_file(work: Session, stage: Stage) -> None:

@@ -202,8 +202,8 @@ class Client:
     # ------------------------------------------------------------ signals
 
     def listen(self, **match: str) -> None:
-        """Miss none of the daemon's signals that match from here on, and no change of its name's
-        owner. The bus guarantees the sender."""
+        """Receive the daemon's signals that match, and changes of its name's owner, from here on.
+        The bus guarantees the sender."""
         self._add_match(sender=names.BUS[0], member="NameOwnerChanged", arg0=names.BUS_NAME)
         self._add_match(sender=names.BUS_NAME, **match)
 

@@ -29,7 +29,7 @@ _PASSED_ON: Final = {
     signal.SIGUSR2,
 }
 _TERMINALS: Final = {signal.SIGINT, signal.SIGQUIT}
-"""Those that a terminal sends to its whole foreground group; SIGHUP goes only to its session's
+"""Signals that a terminal sends to its whole foreground group; SIGHUP goes only to its session's
 leader."""
 
 _SI_KERNEL: Final = 0x80  # asm-generic/siginfo.h: sent by the kernel, here for the terminal

@@ -37,7 +37,7 @@ def conf_path(conf: str) -> str:
 
 
 @contextmanager
-def opened(conf: str) -> Iterator[Conf]:
+def open_conf(conf: str) -> Iterator[Conf]:
     """Open the configuration, for the daemon to read; `/dev/stdin` and pipes work too.
 
     InvalidConfig that is raised in the block gets the path.
@@ -63,7 +63,7 @@ def opened(conf: str) -> Iterator[Conf]:
         os.close(fd)
 
 
-def warn(tunnel: dict[str, Any]) -> None:
+def warn_of_error(tunnel: dict[str, Any]) -> None:
     """Warn of a new tunnel's error: it is up nevertheless."""
     if any(tunnel["LastError"]):
         complain(f"warning: {tunnel['Name']}: {without_name(*tunnel['LastError'])}")
@@ -110,6 +110,6 @@ def finish(reply: Reply, asked: dict[str, tuple[str, Any]]) -> str:
     """Wait for the tunnel and return its path. Raises Failure."""
     what = "waiting for a handshake" if "wait" in asked else "waiting for the tunnel"
     _, usec = asked.get("timeout_usec", ("t", 20_000_000))  # the daemon's default
-    with progress.shown(what) as callback:
+    with progress.show(what) as callback:
         (path,) = reply.wait(callback, usec / 1e6 + START_TIME)
     return str(path)

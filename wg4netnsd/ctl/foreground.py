@@ -70,14 +70,14 @@ def _stop(*_: object) -> None:
 def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tunnel]:
     """Enter a new namespace and bring up a tunnel in it."""
     notify.status("waiting for the tunnel")
-    with create.opened(arguments.conf) as conf:
+    with create.open_conf(arguments.conf) as conf:
         client = at_end.enter_context(Client())
         lease = os.pidfd_open(os.getpid())
         name = create.suggested_name(conf.name)
         asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
         namespaces.make()
         at_end.callback(_close)
-        netns = namespaces.own_netns()
+        netns = namespaces.current_netns()
         path = create.finish(create.begin(client, netns, conf, asked), asked)
         os.close(netns)
         os.close(lease)
@@ -170,6 +170,12 @@ def _close() -> None:
     # On a new connection: a signal may have interrupted the other one anywhere. If no daemon can be
     # reached, the tunnel's lease ends it when this process ends.
     with contextlib.suppress(Failure), Client() as client:
-        asked = (names.ROOT_PATH, names.MANAGER, "GetTunnelByNetns", "h", namespaces.own_netns())
+        asked = (
+            names.ROOT_PATH,
+            names.MANAGER,
+            "GetTunnelByNetns",
+            "h",
+            namespaces.current_netns(),
+        )
         (path,) = client.call(*asked, start=False)
         client.call(path, names.TUNNEL, "Close", start=False)

@@ -47,7 +47,7 @@ def confine(resolv_conf: str, copied: Collection[RootFile] = ()) -> None:
     """Make this process and its descendants use the file `resolv_conf` for look-ups, and see copies
     that we own instead of the root-owned files in `copied`.
 
-    Call mounts.own() before; needs CAP_SYS_ADMIN in the user namespace that owns the mount
+    Call mounts.isolate() before; needs CAP_SYS_ADMIN in the user namespace that owns the mount
     namespace. Later writes to resolv_conf show, a file that replaces it does not. Raises OSError
     that names the operation.
     """
@@ -61,7 +61,7 @@ def confine(resolv_conf: str, copied: Collection[RootFile] = ()) -> None:
                 mounts.forbid_writing(path)
 
 
-def without_others(nsswitch: str) -> str:
+def restrict_hosts(nsswitch: str) -> str:
     """The text of nsswitch.conf(5) with no sources for hosts except files and DNS.
 
     myhostname stays if it was there: it knows the machine's own names and asks no server.
@@ -83,10 +83,10 @@ def without_others(nsswitch: str) -> str:
 
 def _cover_etc(resolv_conf: str, copied: Collection[RootFile]) -> None:
     # SUSE has the defaults in /usr, used unless /etc has the file.
-    nsswitch = without_others(_read("/etc/nsswitch.conf") or _read("/usr/etc/nsswitch.conf"))
+    nsswitch = restrict_hosts(_read("/etc/nsswitch.conf") or _read("/usr/etc/nsswitch.conf"))
     with (
-        mounts.opened(resolv_conf, os.O_PATH) as source,
-        mounts.opened("/etc", os.O_DIRECTORY) as etc,
+        mounts.open_fd(resolv_conf, os.O_PATH) as source,
+        mounts.open_fd("/etc", os.O_DIRECTORY) as etc,
         _copies(copied) as copies,
     ):
         mounts.cover_with_tmpfs("/etc")
@@ -119,12 +119,12 @@ def _copies(files: Collection[RootFile]) -> Iterator[dict[str, int]]:
         for number, file in enumerate(files):
             name = f"/etc/{number}"
             _write(name, file.content, file.mode)
-            copies[file.path] = stack.enter_context(mounts.opened(name, os.O_PATH))
+            copies[file.path] = stack.enter_context(mounts.open_fd(name, os.O_PATH))
         yield copies
 
 
 def _leave_out(directory: str, name: str) -> None:
-    with mounts.opened(directory, os.O_DIRECTORY) as covered:
+    with mounts.open_fd(directory, os.O_DIRECTORY) as covered:
         mounts.cover_with_tmpfs(directory)
         mounts.bind_all(covered, directory, without=(name,))
         mounts.forbid_writing(directory)

@@ -21,7 +21,7 @@ from wg4netnsd.kernel.syscalls import (
 FLAGS: Final = MS_NOSUID | MS_NODEV
 
 
-def own() -> None:
+def isolate() -> None:
     """Keep later mounts in this mount namespace from showing in others.
 
     A slave still gets what the host mounts, such as a USB stick or a home directory; a private
@@ -64,7 +64,7 @@ def forbid_writing(path: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: str, flags: int) -> Iterator[int]:
+def open_fd(path: str, flags: int) -> Iterator[int]:
     """Open an fd, to reach what is about to be covered."""
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:

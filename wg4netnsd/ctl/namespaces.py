@@ -7,7 +7,7 @@ import errno
 import os
 
 from wg4netnsd.ctl.failure import DOCTOR, Failure, of_kernel
-from wg4netnsd.ctl.mounts import own as own_mounts
+from wg4netnsd.ctl.mounts import isolate as isolate_mounts
 from wg4netnsd.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -36,7 +36,7 @@ def make(*, mounts: bool = False, pids: bool = False) -> None:
         map_ids(uid, gid)
         _let_ping(gid)
         if mounts:
-            own_mounts()
+            isolate_mounts()
     except OSError as error:
         raise of_kernel(error, DOCTOR) from None
 
@@ -68,7 +68,7 @@ def _let_ping(gid: int) -> None:
         file.write(f"{gid} {gid}")
 
 
-def own_netns() -> int:
+def current_netns() -> int:
     """A new fd of the current network namespace, which the caller owns."""
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -89,7 +89,7 @@ def enter(netns: int) -> None:
             os.close(owner)
         setns(netns, CLONE_NEWNET)
         unshare(CLONE_NEWNS)
-        own_mounts()
+        isolate_mounts()
     except OSError as error:
         if error.errno == errno.EPERM:
             text = "the namespace's owner is not a user namespace of yours"

@@ -16,7 +16,7 @@ _CLEAR_LINE: Final = "\r\x1b[K"
 
 
 @contextmanager
-def shown(what: str) -> Iterator[Progress | None]:
+def show(what: str) -> Iterator[Progress | None]:
     """Yield a callback for the wait; None if standard error is not a terminal. The line is cleared
     at the end."""
     if not sys.stderr.isatty():

@@ -23,7 +23,7 @@ def run(arguments: Arguments) -> int:
         files = sshconfig.root_files()
         path, client = _up(arguments)
         with client:
-            create.warn(_prepare(client, path, files))
+            create.warn_of_error(_prepare(client, path, files))
         from wg4netnsd.ctl import command
 
         return command.run(arguments.command, new_pids=not arguments.share_pids)
@@ -32,12 +32,12 @@ def run(arguments: Arguments) -> int:
 def _up(arguments: Arguments) -> tuple[str, Client]:
     """Enter new namespaces and bring up a tunnel there. Returns its path, and a connection made
     outside."""
-    with create.opened(arguments.conf) as conf:
+    with create.open_conf(arguments.conf) as conf:
         client = Client()
         # When this process ends, for whatever reason, the tunnel does too.
         lease = os.pidfd_open(os.getpid())
         namespaces.make(mounts=True, pids=not arguments.share_pids)
-        netns = namespaces.own_netns()
+        netns = namespaces.current_netns()
         # The inode makes the name unique; a PID would be unique only in its PID namespace.
         name = create.suggested_name(conf.name, f"-{os.fstat(netns).st_ino}")
         asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))

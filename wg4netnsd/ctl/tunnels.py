@@ -23,12 +23,12 @@ def up(arguments: Arguments) -> int:
         from wg4netnsd.ctl import foreground
 
         return foreground.run(arguments)
-    with create.opened(arguments.conf) as conf, Client() as client:
+    with create.open_conf(arguments.conf) as conf, Client() as client:
         namespaces.make()
         asked = create.options(
             arguments, create.suggested_name(conf.name), lifetime=("s", "persistent")
         )
-        _create(client, arguments, namespaces.own_netns(), conf, asked)
+        _create(client, arguments, namespaces.current_netns(), conf, asked)
     return 0
 
 
@@ -40,7 +40,7 @@ def attach(arguments: Arguments) -> None:
     except OSError as error:
         hint = "expected a process of yours, or the file of its network namespace"
         raise of_kernel(error, hint) from None
-    with create.opened(arguments.conf) as conf, Client() as client:
+    with create.open_conf(arguments.conf) as conf, Client() as client:
         asked = create.options(
             arguments, create.suggested_name(conf.name), lifetime=("s", arguments.lifetime)
         )
@@ -52,7 +52,7 @@ def _create(
 ) -> None:
     path = create.finish(create.begin(client, netns, conf, asked), asked)
     tunnel = client.tunnel(path)
-    create.warn(tunnel)
+    create.warn_of_error(tunnel)
     if arguments.json:
         created = {"name": tunnel["Name"], "path": path, "resolv_conf": tunnel["ResolvConf"]}
         print(json.dumps(created))
@@ -78,7 +78,7 @@ def reload(arguments: Arguments) -> None:
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Client())
         path = client.find_tunnel(arguments.name)
-        conf = stack.enter_context(create.opened(arguments.conf or arguments.name))
+        conf = stack.enter_context(create.open_conf(arguments.conf or arguments.name))
         body = ("ha{sv}", conf.fd, create.changes(arguments))
         _wait(client, path, "Reconfigure", *body, what="resolving host names")
 
@@ -91,5 +91,5 @@ def restart(arguments: Arguments) -> None:
 
 def _wait(client: Client, path: str, method: str, *body: Any, what: str) -> None:
     reply = client.begin(path, names.TUNNEL, method, *body, start=False)
-    with progress.shown(what) as callback:
+    with progress.show(what) as callback:
         reply.wait(callback, REPLY_TIME)

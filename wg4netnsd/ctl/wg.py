@@ -31,8 +31,8 @@ def run(arguments: Arguments) -> None:
 def _put_sockets(sockets: str, run: str) -> None:
     """Make `sockets` visible as SOCKETS in `run`, a root-owned directory, with all else in it."""
     with (
-        mounts.opened(sockets, os.O_DIRECTORY) as engine,  # it may be in `run`
-        mounts.opened(run, os.O_DIRECTORY) as covered,
+        mounts.open_fd(sockets, os.O_DIRECTORY) as engine,  # it may be in `run`
+        mounts.open_fd(run, os.O_DIRECTORY) as covered,
     ):
         mounts.cover_with_tmpfs(run)
         mounts.bind_all(covered, run, without=(SOCKETS,))

@@ -1,4 +1,4 @@
-"""What a check returns: a finding, with advice unless all is well."""
+"""The result of a check: a finding, with advice unless all is well."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Status = Literal["ok", "note", "problem"]
 not work."""
 
 COMMAND: Final = "    "
-"""The beginning of a line of advice that is to be copied as it is: a command, or a file's line."""
+"""The beginning of a line of advice to copy as it is: a command, or a line for a file."""
 
 
 class Finding(NamedTuple):
@@ -47,7 +47,7 @@ def problem(found: str) -> Finding:
 
 
 class Blocked(Exception):
-    """Nothing can be found until the check with this title passes."""
+    """This check can't run until the one with this title passes."""
 
 
 DMESG: Final = """The kernel's log may tell why:

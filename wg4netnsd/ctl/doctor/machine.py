@@ -18,7 +18,7 @@ from wg4netnsd.ctl.doctor.system import read, sysctl, user
 from wg4netnsd.kernel.syscalls import adjtimex, landlock_version
 
 UNSYNCHRONISED: Final = 16_000_000
-"""Microseconds: NTP_PHASE_LIMIT in the kernel's ntp.c, the error of a clock that nobody sets."""
+"""Microseconds: NTP_PHASE_LIMIT in the kernel's ntp.c, the error of an unset clock."""
 
 
 def kernel() -> Finding:
@@ -44,7 +44,7 @@ def kernel() -> Finding:
 
 
 def ipv6() -> Finding:
-    """In a new namespace, whatever the host's own settings are."""
+    """Check a new namespace: its settings are not the host's."""
     outcome = trial.outcome(trial.IPV6)
     if not outcome.code:
         return ok("a new network namespace has it")
@@ -61,7 +61,7 @@ def ipv6() -> Finding:
 
 
 def ipv6_endpoints() -> Finding:
-    """On the host, from where engines send."""
+    """Check the host, from where engines send."""
     if _has_default_route():
         return ok("the host has a default route")
     found = "the host has no default route: endpoints with only IPv6 addresses are unreachable"
@@ -75,7 +75,7 @@ def ipv6_endpoints() -> Finding:
 
 
 def _has_default_route() -> bool:
-    """By /proc/net/ipv6_route: destination, its length, source, its length, next hop, metric,
+    """Read /proc/net/ipv6_route: destination, its length, source, its length, next hop, metric,
     references, uses, flags, interface."""
     rtf_up, rtf_reject = 0x0001, 0x0200  # linux/route.h
     routes = map(str.split, read("/proc/self/net/ipv6_route").splitlines())
@@ -87,7 +87,7 @@ def _has_default_route() -> bool:
 
 
 def clock() -> Finding:
-    """A handshake carries the time, and a peer accepts none that is not later than the last one
+    """Check the clock: a peer accepts only handshakes with a later time than the last one
     (the WireGuard paper, 5.1)."""
     now = time.time()
     today = time.strftime("%Y-%m-%d", time.localtime(now))
@@ -109,7 +109,7 @@ def clock() -> Finding:
 
 
 def open_files() -> Finding:
-    """By the hard limit: the daemon raises its soft limit itself."""
+    """Check the hard limit: the daemon raises its soft limit itself."""
     from wg4netnsd.tunnel.manager import FDS, MAX_TUNNELS, SPARE_FDS
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

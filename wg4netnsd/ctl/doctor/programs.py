@@ -69,9 +69,9 @@ def _read_elf(path: Path) -> tuple[str, str]:
 
 
 def _start(binary: Path) -> tuple[str, list[str]]:
-    """Start it as the daemon does, but with nobody to give it orders: the patched one ends without
-    a word, upstream's prints its usage. Returns its last words, and the parts of its sandbox that
-    it lacks."""
+    """Start the engine as the daemon does, but with the other end of its handover socket closed:
+    the patched one ends silently, upstream's prints its usage. Returns the last line of output, and
+    the parts of its sandbox that it lacks."""
     from wg4netnsd.engine import engine, events
 
     ours, its = socket.socketpair()
@@ -95,7 +95,7 @@ def _start(binary: Path) -> tuple[str, list[str]]:
 
 
 def _first_line(*command: str | Path) -> str:
-    """Raises OSError and SubprocessError."""
+    """The first line of a command's output. Raises OSError and SubprocessError."""
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIME)
     return done.stdout.partition("\n")[0].strip()
 
@@ -131,7 +131,7 @@ def wg() -> Finding:
 
 
 def subordinate_ids() -> Finding:
-    """Others need them; our namespaces map one uid, which the kernel allows to everybody."""
+    """Check for other programs: our namespaces map one uid, which needs no privileges."""
     programs = [name for name in ("newuidmap", "newgidmap") if not _is_privileged(name)]
     if programs:
         return note(
@@ -150,7 +150,7 @@ def subordinate_ids() -> Finding:
 
 
 def _is_privileged(name: str) -> bool:
-    """By its set-user-id bit, or by a file capability."""
+    """Has the program a set-user-id bit or a file capability?"""
     program = shutil.which(name)
     if program and os.stat(program).st_mode & 0o4000:
         return True
@@ -161,7 +161,7 @@ def _is_privileged(name: str) -> bool:
 
 
 def _has_range(kind: str) -> bool:
-    """By getsubids(1) where it exists: nsswitch.conf may name other sources than the file."""
+    """Ask getsubids(1) where it exists: nsswitch.conf may name other sources than the file."""
     command = ["getsubids", *(["-g"] if kind == "gid" else []), user()]
     try:
         return bool(subprocess.run(command, capture_output=True, timeout=_TIME).stdout)

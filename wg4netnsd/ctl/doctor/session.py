@@ -29,7 +29,7 @@ _UNSET_ADDRESS: Final = "$ unset DBUS_SESSION_BUS_ADDRESS"
 
 
 def ask(destination: str, path: str, interface: str, method: str, *body: Any) -> tuple[Any, ...]:
-    """Call a method and start nobody for it. Raises Blocked if there is no bus, and Failure."""
+    """Call a method without starting its service. Raises Blocked without a bus, and Failure."""
     client = _connect()
     if isinstance(client, NoBus):
         raise Blocked("session bus")
@@ -44,13 +44,13 @@ def get_all(destination: str, path: str, interface: str) -> dict[str, Any]:
 
 
 def has_owner(name: str) -> bool:
-    """Raises Blocked and Failure."""
+    """Does a service with this name run? Raises Blocked and Failure."""
     return bool(ask(*names.BUS, "NameHasOwner", "s", name)[0])
 
 
 @functools.cache
 def _connect() -> Client | NoBus:
-    """Once, as a bus that hangs takes its time; and as the daemon does, which claims its uid."""
+    """Connect only once, as a bus may hang, and claim our uid, as the daemon does."""
     try:
         return Client(seconds=ANSWER_TIME, claim_uid=True)
     except NoBus as error:
@@ -63,12 +63,10 @@ def _connect() -> Client | NoBus:
 def runtime_directory() -> Finding:
     directory = os.environ.get("XDG_RUNTIME_DIR")
     if not directory:
-        found = "XDG_RUNTIME_DIR is not set"
+        unset = problem("XDG_RUNTIME_DIR is not set")
         if os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
-            return note(f"{found}: a daemon that is not started by systemd needs it").advise(
-                _log_in()
-            )
-        return problem(found).advise(_log_in())
+            unset = note(f"{unset.found}: a daemon that systemd does not start needs it")
+        return unset.advise(_log_in())
     try:
         status = os.stat(directory)
     except OSError as error:
@@ -92,8 +90,8 @@ def _log_in() -> str:
         return f"""You are root by sudo. Run this as {caller}, without sudo:
             $ wg4netnsctl doctor"""
     if directory.is_dir() and directory.stat().st_uid == os.getuid():
-        return f"""su and sudo do not start a login session, so the variables of yours are not set.
-            In this shell:
+        return f"""su and sudo do not start a login session, so your session's variables are not
+            set. In this shell:
             $ export XDG_RUNTIME_DIR={directory}
             {_UNSET_ADDRESS}"""
     return f"""No systemd runs for {user()}: su and sudo do not start a login session. Log in by

@@ -29,12 +29,12 @@ def sysctl(name: str) -> str:
 
 
 def is_initial_userns() -> bool:
-    """By its map: it maps all uids to themselves (user_namespaces(7))."""
+    """Does our user namespace map all uids to themselves (user_namespaces(7))?"""
     return read("/proc/self/uid_map").split() == ["0", "0", str(2**32 - 1)]
 
 
 def is_chroot() -> bool:
-    """By its root, which usually is not a mount (proc_pid_mountinfo(5))."""
+    """Is our root no mount, as in most chroots (proc_pid_mountinfo(5))?"""
     return "/" not in _mount_points()
 
 

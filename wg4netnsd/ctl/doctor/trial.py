@@ -49,10 +49,9 @@ class Outcome(NamedTuple):
     """The system call, or a path, where known."""
 
     def __str__(self) -> str:
-        killed = self.code < 0
-        reason = (
-            f"killed by {signal.Signals(-self.code).name}" if killed else os.strerror(self.code)
-        )
+        reason = os.strerror(self.code)
+        if self.code < 0:
+            reason = f"killed by {signal.Signals(-self.code).name}"
         return f"{self.operation}: {reason}" if self.operation else reason
 
 
@@ -77,7 +76,8 @@ def outcomes() -> dict[str, Outcome]:
         found = {name: Outcome(*outcome) for name, *outcome in map(json.loads, lines)}
     _, status = os.waitpid(child, 0)
     if status:
-        found[list(found)[-1]] = Outcome(min(os.waitstatus_to_exitcode(status), 0) or errno.EIO)
+        last = next(reversed(found), USER_NAMESPACE)
+        found[last] = Outcome(min(os.waitstatus_to_exitcode(status), 0) or errno.EIO)
     return found
 
 
