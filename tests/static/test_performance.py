@@ -1,4 +1,4 @@
-"""docs/performance.md is what the recordings say, and nothing of theirs is left out."""
+"""docs/performance.md and its plots show the recordings, and all of them."""
 
 import re
 
