@@ -1,6 +1,6 @@
-"""The daemon: arguments, then startup, running, shutdown.
+"""The daemon: read the arguments, start, run, shut down.
 
-main → Service → Manager → Tunnel → netns, engine, uapi
+main → Service → Manager → Tunnel → namespace, engine, peers
 """
 
 from __future__ import annotations
@@ -35,30 +35,28 @@ log = logging.getLogger(__name__)
 EXIT_SUCCESS: Final = 0
 EXIT_FAILURE: Final = 1
 EXIT_NO_BUS: Final = 69  # EX_UNAVAILABLE of sysexits(3)
-EXIT_CONFIG: Final = 78  # EX_CONFIG: to start it again would not help
+EXIT_CONFIG: Final = 78  # EX_CONFIG: systemd should not start it again
 
 CHECK_TIME: Final = 5.0
-"""Seconds from one look at the engines to the next."""
-
-
+"""Seconds between two checks of the engines."""
 BUS_TIME: Final = 5.0
-"""Seconds that systemd gets to start the bus anew."""
+"""Seconds that systemd gets to start the bus again."""
 
 
 class StartupError(Exception):
-    """Why the daemon can't start, for people."""
+    """The daemon can't start; the text says why."""
 
     status = EXIT_CONFIG
 
 
 class TransientError(StartupError):
-    """The same, where it may be able to later."""
+    """The daemon can't start now, but perhaps later."""
 
     status = EXIT_FAILURE
 
 
 def main() -> None:
-    """Entry point of `wg4netnsd`."""
+    """Run `wg4netnsd`."""
     arguments = _parse_arguments()
     journal.set_up(logging.DEBUG if arguments.verbose else logging.INFO)
     signals.reset()
@@ -66,7 +64,7 @@ def main() -> None:
         _refuse_child_userns()
         _set_limits()
         inherited = fdstore.receive_fds()
-        # First of all that runs: setns() needs a process of one thread, and a small one forks fast.
+        # Forked first: setns() needs a single-threaded process, and a small one forks fast.
         pid, control = agent_server.fork()
         from wg4netnsd.agent.client import Agent
 
@@ -83,8 +81,8 @@ def main() -> None:
 async def _serve(
     agent: Agent, binary: Path | None, directory: Path, inherited: Mapping[str, InheritedFds]
 ) -> int:
-    """From the first call to the last; returns the exit status."""
-    # Only now: the agent, and with it every fork of it, stays as small as it was.
+    """Serve the bus until one of the ends in `ends`; return the exit status."""
+    # Imported only now, so that the agent and its forks stay small.
     from wg4netnsd.api.service import Service
     from wg4netnsd.bus.client import wait_for_bus
     from wg4netnsd.bus.server import BusGone, NameTaken
@@ -99,13 +97,13 @@ async def _serve(
     except BusGone as error:
         log.critical("%s", error)
         return EXIT_CONFIG if isinstance(error, NameTaken) else EXIT_NO_BUS
-    gc.freeze()  # modules and classes stay: no collection need look at them again
+    gc.freeze()  # modules and classes stay: spare every later collection the look at them
     host = _watch_host(service.manager)
     watchdog = asyncio.create_task(_run_watchdog(service.manager))
     notify.ready()
     log.info("ready")
     if not notify.is_supervised():
-        log.info("not started by systemd: no tunnel outlives this process")
+        log.info("not started by systemd: tunnels end with this process")
 
     ends = {
         asyncio.ensure_future(bus.wait_gone()): EXIT_NO_BUS,
@@ -117,11 +115,11 @@ async def _serve(
     watchdog.cancel()
     host.close()
     if status == EXIT_NO_BUS and notify.is_supervised():
-        # A systemd that sees us end before the bus's own process connects to that, which is no
-        # more, and does nothing else for 90 s (252: manager_recheck_dbus(), then sd_bus_flush()).
+        # If we ended before the bus's own process, systemd would connect to that dead bus and do
+        # nothing else for 90 s (v252: manager_recheck_dbus(), then sd_bus_flush()).
         await wait_for_bus(BUS_TIME)
     if succeeded := await _has_successor(status):
-        notify.stopping("its successor takes over the tunnels")
+        notify.stopping("the next daemon adopts the tunnels")
     else:
         notify.stopping("closing all tunnels")
         await service.manager.close_all("the daemon is ending")
@@ -131,7 +129,7 @@ async def _serve(
 
 
 async def _first_end(ends: dict[asyncio.Future[str], int]) -> int:
-    """Wait for the first of several ends, each with its exit status; they return their reason."""
+    """Wait for the first of `ends`, log the reason it returns, and return its exit status."""
     done, others = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for other in others:
         other.cancel()
@@ -141,10 +139,10 @@ async def _first_end(ends: dict[asyncio.Future[str], int]) -> int:
 
 
 async def _has_successor(status: int) -> bool:
-    """Will systemd start another of us, and hold our fds until then?
+    """Whether systemd will start another daemon, and hold our fds until then.
 
-    After a failure, as the unit has Restart=on-failure: if it gives up, it drops the fds, and the
-    engines end as nobody holds them. At SIGTERM it depends on the job that is under way.
+    After a failure it will, because the unit has Restart=on-failure. If systemd then gives up, it
+    drops the fds, which ends the engines. After SIGTERM it depends on systemd's current job.
     """
     from wg4netnsd.bus.client import BusGone, get_property
 
@@ -154,7 +152,7 @@ async def _has_successor(status: int) -> bool:
         job, path = await get_property(*unit.dbus_object(), "Job")
         return bool(job) and await get_property(*unit.job_object(path), "JobType") == "restart"
     except BusGone as error:
-        log.warning("whether it is a restart can't be told: %s", error)
+        log.warning("can't tell whether this is a restart, so tunnels stay: %s", error)
         return True
 
 
@@ -171,26 +169,25 @@ def _parse_arguments() -> argparse.Namespace:
         "--runtime-dir",
         type=Path,
         metavar="DIR",
-        help="where the engines' sockets and the tunnels' resolv.conf go (default: "
-        "$RUNTIME_DIRECTORY, which systemd sets, else $XDG_RUNTIME_DIR/wg4netnsd); removed at the "
-        "end",
+        help="directory for the engines' sockets and the tunnels' resolv.conf, removed at the end "
+        "(default: $RUNTIME_DIRECTORY, which systemd sets, else $XDG_RUNTIME_DIR/wg4netnsd)",
     )
     parser.add_argument(
         "--engine",
         type=Path,
         metavar="PATH",
-        help="the wireguard-go to run (default: the one that came with wg4netnsd; it has to be "
-        "patched as that one is)",
+        help="the wireguard-go to run, with wg4netnsd's patch (default: the one installed with "
+        "wg4netnsd)",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what is for debugging")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also log debug messages")
     parser.add_argument("--version", action="version", version=f"wg4netnsd {__version__}")
     return parser.parse_args()
 
 
 def _refuse_child_userns() -> None:
-    """In a child user namespace, NS_GET_USERNS on a caller's fd gives EPERM.
+    """Refuse to run in a child user namespace, where NS_GET_USERNS on a caller's fd gives EPERM.
 
-    That is also where a user unit with PrivateUsers= or a directive that implies it would put us.
+    PrivateUsers= in the unit, or a directive that implies it, would put the daemon into one.
     """
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(2**32 - 1)]:
         raise StartupError(
@@ -199,19 +196,19 @@ def _refuse_child_userns() -> None:
 
 
 def _set_limits() -> None:
-    """Ten fds a tunnel, and no core file of a process that holds keys."""
+    """Allow enough fds for all tunnels, and prevent core files, which would hold keys."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    # 1, not 0: a piped core_pattern ignores 0 and takes 1 for "none" (fs/coredump.c).
+    # 1, not 0: with a piped core_pattern, 0 is ignored and 1 means "none" (fs/coredump.c).
     core = 1 if hard else 0
     resource.setrlimit(resource.RLIMIT_CORE, (core, core))
 
 
 @contextlib.contextmanager
 def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterator[Path]:
-    """Our own directory, ours alone while we run, with nothing in it but what `tunnels` have."""
-    path = (chosen or _default_runtime_directory()).absolute()  # it is told on the bus
+    """Create and lock the runtime directory; of earlier tunnels, only those in `tunnels` stay."""
+    path = (chosen or _default_runtime_directory()).absolute()  # clients see it, in ResolvConf
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -232,12 +229,12 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
 
 
 def _remove_leftovers(directory: Path, tunnels: Collection[str]) -> None:
-    """Remove what other tunnels have made, of a daemon that was killed."""
+    """Remove the files of tunnels that a killed daemon has left, except those in `tunnels`."""
     from wg4netnsd.tunnel.restore import remove_tunnel_files
 
-    for made in directory.iterdir():
-        if made.name not in tunnels and made.is_dir():
-            remove_tunnel_files(made)
+    for path in directory.iterdir():
+        if path.name not in tunnels and path.is_dir():
+            remove_tunnel_files(path)
 
 
 def _default_runtime_directory() -> Path:
@@ -252,40 +249,42 @@ def _default_runtime_directory() -> Path:
 
 
 async def _run_watchdog(manager: Manager) -> None:
-    """Look after the engines; and show systemd's watchdog that the event loop runs."""
-    patience = notify.watchdog_time()
-    period = min(CHECK_TIME, patience / 3) if patience else CHECK_TIME
+    """Check the engines, and tell systemd's watchdog that the event loop runs."""
+    timeout = notify.watchdog_time()
+    period = min(CHECK_TIME, timeout / 3) if timeout else CHECK_TIME
     while True:
         notify.alive()
-        checking = asyncio.create_task(manager.check_engines())  # may take longer than a period
-        checking.add_done_callback(log_failure)
+        check = asyncio.create_task(manager.check_engines())  # may take longer than a period
+        check.add_done_callback(log_failure)
         await asyncio.sleep(period)
 
 
 def _watch_host(manager: Manager) -> contextlib.ExitStack:
-    """Tell the tunnels when the host's network is another; until closed."""
+    """Tell the tunnels of network changes and suspends, until the result is closed."""
     from wg4netnsd.host.network import HostNetwork
     from wg4netnsd.host.suspend import SuspendWatch
 
     def resumed(why: str) -> None:
-        manager.network_changed(why)  # first: by the clock, sessions have ended meanwhile
+        manager.network_changed(why)  # first, while the sessions still count as in use
         manager.clock_jumped()
 
-    watching = contextlib.ExitStack()
+    watches = contextlib.ExitStack()
     for watch in (
         lambda: HostNetwork(manager.network_changed),
         lambda: SuspendWatch(resumed, manager.clock_jumped),
     ):
         try:
-            watching.callback(watch().close)
-        except OSError as error:  # tunnels go on, by the protocol's timers alone
+            watches.callback(watch().close)
+        except OSError as error:  # tunnels go on with WireGuard's own timers
             log.error("the host's network is not watched: %s", error)
-    return watching
+    return watches
 
 
 def _stop_on_signals() -> asyncio.Future[str]:
-    """A future that SIGTERM resolves, and SIGINT unless it is ignored; a second one changes
-    nothing."""
+    """Return a future that SIGTERM resolves, and SIGINT unless it is ignored.
+
+    A second signal changes nothing.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
 
@@ -300,7 +299,7 @@ def _stop_on_signals() -> asyncio.Future[str]:
 
 
 async def _wait_agent_dead(agent_pid: int) -> str:
-    """Return when our child has ended."""
+    """Return when the agent has ended."""
     ended = asyncio.Event()
     pidfd = os.pidfd_open(agent_pid)
     asyncio.get_running_loop().add_reader(pidfd, ended.set)

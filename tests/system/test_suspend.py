@@ -318,7 +318,9 @@ def test_the_bus_goes_away(system_bus: Bus) -> None:
     with Logind(system_bus.address):
         listener(system_bus)
         system_bus.close()
-    assert watcher.next().startswith("logind is not heard, only the kernel's clocks: system bus: ")
+    assert watcher.next().startswith(
+        "logind is not watched, only the kernel's clocks: system bus: "
+    )
     watcher.assert_asleep()
     assert watcher.end() == []
 
@@ -335,7 +337,7 @@ def test_the_bus_goes_away(system_bus: Bus) -> None:
 def test_no_system_bus(address: str, problem: str) -> None:
     watcher = Watcher(address)
     line = watcher.next()
-    assert line.startswith("logind is not heard")
+    assert line.startswith("logind is not watched")
     assert line.endswith(problem)
     assert watcher.end() == []
 
@@ -352,7 +354,7 @@ def test_what_is_no_bus(directory: Path, said: bytes) -> None:
         with connection:
             connection.sendall(said)
             connection.shutdown(socket.SHUT_WR)
-            assert watcher.next().startswith("logind is not heard")
+            assert watcher.next().startswith("logind is not watched")
     assert watcher.end() == []
 
 

@@ -1,12 +1,11 @@
-"""When the machine has been suspended: the kernel's clocks tell, and logind where there is one.
+"""Notice when the machine was suspended, by the kernel's clocks and by logind if there is one.
 
-CLOCK_BOOTTIME goes on while the machine is suspended and CLOCK_MONOTONIC does not (time(7),
-clock_gettime(2)); their distance is the time spent suspended since boot. The kernel says when to
-look: at a resume it cancels the timers that are to end when CLOCK_REALTIME is set
-(TFD_TIMER_CANCEL_ON_SET of timerfd_create(2); timekeeping_resume() calls timerfd_resume(),
-fs/timerfd.c).
+While the machine is suspended, CLOCK_BOOTTIME goes on and CLOCK_MONOTONIC does not (time(7),
+clock_gettime(2)); their difference is the time spent suspended since boot. The kernel says when to
+compare them: a resume cancels timers with TFD_TIMER_CANCEL_ON_SET, as if CLOCK_REALTIME were set
+(timerfd_create(2); timekeeping_resume() calls timerfd_resume(), fs/timerfd.c).
 
-logind adds the suspends in which the kernel's clocks went on, as those of some virtual machines do.
+logind adds the suspends that the kernel's clocks do not show, as in some virtual machines.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from wg4netnsd.kernel.syscalls import (
 log = logging.getLogger(__name__)
 
 TOLERANCE: Final = 1.0
-"""Seconds: the two clocks are read one after the other, and we may be made to wait in between."""
+"""Seconds; the process may be preempted between its readings of the two clocks."""
 
 RECENT: Final = 10.0
-"""Seconds in which logind's word for a resume may come after the kernel's: it runs hooks first."""
+"""Seconds by which logind's signal may follow the kernel's: logind runs its hooks first."""
 
 FAR: Final = sys.maxsize
-"""Seconds since 1970, of a timer that is only ever to be cancelled."""
+"""Seconds since 1970, for a timer that never expires but can be cancelled."""
 
 _PREPARE_FOR_SLEEP: Final = (
     "type='signal',sender='org.freedesktop.login1',path='/org/freedesktop/login1',"
@@ -49,7 +48,7 @@ _PREPARE_FOR_SLEEP: Final = (
 
 
 class Clocks(NamedTuple):
-    """A reading of both clocks, in seconds."""
+    """One reading of both clocks, in seconds."""
 
     boottime: float
     monotonic: float
@@ -64,17 +63,17 @@ def read_clocks() -> Clocks:
 
 
 class ResumeDetector:
-    """Decides which hint is the first of a resume. Pure: the clocks are the caller's to read."""
+    """Decides which hints are of a new resume. Pure: the caller reads the clocks."""
 
     def __init__(self, now: Clocks) -> None:
         self._suspended = now.suspended
         self._reported_at = -RECENT  # by CLOCK_BOOTTIME
 
     def detect(self, now: Clocks, announced: bool = False) -> str:
-        """Why a resume is to be told now; empty if none is. `announced`: logind told of one.
+        """Return the reason to report a resume now, or "" if there is none.
 
-        What the clocks tell is always new. Only of a resume that they don't tell of can't it be
-        known whether it was told already.
+        `announced`: the hint is logind's. A suspend that the clocks show is always new. One that
+        only logind reports may have been reported already, so it must not be RECENT.
         """
         slept, self._suspended = now.suspended - self._suspended, now.suspended
         if slept > TOLERANCE:
@@ -88,10 +87,9 @@ class ResumeDetector:
 
 
 class SuspendWatch:
-    """Calls `resumed`, with the reason, once after each suspend.
+    """A watch that calls `resumed`, with the reason, once after each suspend.
 
-    `clock_set` is called when CLOCK_REALTIME may have jumped for another reason. Sleeps as long as
-    nothing happens.
+    It calls `clock_set` when CLOCK_REALTIME may have jumped for another reason. It never polls.
     """
 
     def __init__(
@@ -100,7 +98,7 @@ class SuspendWatch:
         clock_set: Callable[[], None] = lambda: None,
         read: Callable[[], Clocks] = read_clocks,
     ) -> None:
-        """To be made in a running event loop. Raises OSError."""
+        """Start watching, in the running event loop. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._resumed = resumed
         self._clock_set = clock_set
@@ -122,7 +120,7 @@ class SuspendWatch:
     def _on_timer(self) -> None:
         if not read_timer(self._timer):
             return
-        # First this, then the clocks: a jump in between is either seen now or wakes us again.
+        # Armed before the clocks are read: a jump in between is seen now or wakes us again.
         arm(self._timer, FAR)
         if reason := self._detector.detect(self._read()):
             self._resumed(reason)
@@ -139,29 +137,29 @@ class SuspendWatch:
             address = system_address()
             await client.listen(address, _PREPARE_FOR_SLEEP, self._on_prepare_for_sleep)
         except client.BusGone as error:
-            log.info("logind is not heard, only the kernel's clocks: system bus: %s", error)
+            log.info("logind is not watched, only the kernel's clocks: system bus: %s", error)
 
 
 # ---------------------------------------------------------------- timerfd_create(2)
 
 
 def create_timer() -> int:
-    """One of CLOCK_REALTIME. Raises OSError."""
+    """Create a timerfd on CLOCK_REALTIME. Raises OSError."""
     return timerfd_create(time.CLOCK_REALTIME, TFD_NONBLOCK | TFD_CLOEXEC)
 
 
 def arm(fd: int, seconds: int) -> None:
-    """Have the timer end at that time of its clock, or when the clock is set."""
+    """Set the timer to expire at `seconds` of its clock, or when the clock is set."""
     try:
         timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, seconds)
     except OSError as error:
-        # It was cancelled just before; it is armed all the same (timerfd_create(2), NOTES).
+        # The clock was set just before; the timer is armed all the same (timerfd_create(2), NOTES).
         if error.errno != errno.ECANCELED:
             raise
 
 
 def read_timer(fd: int) -> bool:
-    """Whether the timer has ended or was cancelled since the last time."""
+    """Return whether the timer has expired or was cancelled since the last call."""
     try:
         os.read(fd, 8)
     except BlockingIOError:
