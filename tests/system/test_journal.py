@@ -205,7 +205,7 @@ def test_a_tunnel_s_life_is_one_entry_a_transition(
     entries = logged.entries(f"--user-unit={UNIT}", TUNNEL="a.tunnel")
     assert [each["MESSAGE"] for each in entries if each.get("MESSAGE_ID") == STATE_CHANGED] == [
         "tunnel a.tunnel: starting → up: created",
-        "tunnel a.tunnel: up → restarting: asked for",
+        "tunnel a.tunnel: up → restarting: requested",
         "tunnel a.tunnel: restarting → up: the engine is back",
         "tunnel a.tunnel: up → stopping: closed by request",
         "tunnel a.tunnel: stopping → closed: closed by request",

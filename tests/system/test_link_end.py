@@ -50,7 +50,9 @@ def test_somebody_keeps_it(
         os.close(others)
 
     asyncio.run(close())
-    assert caplog.messages == [f"somebody else keeps {NAME}: its TUN is closed"]
+    assert caplog.messages == [
+        f"{NAME} still exists though its TUN is closed: another process keeps it"
+    ]
 
 
 async def hold(agent: Agent, inside: Namespace, pins: bool) -> tuple[link.Link, list[str]]:

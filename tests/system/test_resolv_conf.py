@@ -32,7 +32,7 @@ from wg4netnsd.config.wgquick import parse
 from wg4netnsd.errors import InvalidConfig
 from wg4netnsd.tunnel.resolvconf import render
 
-NONE = "# It has no name server, so look-ups fail: the host's are not asked."
+NONE = "# It has no name server, so look-ups fail; the host's servers are not asked."
 KEYS = Secrets().conf("Address = 10.9.0.2/24, 10.9.0.3/24, fd09::2/64")
 
 

@@ -15,7 +15,7 @@ FIRST_DELAY, MAX_DELAY = 0.1, 5.0  # seconds
 class Backoff:
     crashes: int = 0
 
-    def delay_after_crash(self, uptime: float) -> float | None:
+    def crash_delay(self, uptime: float) -> float | None:
         """Return the seconds to wait after an engine that ran for `uptime` seconds; None: give up.
 
         The first restart is immediate; each further one waits twice as long as the one before.
@@ -27,7 +27,7 @@ class Backoff:
             return 0.0
         return min(FIRST_DELAY * 2.0 ** (self.crashes - 2), MAX_DELAY)
 
-    def delay_when_lacking(self) -> float:
+    def shortage_delay(self) -> float:
         """Return the seconds to wait if a process or an fd was lacking, not the engine's fault."""
         return FIRST_DELAY
 

@@ -125,7 +125,7 @@ def encode_endpoint(public_key: str, endpoint: str, *, initiate: bool) -> bytes:
 
 
 INITIATE: Final = "initiate=true"
-"""A key of our own; see wireguard-go/src."""
+"""A key of our own; see wireguard-go.patch."""
 
 
 def _new_peer(peer: Peer, endpoint: str | None, networks: Iterable[Network]) -> list[str]:

@@ -1,12 +1,12 @@
-"""The place of a tunnel's engine, whichever process that is at the moment.
+"""A tunnel's engine, whichever process that is at the moment.
 
     absent ──configure──► configured ──attach──► serving
       ▲  └────────────────────adopt────────────────▲  │
       │                                               │ request_replacement
       └───────────────────stop─────────────────── replacing
 
-The process may end in any of these. Never two engines at a time: two on one TUN silently lose
-packets. Whoever changes the engine or the interface holds `lock`.
+The process may end in any of these states. There are never two engines at a time, because two on
+one TUN silently lose packets. Hold `lock` to change the engine or the interface.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from wg4netnsd.tunnel.record import SavedTunnel
 from wg4netnsd.tunnel.spec import Spec
 
 MAX_MEMORY: Final = 1 << 30
-"""Bytes of an engine's own; it has 1.5 MB idle, and 20 MB under 3 Gbit/s in 8 streams."""
-
+"""Bytes of unshared memory; an engine has 1.5 MB idle, and 20 MB at 3 Gbit/s in 8 streams."""
 
 RETRYABLE: Final = (
     errors.EngineFailed,
@@ -40,20 +39,20 @@ RETRYABLE: Final = (
     errors.LimitExceeded,
     errors.Timeout,
 )
-"""Errors that keep a tunnel from having an engine now, but perhaps not from having the next one."""
+"""The errors after which another engine may succeed."""
 
 
 class SlotState(enum.Enum):
     ABSENT = enum.auto()
     CONFIGURED = enum.auto()
-    """It has all but its TUN."""
+    """It has everything but its TUN."""
     SERVING = enum.auto()
     REPLACING = enum.auto()
-    """It failed, or somebody asked for another one."""
+    """It failed, or another one was requested."""
 
 
 class EngineSlot:
-    """Owns the engine."""
+    """The engine of one tunnel, and its replacements. Owns the engine."""
 
     def __init__(
         self,
@@ -64,11 +63,14 @@ class EngineSlot:
         on_event: Callable[[events.Event], None],
         changed: Callable[[Collection[str]], None],
     ) -> None:
-        """`changed` gets the names of changed attributes: engine_pid, public_key, listen_port."""
+        """`changed` is called with the names of changed attributes: engine_pid, public_key, ….
+
+        `on_event` is called with each of the engine's events.
+        """
         self.lock = asyncio.Lock()
         self.half_changed = False
-        """A change failed, and nobody knows how far the engine got with it."""
-        self.pid = 0  # 0: there is none
+        """Whether a reconfiguration failed and the engine may have applied a part of it."""
+        self.pid = 0  # 0: no engine
         self.public_key = ""
         self.listen_port = 0
         self._spare = spare
@@ -81,7 +83,7 @@ class EngineSlot:
         self._serves = False
         self._replacement_wanted = asyncio.Event()
         self._fault: errors.Error | None = None
-        self._last_vitals: Vitals | None = None  # when it was last known to answer
+        self._last_vitals: Vitals | None = None  # when it last answered
         self._checking = False
 
     @property
@@ -97,9 +99,10 @@ class EngineSlot:
     async def configure(
         self, spec: Spec, endpoints: Mapping[str, str], initiate: Collection[str]
     ) -> None:
-        """Start an engine that has everything but its TUN; `stop()` ends it.
+        """Start an engine and configure it; only its TUN is missing then.
 
-        `endpoints` and `initiate` are those of uapi.encode_set(). Raises any of RETRYABLE.
+        `endpoints` and `initiate` are those of uapi.encode_set(). Raises any of RETRYABLE; call
+        `stop()` in any case.
         """
         self._engine = self._spare.take_engine()
         self._engine.forward_events(self._on_event, self._log)
@@ -116,7 +119,7 @@ class EngineSlot:
         try:
             status = await self._engine.configure(request)
         except uapi.PortInUse:
-            # Taken while there was no engine. If it was the kernel's choice, let it choose anew.
+            # Taken while there was no engine. If the kernel chose the port, it may choose anew.
             self._set_identity(self.public_key, wanted_port)
             raise
         refuse_own_key(spec.config, status.public_key)
@@ -124,7 +127,7 @@ class EngineSlot:
         self._set_identity(status.public_key, status.listen_port)
 
     async def attach(self, tun_fd: int) -> None:
-        """Have the configured engine use the TUN. Raises EngineFailed, LimitExceeded, Timeout."""
+        """Attach the configured engine to the TUN. Raises EngineFailed, LimitExceeded, Timeout."""
         assert self._engine
         await self._engine.attach(tun_fd)
         if self._engine.is_ending:
@@ -134,10 +137,10 @@ class EngineSlot:
         self._serves, self._last_vitals = True, None
 
     async def adopt_engine(self, saved: SavedTunnel, spec: Spec) -> uapi.DeviceStatus:
-        """Take over the engine that an earlier daemon left running, and return its status.
+        """Adopt the engine that an earlier daemon left running, and return its status.
 
-        Its events wait for `forward_events()`. Raises EngineFailed or Timeout if that can't be;
-        `stop()` ends what there is of it.
+        Its events wait for `forward_events()`. Raises EngineFailed or Timeout if it can't be
+        adopted; `stop()` then ends it.
         """
         fds = saved.fds.pop_fds(*ENGINE_KINDS)
         if fds is None:
@@ -146,9 +149,9 @@ class EngineSlot:
             raise errors.EngineFailed("wireguard-go ended while there was no daemon")
         self._engine = Engine.adopt(EngineFds(*fds), self._socket_path)
         if saved.record.protocol != events.PROTOCOL:
-            raise errors.EngineFailed("wireguard-go is of another version of wg4netnsd")
+            raise errors.EngineFailed("wireguard-go belongs to another version of wg4netnsd")
         if saved.record.change:
-            raise errors.EngineFailed("wireguard-go was being changed when the daemon ended")
+            raise errors.EngineFailed("wireguard-go was being reconfigured when the daemon ended")
         status = await self._engine.status()
         refuse_own_key(spec.config, status.public_key)
         self._set_pid(self._engine.pid)
@@ -157,12 +160,12 @@ class EngineSlot:
         return status
 
     def forward_events(self) -> None:
-        """Pass on the adopted engine's events from now on, and those that waited."""
+        """Report the adopted engine's events from now on, and its pending ones."""
         assert self._engine
         self._engine.forward_events(self._on_event, self._log)
 
     async def stop(self) -> None:
-        """Return when the engine is gone. Raises EngineFailed if the kernel holds on to it."""
+        """Stop the engine; return when it is gone. Raises EngineFailed if it can't be killed."""
         if self._engine:
             await self._engine.stop()
             self._fd_store.remove(*ENGINE_KINDS)
@@ -171,21 +174,23 @@ class EngineSlot:
             self._set_pid(0)
 
     async def stop_now(self) -> None:
-        """Stop the engine without waiting for `lock`: its holder, if any, gets no answer."""
+        """Kill the engine without waiting for `lock`, so that its holder fails; then clean up."""
         if self._engine:
-            with contextlib.suppress(TimeoutError):  # stop() says so
+            with contextlib.suppress(TimeoutError):  # stop() raises the error
                 await self._engine.process.kill(DEATH_TIME)
         async with self.lock:
             await self.stop()
-        rundir.remove_file(self._socket_path)  # also of one that ended while there was no daemon
+        rundir.remove_file(
+            self._socket_path
+        )  # also left by an engine that ended while there was no daemon
 
     def request_replacement(self, why: errors.Error | None = None) -> None:
-        """Ask for another engine, because this one failed or because somebody wants it."""
+        """Request another engine: because of `why`, or because a client asked for it."""
         self._fault = why
         self._replacement_wanted.set()
 
     def clear_requests(self) -> None:
-        """Forget every request for a replacement so far."""
+        """Drop all requests for a replacement so far."""
         self._fault = None
         self._replacement_wanted.clear()
 
@@ -193,7 +198,7 @@ class EngineSlot:
         await self._replacement_wanted.wait()
 
     async def wait_ended(self) -> errors.Error | None:
-        """Wait until the engine needs replacing; return why, None if somebody asked for it."""
+        """Wait until the engine must be replaced; return why, or None if a client asked for it."""
         assert self._engine
         await first_of(self._engine.exited.wait(), self._replacement_wanted.wait())
         return await self._engine.exit_error() if self._engine.exited.is_set() else self._fault
@@ -203,14 +208,14 @@ class EngineSlot:
     async def change(
         self, old: Spec, new: Spec, endpoints: Mapping[str, str], public_key: str
     ) -> None:
-        """Take the engine from one configuration to another; `lock` is held.
+        """Take the engine from one configuration to another. The caller holds `lock`.
 
-        `public_key`: the new one if it is known, for when there is no engine to tell it.
-        Raises the reason why the engine keeps the old configuration.
+        `public_key` is the new public key, or "" if only an engine can tell it. Raises the reason
+        why the engine keeps the old configuration, or is replaced: see `half_changed`.
         """
         port = new.config.interface.listen_port
         if not self._engine or self.state is not SlotState.SERVING:
-            self._set_identity(public_key, port or self.listen_port)  # the next one's
+            self._set_identity(public_key, port or self.listen_port)  # of the next engine
             return
         request = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)
         try:
@@ -221,21 +226,23 @@ class EngineSlot:
         except uapi.PortInUse:
             raise
         except BaseException:
-            self._log.warning("half changed, so the engine is replaced")
+            self._log.warning("the reconfiguration failed half-way: replacing the engine")
             self.half_changed = True
             self._replacement_wanted.set()
             raise
         self._set_identity(status.public_key, status.listen_port)
 
     async def status(self) -> uapi.DeviceStatus:
-        """Ask the engine for its status. Raises EngineFailed, Timeout."""
+        """Ask the engine for its status, now. Raises EngineFailed, Timeout."""
         if not self._engine or not self._serves:
             raise errors.EngineFailed("the engine is not up")
         return await self._engine.status()
 
     async def queue_status(self) -> uapi.DeviceStatus:
-        """Ask for the status after whatever is under way, but not for that of an engine that is
-        to be replaced. Raises EngineFailed, Timeout."""
+        """Wait for `lock`, then ask the engine for its status.
+
+        Raises EngineFailed, also if the engine is to be replaced, or Timeout.
+        """
         async with self.lock:
             asked = asyncio.ensure_future(self.status())
             try:
@@ -247,9 +254,9 @@ class EngineSlot:
                 asked.cancel()
 
     async def queue_set(self, make_request: Callable[[], bytes | None]) -> None:
-        """Send one `set` after whatever is under way, unless the engine is to be replaced.
+        """Wait for `lock`, then send one `set`, unless the engine is to be replaced.
 
-        `make_request` is called when its turn has come; None means that it is not wanted any more.
+        `make_request` is called then; it returns None if there is nothing to send any more.
         Raises EngineFailed, Timeout.
         """
         async with self.lock:
@@ -261,8 +268,8 @@ class EngineSlot:
     async def check(self) -> None:
         """Request a replacement if the engine hangs, answers rubbish or takes too much memory.
 
-        It is asked only if it has worked since it last answered, or is stopped: an engine that has
-        done nothing since can't have got stuck in it, and need not be woken up.
+        The engine is asked for its status only if it has used CPU time since it last answered, or
+        is stopped. One that has done nothing since can't have hung, and need not be woken.
         """
         if not self._engine or self.state is not SlotState.SERVING or self._checking:
             return

@@ -1,6 +1,6 @@
-"""A tunnel's states, and those who wait for them.
+"""A tunnel's states, and tasks that wait for them.
 
-starting ──► up ⇄ restarting ⇄ failed           out of `failed` by Restart() alone
+starting ──► up ⇄ restarting ⇄ failed           only Restart() leads out of `failed`
     │         │        │          │
     └─────────┴────────┴──────────┴──► stopping ──► closed
 """
@@ -44,10 +44,11 @@ class Lifecycle:
 
     @property
     def uptime(self) -> float:
-        """Seconds; 0 where it is not up."""
+        """Seconds since the tunnel came up; 0 if it is not up."""
         return asyncio.get_running_loop().time() - self.since if self.state is State.UP else 0.0
 
     def enter_state(self, new: State, reason: str) -> None:
+        """Change the state: wake waiters, cancel tasks if it ends, log, and report the change."""
         old, self.state = self.state, new
         self.since = asyncio.get_running_loop().time()
         for waiter, wanted in self._waiters.items():
@@ -58,15 +59,15 @@ class Lifecycle:
         for task in self._running if new is State.STOPPING else ():
             task.cancel()
         level = logging.WARNING if new is State.FAILED else logging.INFO
-        what = {"MESSAGE_ID": STATE_CHANGED}
-        self._log.log(level, "%s → %s: %s", old, new, reason, extra=what)
-        if new is not old:  # else one more try at restarting: no edge
+        extra = {"MESSAGE_ID": STATE_CHANGED}
+        self._log.log(level, "%s → %s: %s", old, new, reason, extra=extra)
+        if new is not old:  # else one more attempt to restart
             self._changed(new, old, reason)
 
     async def run_while_open(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run what has to end before the tunnel does: it is cancelled when that stops.
+        """Run a coroutine to its end, but cancel it when the tunnel stops.
 
-        Raises NoSuchTunnel then.
+        Raises NoSuchTunnel if the tunnel stops or has stopped.
         """
         if self.close_reason:
             coroutine.close()
@@ -82,11 +83,11 @@ class Lifecycle:
             raise
 
     async def wait_for(self, wanted: Collection[State]) -> State:
-        """Return the first state that is one of `wanted`. Raises NoSuchTunnel if it was closed."""
+        """Wait until the state is one of `wanted`, and return it. Raises NoSuchTunnel if closed."""
         return self.state if self.state in wanted else await self.wait_for_next(wanted)
 
     async def wait_for_next(self, wanted: Collection[State]) -> State:
-        """The same, but of the states to come."""
+        """Wait until the tunnel next enters one of `wanted`. Raises NoSuchTunnel if closed."""
         if self.state is State.CLOSED:
             raise self.closed_error()
         waiter: asyncio.Future[State] = asyncio.get_running_loop().create_future()

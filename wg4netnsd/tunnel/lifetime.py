@@ -1,4 +1,4 @@
-"""How long a tunnel lives, and the lease that can end it."""
+"""How long a tunnel lives, and leases."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from wg4netnsd.errors import InvalidArgs
 
 
 class Lifetime(enum.StrEnum):
-    NAMESPACE = "namespace"  # ends when nobody else keeps the namespace
+    NAMESPACE = "namespace"  # ends when nothing else keeps the namespace alive
     CLIENT = "client"  # ends when the caller leaves the bus
     LEASE = "lease"  # ends when the passed pipe, socket or pidfd hangs up
-    PERSISTENT = "persistent"  # ends at Close, and keeps an otherwise empty namespace alive
+    PERSISTENT = "persistent"  # ends only by Close; keeps the namespace alive
 
 
-# A hang-up is reported unasked (epoll_ctl(2)), so a pipe is watched for nothing else: data that its
-# owner writes into it then never wakes us. A pidfd turns readable when its process ends.
+# epoll always reports a hang-up (epoll_ctl(2)). A pipe is watched for nothing else, so data written
+# into it never wakes us. A pidfd becomes readable when its process ends.
 _EVENTS: Final = {
     r"pipe:\[\d+\]": 0,
     r"socket:\[\d+\]": select.EPOLLRDHUP,
@@ -31,10 +31,13 @@ _EVENTS: Final = {
 
 
 class Lease:
-    """Owns an fd, and tells once when it hangs up."""
+    """An fd that ends its tunnel when it hangs up. Owns the fd."""
 
     def __init__(self, fd: int) -> None:
-        """Owns `fd` in any case. Raises InvalidArgs if it is of another kind."""
+        """Take ownership of `fd`, also if this raises.
+
+        Raises InvalidArgs if it is not a pipe, a socket or a pidfd.
+        """
         kind = fdpath.target(fd)
         events = next((e for pattern, e in _EVENTS.items() if re.fullmatch(pattern, kind)), None)
         if events is None:
@@ -49,17 +52,17 @@ class Lease:
         self._epoll.register(fd, events)
 
     def on_hangup(self, callback: Callable[[], None]) -> None:
-        """Call `ended` at the hang-up; at once if that was before."""
+        """Call `callback` once, when the fd hangs up or has already hung up."""
 
         def on_event() -> None:
             self.close()
             callback()
 
-        # An epoll fd is readable when one of its members has an event (epoll(7)).
+        # An epoll fd is readable when one of its fds has an event (epoll(7)).
         asyncio.get_running_loop().add_reader(self._epoll, on_event)
 
     def close(self) -> None:
-        """Stop watching; may be called again."""
+        """Stop watching, and close the fd. Repeats are no-ops."""
         if not self._epoll.closed:
             asyncio.get_running_loop().remove_reader(self._epoll)
             self._epoll.close()

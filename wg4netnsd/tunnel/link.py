@@ -1,6 +1,6 @@
-"""A tunnel's interface as the daemon has it: by its TUN, from outside its namespace.
+"""A tunnel's interface, controlled from outside its namespace through its TUN.
 
-The namespace's owner may rename it, take it down, move it or delete it. All of that is noticed.
+The namespace's owner may rename it, take it down, move it or delete it; the daemon notices.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from wg4netnsd.tunnel.link_watch import Gone, LinkStatus, LinkWatch
 from wg4netnsd.tunnel.netns import Netns
 
 VERDICT_TIME: Final = 1.0
-"""Seconds that the kernel may take to say why an interface is gone, once it is."""
+"""Seconds that the kernel may take to report why an interface is gone."""
 
 
 class LinkState(enum.StrEnum):
     UP = "up"
-    DOWN = "down"  # its routes are gone with that
+    DOWN = "down"  # so its routes are gone
     MOVED = "moved"  # to another namespace, without its addresses and routes
 
 
 class Link:
-    """Owns the TUN, the watch over the interface, and the namespace's fd if there is to be one."""
+    """A tunnel's interface. Owns the TUN, its watch, and the namespace's fd while it is kept."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Link:
         changed: Callable[[str], object],
         gone: Callable[[str], object],
     ) -> None:
-        """`changed` and `gone` are called with what the owner has done, for people."""
+        """`changed` and `gone` are called with a text that says what the namespace's owner did."""
         self.netns = namespace
         self.name = name
         self.state = LinkState.UP
@@ -61,51 +61,51 @@ class Link:
         return tun.is_gone(self.tun_fd)
 
     async def why_gone(self) -> str:
-        """For people, once it is."""
+        """Return the reason why the interface is gone, once it is."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(VERDICT_TIME):
                 return await asyncio.shield(self._ended)
         return "the interface is gone"
 
     def set_interface(self, created: NewInterface, pins: bool) -> None:
-        """A new one. Unless it `pins` the namespace, we have nothing of that from here on."""
+        """Take over a new interface. Unless it `pins` the namespace, close our fd of that."""
         self.tun_fd = created.tun_fd
-        self._start_watch(created.watched)  # it is down yet: to be brought up is no news
+        self._start_watch(created.watched)  # it is still down; coming up is no change
         if not pins:
             self.netns.close()
 
     def adopt_tun(self, tun_fd: int) -> None:
-        """One that a daemon before us has created."""
+        """Take over the TUN of an interface that an earlier daemon created."""
         self.tun_fd = tun_fd
         self._restart_watch()
 
     @contextlib.contextmanager
     def current_netns(self) -> Iterator[Netns]:
-        """The way into the namespace that it is in. Raises TunFailed where there is none."""
+        """Open the namespace that the interface is in now. Raises TunFailed if it is gone."""
         if self.tun_fd >= 0:
             with contextlib.closing(Netns.of_tun(self.tun_fd)) as netns:
                 yield netns
-        elif self.netns.fd >= 0:  # there is no interface yet
+        elif self.netns.fd >= 0:  # the interface does not exist yet
             yield self.netns
         else:
             raise errors.TunFailed("the interface is gone")
 
     async def change(self, old: InterfaceSettings, new: InterfaceSettings) -> None:
-        """Have it go over to other settings, or raise TunFailed and have it keep the old ones."""
+        """Change the interface's settings. Raises TunFailed, and then the old ones stay."""
         with self.current_netns() as netns:
             name = tun.name(self.tun_fd)  # its owner may have renamed it just now
             await self._agent.change(netns.fd, ChangeInterface(name, old, new))
 
     async def change_back(self, new: InterfaceSettings, old: InterfaceSettings) -> None:
-        """The same, as far as that can be, after something else has failed."""
+        """Restore the `old` settings after a later step has failed, or log why they can't be."""
         try:
             await self.change(new, old)
         except errors.Error as error:
-            self._log.error("the interface is half changed: %s", error)
+            self._log.error("the interface keeps a part of its new settings: %s", error)
 
     @contextlib.asynccontextmanager
     async def changed(self, old: InterfaceSettings, new: InterfaceSettings) -> AsyncIterator[None]:
-        """With other settings, which stay unless the block fails. Raises as change()."""
+        """Change the settings, and change them back if the block fails. Raises as change()."""
         await self.change(old, new)
         try:
             yield
@@ -114,11 +114,11 @@ class Link:
             raise
 
     async def close(self) -> None:
-        """Destroy the interface, and return when the kernel says that it is gone."""
+        """Destroy the interface, and return when the kernel has reported its end."""
         if self._watching:
             self._watching.cancel()
         if self.tun_fd >= 0:
-            # The last fd's close destroys the interface, which takes the kernel tens of ms (RCU).
+            # Closing the last fd destroys the interface, which takes the kernel tens of ms (RCU).
             fd, self.tun_fd = self.tun_fd, -1
             await blocking.close_and_wait(fd)
             await self._wait_gone()
@@ -127,41 +127,46 @@ class Link:
         self.netns.close()
 
     async def _wait_gone(self) -> None:
-        """Ours may not have been the last: who is between fork() and exec() has it for an instant,
-        and systemd closes what it had in the background (since version 254)."""
+        """Wait until the kernel has reported the interface's end.
+
+        Ours may not have been the last fd: a child between fork() and exec() has it for an instant,
+        and systemd closes its copy in the background (since version 254).
+        """
         if not self._watch:
             return
         try:
             async with asyncio.timeout(VERDICT_TIME):
                 await asyncio.shield(self._ended)
         except TimeoutError:
-            self._log.warning("somebody else keeps %s: its TUN is closed", self.name)
+            self._log.warning(
+                "%s still exists though its TUN is closed: another process keeps it", self.name
+            )
 
-    # ------------------------------------------------------------ what its owner does
+    # ------------------------------------------------------------ changes by the owner
 
     def _start_watch(self, watched: WatchedLink) -> LinkWatch:
         self._watch = LinkWatch(watched, self.tun_fd, self._on_change, self._on_gone)
         return self._watch
 
     def _restart_watch(self) -> None:
-        """Wherever it is now."""
-        self._watching = asyncio.create_task(self._watch_anew(), name="watch over a link")
+        """Watch the interface again, in whatever namespace it is now."""
+        self._watching = asyncio.create_task(self._watch_anew(), name="link watch")
         self._watching.add_done_callback(log_failure)
 
     async def _watch_anew(self) -> None:
         try:
             watched = await self._agent.watch(self.tun_fd)
-        except errors.Error as error:  # it has ended meanwhile, or is where we may not follow
+        except errors.Error as error:  # it has ended, or its namespace is not ours to enter
             self._log.info("%s is not watched: %s", self.name, error)
         else:
             self._on_change(self._start_watch(watched).status)
 
     def _on_change(self, status: LinkStatus) -> None:
         if self.tun_fd < 0:
-            return  # it goes down as we have closed it
+            return  # it goes down because we closed it
         if status.name != self.name:
-            before, self.name = self.name, status.name
-            self._report_change(f"{before} was renamed to {self.name}")
+            old_name, self.name = self.name, status.name
+            self._report_change(f"{old_name} was renamed to {self.name}")
         if self._is_elsewhere():
             state = LinkState.MOVED
         else:
@@ -171,18 +176,18 @@ class Link:
             self._report_change(f"{self.name} is {state}")
 
     def _on_gone(self, why: Gone) -> None:
-        is_ours = self.tun_fd < 0
-        if why is Gone.MOVED and not is_ours:
+        closed_by_us = self.tun_fd < 0
+        if why is Gone.MOVED and not closed_by_us:
             self._watch = None
             self._restart_watch()
             return
         self._ended.set_result(why)
-        if not is_ours:
+        if not closed_by_us:
             self._report_gone(why)
 
     def _is_elsewhere(self) -> bool:
         try:
             with self.current_netns() as netns:
                 return netns.id != self.netns.id
-        except errors.Error:  # it is just ending
+        except errors.Error:  # it is ending
             return False

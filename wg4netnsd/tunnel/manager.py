@@ -1,4 +1,4 @@
-"""The set of tunnels: one a namespace, one a name, and no more than the limit."""
+"""The set of tunnels: names and namespaces are unique, and their number is limited."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from wg4netnsd.tunnel.tunnel import Tunnel
 log = logging.getLogger(__name__)
 
 MAX_TUNNELS: Final = 256
-"""Each takes a process and, here, fds: those of fdstore.Kind, the watch over its link, a lease's
-epoll."""
+"""Each needs a process and FDS."""
 FDS: Final = 10
+"""Each tunnel's fds here: those of fdstore.Kind, its link watch and its lease's epoll."""
 SPARE_FDS: Final = 160
-"""For the bus, the spare engine, and calls under way."""
+"""Fds for the bus, the spare engine, and calls in progress."""
 
 
 class ManagerObserver(Protocol):
-    """The interface through which a manager reports which tunnels there are."""
+    """The observer that a manager reports new and removed tunnels to."""
 
     def tunnel_added(self, tunnel: Tunnel) -> TunnelObserver:
         """Return the new tunnel's own observer."""
@@ -41,7 +41,7 @@ class ManagerObserver(Protocol):
 
 
 class Manager:
-    """Owns the tunnels. Those being closed count until nothing is left of them."""
+    """All tunnels. A tunnel that is closing counts until nothing is left of it."""
 
     def __init__(
         self, agent: Agent, binary: Path, directory: Path, observer: ManagerObserver
@@ -63,7 +63,7 @@ class Manager:
 
     @property
     def engine_lacks(self) -> list[str]:
-        """What engines can't be confined by on this machine, and why."""
+        """The parts of the sandbox that engines lack on this machine, each with the reason."""
         return [str(lack) for lack in self._spare.lacks.values()]
 
     def create(
@@ -73,9 +73,10 @@ class Manager:
         lease: Lease | None = None,
         saved: SavedTunnel | None = None,
     ) -> Tunnel:
-        """Start a tunnel, or go on with a `saved` one. It owns them all if this returns.
+        """Start a tunnel, or adopt a `saved` one.
 
-        Raises AlreadyExists, LimitExceeded, ShuttingDown.
+        The tunnel owns `netns`, `lease` and `saved` if this returns. Raises AlreadyExists,
+        LimitExceeded, ShuttingDown.
         """
         if self._closing:
             raise errors.ShuttingDown("the daemon is ending")
@@ -92,19 +93,17 @@ class Manager:
         return created
 
     async def wait_ready(self, created: Tunnel) -> None:
-        """Return when a new tunnel is up, and a handshake complete if it was created for one.
+        """Return when a new tunnel is up and, if its spec asks for that, a handshake is complete.
 
-        Whatever prevents that, a cancellation too, undoes it.
-
-        Raises what went wrong.
+        Any failure, a cancellation included, closes the tunnel. Raises the reason.
         """
         try:
             await created.lifecycle.wait_for({State.UP})
             self._warn_of_same_key(created)
             if created.spec.handshake:
                 await created.wait_handshake()
-        except BaseException as error:  # also a cancellation in the moment that it gets up
-            await self.close(created, "its creation was given up")
+        except BaseException as error:  # also a cancellation at the moment it comes up
+            await self.close(created, "its creation failed or was cancelled")
             if isinstance(error, errors.NoSuchTunnel):
                 ending = errors.ShuttingDown("the daemon is ending") if self._closing else error
                 raise created.failure or ending from None
@@ -116,7 +115,7 @@ class Manager:
             if other is not created and other.engine.public_key == key:
                 text = f"'{other.spec.name}' has the same PrivateKey"
                 created.report_error(
-                    errors.AlreadyExists(f"{text}: a peer talks to who spoke last")
+                    errors.AlreadyExists(f"{text}: peers answer only the one that sent last")
                 )
                 return
 
@@ -127,35 +126,35 @@ class Manager:
             await asyncio.wait([removal])
 
     def network_changed(self, why: str) -> None:
-        """The host's network is another: have all peers that are in use reached over that."""
+        """The host's network has changed: begin new handshakes with all peers in use."""
         log.info("%s: new handshakes", why)
         for one in self.tunnels:
             one.peers.network_changed()
 
     def clock_jumped(self) -> None:
-        """Time has gone by that timers did not see."""
+        """The machine was suspended or its clock was set: timers may be late."""
         for one in self.tunnels:
             one.peers.clock_jumped()
 
     async def check_engines(self) -> None:
-        """Have those replaced that are hung; never fails."""
+        """Have engines replaced that hang or use too much memory. Never fails."""
         await asyncio.gather(*(one.engine.check() for one in self.tunnels))
 
     def get(self, name: str) -> Tunnel:
-        """Raises NoSuchTunnel."""
+        """Return the tunnel `name`. Raises NoSuchTunnel."""
         try:
             return self._tunnels[name]
         except KeyError:
             raise errors.NoSuchTunnel(f"no tunnel named '{name[:64]}'") from None
 
     def get_by_netns(self, netns: NetnsId) -> Tunnel:
-        """Raises NoSuchTunnel."""
+        """Return the tunnel of a namespace. Raises NoSuchTunnel."""
         if found := self._in_netns(netns):
             return found
         raise errors.NoSuchTunnel("the namespace has no tunnel")
 
     async def close_all(self, reason: str) -> None:
-        """Close every tunnel, and take no new ones; return when nothing is left."""
+        """Refuse new tunnels and close all others; return when nothing is left of them."""
         self._closing = True
         for one in self.tunnels:
             one.close(reason)
@@ -166,7 +165,7 @@ class Manager:
     def _in_netns(self, netns: NetnsId) -> Tunnel | None:
         return next((t for t in self._tunnels.values() if t.netns_id == netns), None)
 
-    async def _remove_when_closed(self, kept: Tunnel) -> None:
-        await kept.wait_closed()
-        del self._tunnels[kept.spec.name], self._removals[kept]
-        self._observer.tunnel_removed(kept)
+    async def _remove_when_closed(self, tunnel: Tunnel) -> None:
+        await tunnel.wait_closed()
+        del self._tunnels[tunnel.spec.name], self._removals[tunnel]
+        self._observer.tunnel_removed(tunnel)

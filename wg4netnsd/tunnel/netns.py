@@ -24,7 +24,7 @@ OPEN_TIME: Final = 5.0  # seconds
 
 
 class NetnsId(NamedTuple):
-    """What makes a namespace the same one, whatever path or fd named it (namespaces(7))."""
+    """A namespace's identity, whatever path or fd led to it (namespaces(7))."""
 
     device: int
     inode: int
@@ -32,21 +32,24 @@ class NetnsId(NamedTuple):
 
 @dataclass
 class Netns:
-    """A network namespace that is not ours; owns `fd`, which keeps it alive."""
+    """A network namespace other than the daemon's own. Owns `fd`, which keeps it alive."""
 
     fd: int
-    """-1 once it is closed."""
+    """-1 if it is closed."""
     id: NetnsId
 
     @classmethod
     async def from_fd(cls, fd: int) -> Self:
-        """Make a Netns of a caller's fd; owns it in any case. Raises InvalidNetns, Timeout."""
+        """Make a Netns of a caller's fd; owns it, also if this raises.
+
+        Raises InvalidNetns, Timeout.
+        """
         try:
-            # What has no path, like a namespace that was opened from /proc, belongs to no file
-            # system that could stall. A bind-mounted namespace has one.
+            # An fd without a path, like a namespace opened from /proc, is in no file system that
+            # could stall. A bind-mounted namespace has a path.
             if not fdpath.has_path(fd):
                 return cls.identify(fd)
-            # The fd is ours to close, below.
+            # A late result needs no discard: the fd is closed below.
             return await _call(cls.identify, fd, discard=blocking.ignore_result)
         except BaseException:
             blocking.close(fd)
@@ -73,21 +76,23 @@ class Netns:
     def identify(cls, fd: int) -> Self:
         """Make a Netns of an fd, which stays the caller's if this raises.
 
-        May block for ever on an fd of a stalled file system: not for the event loop's thread.
-        Raises InvalidNetns.
+        May block for ever on an fd of a stalled file system, so do not call it in the event loop's
+        thread unless the fd has no path. Raises InvalidNetns.
         """
         try:
             if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
                 raise errors.InvalidNetns(f"a namespace of another type: {NETNS_HINT}")
         except OSError as error:
-            if error.errno == errno.EBADF:  # fstat would work on it, setns would not
+            if error.errno == errno.EBADF:  # an O_PATH fd: fstat() works, setns() does not
                 raise errors.InvalidNetns(
-                    f"the fd is of O_PATH: {NETNS_HINT}, opened O_RDONLY"
+                    f"the fd was opened with O_PATH: {NETNS_HINT}, opened O_RDONLY"
                 ) from None
             raise errors.InvalidNetns(f"not a namespace: {NETNS_HINT}") from None
         found = cls(fd, _id_of(fd))
         if found.id == own_id():
-            raise errors.InvalidNetns("it is the daemon's own: expected an unprivileged namespace")
+            raise errors.InvalidNetns(
+                "this is the daemon's own namespace: expected an unprivileged one"
+            )
         return found
 
     @classmethod
@@ -105,7 +110,7 @@ class Netns:
             raise
 
     def close(self) -> None:
-        """Stop keeping it alive; may be called again."""
+        """Stop keeping the namespace alive. Repeats are no-ops."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -113,7 +118,7 @@ class Netns:
 
 @functools.cache
 def own_id() -> NetnsId:
-    """Return ours, and so the host's: the daemon never leaves it."""
+    """Return the ID of the daemon's own namespace, the host's; the daemon never leaves it."""
     status = os.stat("/proc/self/ns/net")
     return NetnsId(status.st_dev, status.st_ino)
 

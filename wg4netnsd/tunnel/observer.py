@@ -1,4 +1,4 @@
-"""The interface through which a tunnel reports its changes, after the fact."""
+"""The observer that a tunnel reports its changes to, after each change."""
 
 from __future__ import annotations
 

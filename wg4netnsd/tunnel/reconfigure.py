@@ -1,4 +1,4 @@
-"""Take every part of a tunnel from one configuration to another, or none of them."""
+"""Apply another configuration to every part of a tunnel, or to none of them."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ async def apply(
     peers: Peers,
     engine: EngineSlot,
 ) -> None:
-    """Apply `new` where `old` is in force; `found` has the addresses of new host names.
+    """Take a tunnel from `old` to `new`; `found` has the addresses of new host names.
 
-    Each step undoes itself if it fails, and those before it if a later one does. The caller holds
-    the engine's lock. Raises the reason why the old configuration stays.
+    A step that fails undoes itself and every step before it. The caller holds the engine's lock.
+    Raises the reason why the old configuration stays.
     """
     key_stays = new.config.interface.private_key == old.config.interface.private_key
-    # Only an engine can tell the public key of another private key.
+    # The daemon can't derive a new public key; the engine does that.
     public_key = engine.public_key if key_stays else ""
     refuse_own_key(new.config, public_key)
     endpoints = peers.new_endpoints(new.config.peers, found)
     async with contextlib.AsyncExitStack() as undo:
         undo.enter_context(resolv_conf.changed(old.dns, new.dns))
         await undo.enter_async_context(link.changed(old.settings, new.settings))
-        undo.enter_context(_knowing_both(peers, old, new, found))
+        undo.enter_context(_both_configured(peers, old, new, found))
         await engine.change(old, new, endpoints, public_key)
 
 
 @contextlib.contextmanager
-def _knowing_both(peers: Peers, old: Spec, new: Spec, found: LookupResults) -> Iterator[None]:
-    """Know new peers too while the engine changes, as it reports events of them at once.
+def _both_configured(peers: Peers, old: Spec, new: Spec, found: LookupResults) -> Iterator[None]:
+    """Keep the peers of both configurations while the engine changes.
 
-    A peer of both keeps its old configuration until then.
+    The engine reports events of new peers at once. A peer in both keeps its old configuration
+    meanwhile.
     """
     both = {peer.public_key: peer for peer in (*new.config.peers, *old.config.peers)}
     peers.configure(both.values(), found)

@@ -1,4 +1,4 @@
-"""What a tunnel is, written down for the next daemon."""
+"""The record of a tunnel, which the next daemon adopts it from."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from wg4netnsd.tunnel.spec import Spec
 
 
 class Unreadable(Exception):
-    """There is none, it is damaged, or of a version of the daemon that we know nothing of."""
+    """The record is missing, damaged, or written by an unknown version of the daemon."""
 
 
 def _known_error(error: tuple[str, str]) -> tuple[str, str]:
-    """Another version of the daemon may have errors that we know nothing of."""
+    """Turn an error that only another version of the daemon knows into a Failed."""
     try:
         by_name(*error)
     except KeyError:
@@ -31,7 +31,7 @@ def _known_error(error: tuple[str, str]) -> tuple[str, str]:
 
 
 KnownError = Annotated[tuple[str, str], AfterValidator(_known_error)]
-"""Its short name and its text."""
+"""An error's short name and its text."""
 
 
 class PendingChange(BaseModel):
@@ -44,13 +44,16 @@ class PendingChange(BaseModel):
 
 
 class Record(BaseModel):
-    """Holds private keys, so it is for a sealed memfd alone. `repr()` shows none."""
+    """A tunnel's record. It holds private keys, so it may only be stored in a sealed memfd.
+
+    `repr()` shows no key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     format: Literal[1] = 1
-    protocol: int = PROTOCOL  # the engine's
-    serial: int  # the higher, the newer
+    protocol: int = PROTOCOL  # events.PROTOCOL of the engine's daemon
+    serial: int  # higher is newer
     name: str
     interface: str
     lifetime: Lifetime
@@ -58,12 +61,12 @@ class Record(BaseModel):
     mtu_option: int | None
     handshake: bool
     config: str = Field(repr=False)  # wg-quick's format
-    change: PendingChange | None  # nobody knows how far it got
+    change: PendingChange | None  # in progress: it may be applied in part
     netns: tuple[int, int]  # device and inode
     created_usec: int
     listen_port: int
     restart_count: int
-    error: KnownError | None  # the newest
+    error: KnownError | None  # the newest error
     timers: Timers
 
     @classmethod
@@ -97,7 +100,7 @@ class Record(BaseModel):
         )
 
     def changing_to(self) -> Spec | None:
-        """What the change that was begun would have made of it."""
+        """Return the spec that a change in progress leads to; None if there is none."""
         if not self.change:
             return None
         config = _parse(self.change.config)
@@ -112,11 +115,11 @@ def _parse(text: str) -> Config:
 
 
 class RecordWriter:
-    """Keeps a tunnel's newest record in the fd store, once the tunnel is complete."""
+    """Writes a tunnel's records to the fd store, once the tunnel is complete."""
 
     def __init__(self, fd_store: FdStore) -> None:
         self._fd_store = fd_store
-        self._serial = 0  # of the next record; 0: the tunnel must not be taken over yet
+        self._serial = 0  # of the next record; 0: the tunnel must not be adopted yet
 
     def start(self, serial: int) -> None:
         self._serial = serial
@@ -130,14 +133,14 @@ class RecordWriter:
 
 
 class SavedTunnel(NamedTuple):
-    """A tunnel of an earlier daemon, as systemd handed it over."""
+    """A tunnel of an earlier daemon, as systemd passed it to us."""
 
     record: Record
     fds: InheritedFds
 
 
 def read_newest(contents: Iterable[bytes]) -> Record:
-    """The newest of them that can be read. Raises Unreadable."""
+    """Return the newest record that can be read. Raises Unreadable if none can."""
     readable, problem = [], "no record"
     for content in contents:
         try:

@@ -1,4 +1,4 @@
-"""The daemon's resources that all tunnels share."""
+"""The resources that all tunnels share."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ class Resources(NamedTuple):
     agent: Agent
     spare: SpareEngine
     directory: Path
-    """The daemon's own; each tunnel has a directory in it."""
+    """The daemon's runtime directory; each tunnel has its own directory in it."""

@@ -1,4 +1,4 @@
-"""At startup: go on with the tunnels that a daemon before us has left, and end the rest of them."""
+"""At startup: adopt the tunnels of the last daemon, and remove what is left of any others."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ from wg4netnsd.tunnel.tunnel import Tunnel
 log = logging.getLogger(__name__)
 
 DECISION_TIME: Final = 3.0
-"""Seconds that tunnels get to show that their engines run, before we serve without knowing."""
+"""Seconds that adopted tunnels get to find their engines, before the daemon answers calls."""
 
 _ENGINE: Final = "wireguard-go"
 
 
 async def adopt_tunnels(manager: Manager, inherited: Mapping[str, InheritedFds]) -> list[Tunnel]:
-    """Return when it is known of each tunnel what becomes of it, or soon after at the latest."""
-    taken = []
+    """Adopt all tunnels that can be; return when their states are known, or after DECISION_TIME."""
+    adopted = []
     for name, fds in inherited.items():
         try:
-            taken.append(_adopt_tunnel(manager, name, fds))
+            adopted.append(_adopt_tunnel(manager, name, fds))
         except (Unreadable, errors.Error) as why:
-            log.warning("can't be taken over, so it ends: %s", why, extra={"TUNNEL": name})
+            log.warning("can't be adopted, so it ends: %s", why, extra={"TUNNEL": name})
             await _end_tunnel(fds)
             remove_tunnel_files(manager.directory / name)
-    if taken:
+    if adopted:
         decided = set(State) - {State.STARTING}
-        waits = [asyncio.ensure_future(one.lifecycle.wait_for(decided)) for one in taken]
+        waits = [asyncio.ensure_future(one.lifecycle.wait_for(decided)) for one in adopted]
         await asyncio.wait(waits, timeout=DECISION_TIME)
         for wait in waits:
             wait.cancel()
-    return taken
+    return adopted
 
 
 def _adopt_tunnel(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
-    """`fds` is the tunnel's if this returns.
+    """Adopt one tunnel, which owns `fds` if this returns.
 
-    Raises Unreadable, or what the manager has against it.
+    Raises Unreadable, or the reason why the manager refuses it.
     """
     written = record.read_newest(fds.pop_records())
     if written.name != name:
-        raise Unreadable(f"its record is of another tunnel, {written.name}")
+        raise Unreadable(f"its record is that of another tunnel, {written.name}")
     if Kind.TUN not in fds:
         raise Unreadable("its TUN is missing")
     with contextlib.ExitStack() as stack:
@@ -77,11 +77,11 @@ def _lease(written: Record, fds: InheritedFds) -> Lease | None:
         return None
     for fd in fds.pop_fds(Kind.LEASE) or ():
         return Lease(fd)
-    raise Unreadable("its lease ended while there was no daemon")  # systemd has let go of it
+    raise Unreadable("its lease ended while there was no daemon")  # systemd has closed it
 
 
 async def _end_tunnel(fds: InheritedFds) -> None:
-    """Its engine, its interface and what systemd holds of it."""
+    """End a tunnel's engine and interface, and remove its fds from the store."""
     for pidfd in fds.pop_fds(Kind.PIDFD) or ():
         await _kill(pidfd)
     fds.remove(*Kind)
@@ -89,9 +89,9 @@ async def _end_tunnel(fds: InheritedFds) -> None:
 
 
 def remove_tunnel_files(directory: Path) -> None:
-    """Remove what a tunnel has made: a directory, with at most a socket and a resolv.conf in it.
+    """Remove a tunnel's directory, with the socket and the resolv.conf in it.
 
-    Nothing else is ours. It is empty if the daemon was killed on its way to or from them.
+    Anything else in it is not ours, and stays.
     """
     for path in directory.glob("*.sock"):
         if path.is_socket():
@@ -103,25 +103,28 @@ def remove_tunnel_files(directory: Path) -> None:
 
 
 async def kill_stray_engines(inherited: Mapping[str, InheritedFds]) -> None:
-    """End the engines in our cgroup that nobody knows of, before there are any of our own.
+    """Kill the engines in our cgroup that belong to no tunnel; call this before starting any.
 
-    Most have ended by themselves, as nobody holds their handover socket any more; what is left of
-    them is stopped, or hangs.
+    Most such engines end by themselves, because nobody holds their handover socket any more. The
+    others are stopped or hang.
     """
     known = {fds.pid for fds in inherited.values()}
     for pid in _engines_in_our_cgroup() - known:
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
-            log.warning("wireguard-go %d belongs to no tunnel: it is killed", pid)
+            log.warning("wireguard-go %d belongs to no tunnel: killing it", pid)
             await _kill(pidfd)
 
 
 def _engines_in_our_cgroup() -> set[int]:
-    """Only where the cgroup is our unit's, and nobody else's processes are in it."""
+    """Return the PIDs of engines in our cgroup; empty if it is not that of our unit alone."""
     if not notify.is_supervised() or not unit.name():
         return set()
     found = set()
-    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):  # the latter beside cgroup v1
+    for root in (
+        "/sys/fs/cgroup",
+        "/sys/fs/cgroup/unified",
+    ):  # the latter if cgroup v1 is mounted too
         with contextlib.suppress(OSError):
             pids = Path(f"{root}{unit.cgroup()}/cgroup.procs").read_text().split()
             found |= {int(pid) for pid in pids if _program(pid) == _ENGINE}
@@ -129,7 +132,7 @@ def _engines_in_our_cgroup() -> set[int]:
 
 
 def _program(pid: str) -> str:
-    """Its name; an engine's other files in /proc are closed to us."""
+    """Return a process's name. Of an engine's files in /proc, this is one that we may read."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
@@ -140,4 +143,4 @@ async def _kill(pidfd: int) -> None:
     try:
         await Process(pidfd).kill(DEATH_TIME)
     except TimeoutError:
-        log.error("an engine does not die")
+        log.error("an engine can't be killed")

@@ -1,4 +1,4 @@
-"""A tunnel as its creator asked for it."""
+"""A tunnel's specification: what its creator asked for, and its current configuration."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Spec:
     interface: str
     lifetime: Lifetime
     config: Config
-    mtu_option: int | None = None  # overrides the configuration's
-    handshake: bool = False  # begin one with each peer at once
-    client: str = ""  # whose leaving ends it, where that is its lifetime: bus and name on it
+    mtu_option: int | None = None  # overrides the configuration's MTU
+    handshake: bool = False  # begin a handshake with each peer at once
+    client: str = ""  # for Lifetime.CLIENT: the bus's ID and the client's name on it
 
     mtu: int = field(init=False)
     """The interface's MTU in bytes."""
@@ -44,7 +44,7 @@ class Spec:
 
     @property
     def settings(self) -> InterfaceSettings:
-        """The interface's."""
+        """The settings of the interface."""
         return InterfaceSettings(
             mtu=self.mtu,
             addresses=[str(address) for address in self.addresses],

@@ -1,8 +1,8 @@
-"""One tunnel: a namespace, its TUN, the engine on it, and the one task that keeps them together.
+"""One tunnel: a namespace, its TUN, the engine on it, and the one task that runs them.
 
-The daemon keeps its own duplicate of the TUN, and systemd another, so an engine or a daemon that
-dies takes nothing with it: the interface, its routes and the sockets in the namespace stay, traffic
-waits, and nothing leaves in the clear. lifecycle.py draws the states.
+The daemon keeps its own copy of the TUN, and systemd another. So if an engine or a daemon dies, the
+interface, its routes and the sockets in the namespace stay, traffic waits, and nothing leaves in
+the clear. lifecycle.py draws the states.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ _RECORDED = {"error", "listen_port", "restart_count"}
 
 
 class _InterfaceGone(Exception):
-    """The interface has ended, alone or with its namespace; its owner may delete it."""
+    """The interface is gone: deleted by its owner, or with its namespace."""
 
 
 class Tunnel:
-    """Owns its namespace's fd, the TUN, the engine and the lease. Closed stays closed.
+    """One tunnel. Owns its namespace's fd, the TUN, the engine and the lease. Closed stays closed.
 
-    The public attributes are for reading; a change of one is announced under its name.
+    The public attributes are read-only for others; each change is reported under the attribute's
+    name.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class Tunnel:
         lease: Lease | None = None,
         saved: SavedTunnel | None = None,
     ) -> None:
-        """A new tunnel, or one that an earlier daemon `saved`. Nothing happens before `start()`."""
+        """Prepare a new tunnel, or one that an earlier daemon `saved`; `start()` starts it."""
         self.spec = spec
         self.created_usec = time.time_ns() // 1000
         self._log = journal.tunnel_log(log, spec.name, namespace.id)
         self.lifecycle = Lifecycle(spec.name, self._log, self._state_changed)
-        self.error: errors.Error | None = None  # the newest, whatever came of it
-        self.failure: errors.Error | None = None  # the one that ended the tunnel
+        self.error: errors.Error | None = None  # the newest error
+        self.failure: errors.Error | None = None  # the error that ended the tunnel
         self.restart_count = 0
         self._agent = resources.agent
         self._lease = lease
@@ -87,20 +88,19 @@ class Tunnel:
             self._changed,
         )
         self._creators_mtu = spec.mtu_option
-        self._ending = False  # and not to be disturbed any more
+        self._ending = False  # the run task must not be cancelled any more
         self._at_end = contextlib.ExitStack()
         self._backoff = Backoff()
-        self._reconfigure_lock = asyncio.Lock()
-        """For reconfigurations, which look names up before they take the engine's lock."""
+        self._reconfigure_lock = asyncio.Lock()  # taken before names are looked up
         self._changing_to: Spec | None = None
         if lease:
             lease.on_hangup(lambda: self.close("its lease ended"))
             self._at_end.callback(lease.close)
 
     def start(self, observe: Callable[[Tunnel], TunnelObserver]) -> None:
-        """Begin, and report everything that changes to the observer that `observe` returns."""
+        """Start the tunnel, and report its changes to the observer that `observe` returns."""
         self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
-        # After that: an announcement that `observe` schedules follows the task's first step.
+        # After that, so that what `observe` schedules runs after the task's first step.
         self._observer = observe(self)
         self.peers = Peers(self.engine, self._observer, self._log, self.report_error)
 
@@ -112,13 +112,13 @@ class Tunnel:
     def netns_id(self) -> NetnsId:
         return self.link.netns.id
 
-    # ------------------------------------------------------------ what others may ask for
+    # ------------------------------------------------------------ requests
 
     def close(self, reason: str) -> None:
-        """Begin the end, in any state; `wait_closed()` waits for it. Repeats are no-ops."""
+        """Begin to close the tunnel; `wait_closed()` waits for the end. Repeats are no-ops."""
         if not self.lifecycle.close_reason:
             self.lifecycle.close_reason = reason
-            # Not at once: a task that is cancelled before its first step never takes any.
+            # Not at once: a task that is cancelled before its first step would run no cleanup.
             asyncio.get_running_loop().call_soon(self._cancel)
 
     def _cancel(self) -> None:
@@ -132,7 +132,7 @@ class Tunnel:
     async def wait_handshake(self) -> None:
         """Return when a peer has completed a handshake.
 
-        Raises NoSuchTunnel if it was closed, and what brought the engine down if it was given up.
+        Raises NoSuchTunnel if the tunnel was closed; if it has failed, its last error.
         """
         ends = {State.CLOSED, State.FAILED}
         await first_of(self.peers.handshaken.wait(), self.lifecycle.wait_for(ends))
@@ -143,7 +143,7 @@ class Tunnel:
     async def restart(self) -> None:
         """Replace the engine, also a failed tunnel's, and return when the new one is up.
 
-        Raises what brought it down otherwise.
+        Raises the error that made the tunnel fail instead.
         """
         if self.state is not State.STARTING:
             self.engine.request_replacement()
@@ -151,31 +151,33 @@ class Tunnel:
             raise self.error or errors.EngineFailed("no reason given")
 
     async def reconfigure(self, config: Config, mtu_option: int | None) -> None:
-        """Go over to another configuration, with an engine to come if there is none; or raise why
-        the old one stays."""
+        """Apply another configuration; if there is no engine now, the next one gets it.
+
+        Raises the reason why the old configuration stays.
+        """
         spec = replace(self.spec, config=config, mtu_option=mtu_option or self._creators_mtu)
         try:
             await self.lifecycle.run_while_open(self._apply(spec))
         except errors.Error:
-            # The old configuration is in force again when the engine's successor has it.
+            # The old configuration is in force again when the next engine has it.
             if self.engine.half_changed and self.state is not State.FAILED:
                 await self.lifecycle.wait_for_next({State.UP, State.FAILED})
             raise
 
     def call_at_end(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called when the tunnel ends: what was there for it can go."""
+        """Have `callback` called when the tunnel ends, to release what belongs to it."""
         self._at_end.callback(callback)
 
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its status. Raises EngineFailed, Timeout."""
         if self.state is not State.UP:
-            raise errors.EngineFailed(f"'{self.spec.name}' is {self.state}, its engine is not up")
+            raise errors.EngineFailed(f"'{self.spec.name}' is {self.state}: its engine is not up")
         status = await self.engine.status()
         self.peers.set_status(status)
         return status
 
     def open_netns(self) -> int:
-        """An fd of the namespace, the caller's. Raises NoSuchTunnel, TunFailed."""
+        """Return a new fd of the namespace, owned by the caller. Raises NoSuchTunnel, TunFailed."""
         if self.state is State.CLOSED:
             raise self.lifecycle.closed_error()
         with self.link.current_netns() as netns:
@@ -195,7 +197,7 @@ class Tunnel:
                 await self._replace_engine(await self.engine.wait_ended())
         except asyncio.CancelledError:
             if not self.lifecycle.close_reason:
-                return  # the daemon ends, not the tunnel: the fd store has it, or it goes with us
+                return  # the daemon ends: the fd store keeps the tunnel, or it ends with us
         except _InterfaceGone:
             pass
         except errors.Error as error:
@@ -210,7 +212,7 @@ class Tunnel:
         await self._tear_down()
 
     async def _bring_up(self) -> None:
-        """All at once: the engine takes its configuration while the agent makes the TUN."""
+        """Create the TUN and configure an engine, both at once; then attach one to the other."""
         peers = self.spec.config.peers
         pins = self.spec.lifetime is not Lifetime.NAMESPACE
         request = CreateInterface(self.spec.interface, self.spec.settings, pins)
@@ -225,7 +227,7 @@ class Tunnel:
         self._store()
 
     async def _adopt(self, saved: SavedTunnel) -> None:
-        """Go on with what an earlier daemon saved, its engine included, as it runs."""
+        """Adopt what an earlier daemon saved: the TUN, and its engine if that still runs."""
         record = saved.record
         self._records.start(record.serial + 1)
         self.created_usec, self.restart_count = record.created_usec, record.restart_count
@@ -248,14 +250,14 @@ class Tunnel:
                 self.peers.configure(peers, {})
                 why = error
         if not why:
-            self.lifecycle.enter_state(State.UP, "taken over from the daemon before")
+            self.lifecycle.enter_state(State.UP, "adopted from the last daemon")
             return
         if begun := record.changing_to():
             await self.link.change_back(begun.settings, self.spec.settings)
         await self._replace_engine(why)
 
     async def _replace_engine(self, why: errors.Error | None) -> None:
-        """From an engine that ended to one that runs, however often that takes."""
+        """Replace an engine that has ended, with as many attempts as it takes."""
         while True:
             self.engine.clear_requests()
             async with self.engine.lock:
@@ -269,52 +271,44 @@ class Tunnel:
             else:
                 self._backoff.reset()
                 half = self.engine.half_changed
-                reason = "a change of it failed half-way" if half else "asked for"
+                reason = "a reconfiguration failed half-way" if half else "requested"
                 self.lifecycle.enter_state(State.RESTARTING, reason)
             try:
                 async with self.engine.lock:
-                    # Its sessions were lost with the old one, and the far ends don't know.
-                    await self.engine.configure(
-                        self.spec, self.peers.endpoints(), self.peers.in_use()
-                    )
+                    # The sessions are lost with the old engine, which the far ends don't know.
+                    endpoints, in_use = self.peers.endpoints(), self.peers.in_use()
+                    await self.engine.configure(self.spec, endpoints, in_use)
                     await self.engine.attach(self.link.tun_fd)
             except RETRYABLE as error:
                 why = error
                 continue
             self._changing_to = None
             self._set(restart_count=self.restart_count + 1)
-            self.engine.clear_requests()  # also those of the meantime
+            self.engine.clear_requests()  # also those made meanwhile
             self.lifecycle.enter_state(State.UP, "the engine is back")
             return
 
     async def _wait_before_restart(self, why: errors.Error) -> None:
-        backoff, lacking = self._backoff, isinstance(why, errors.LimitExceeded)
-        delay = (
-            backoff.delay_when_lacking()
-            if lacking
-            else backoff.delay_after_crash(self.lifecycle.uptime)
-        )
+        backoff, short = self._backoff, isinstance(why, errors.LimitExceeded)
+        delay = backoff.shortage_delay() if short else backoff.crash_delay(self.lifecycle.uptime)
         if delay is None:
             self.lifecycle.enter_state(State.FAILED, str(why))
             await self.engine.wait_replacement_requested()
             self._backoff.reset()
-        self.lifecycle.enter_state(State.RESTARTING, str(why) if delay is not None else "asked for")
+        self.lifecycle.enter_state(State.RESTARTING, str(why) if delay is not None else "requested")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay or 0):
                 await self.engine.wait_replacement_requested()
 
     async def _tear_down(self) -> None:
-        """Leave nothing behind; each step is safe where its counterpart never happened."""
+        """Remove everything; each step is safe even if what it removes was never created."""
         self.lifecycle.close_reason = self.lifecycle.close_reason or await self.link.why_gone()
         self.lifecycle.enter_state(State.STOPPING, self.lifecycle.close_reason)
-        self._fd_store.remove(
-            Kind.RECORD, Kind.NEXT_RECORD
-        )  # or the next daemon would go on with it
+        # First the record, or the next daemon would adopt the tunnel.
+        self._fd_store.remove(Kind.RECORD, Kind.NEXT_RECORD)
         self.peers.close()
         try:
-            await (
-                self.engine.stop_now()
-            )  # a cancelled change lets go of it when the agent's child has
+            await self.engine.stop_now()  # waits for a cancelled change to end
         except (errors.Error, OSError) as error:
             self._log.error("%s", error)
         self.peers.engine_ended()
@@ -341,8 +335,10 @@ class Tunnel:
 
     @contextlib.contextmanager
     def _changing(self, new: Spec) -> Iterator[None]:
-        """Record the change for a daemon that takes over in this block, or before the engine has
-        recovered from half of it."""
+        """Record that a change is in progress, for a daemon that adopts the tunnel meanwhile.
+
+        After a change that failed half-way, the record stays so until the engine was replaced.
+        """
         self._changing_to = new
         self._record()
         try:
@@ -355,11 +351,11 @@ class Tunnel:
     # ------------------------------------------------------------ for the next daemon
 
     def _store(self) -> None:
-        """Have systemd hold all that the tunnel consists of; from now on it can be taken over."""
+        """Have systemd hold the tunnel's fds and its record: from now on it can be adopted."""
         self._fd_store.put(Kind.TUN, self.link.tun_fd)
         if self.link.netns.fd >= 0:
             self._fd_store.put(Kind.NETNS, self.link.netns.fd)
-        if self._lease and self._lease.fd >= 0:  # else it has just ended
+        if self._lease and self._lease.fd >= 0:  # else it ended just now
             self._fd_store.put(Kind.LEASE, self._lease.fd)
         self._records.start(1)
         self._record()
@@ -376,7 +372,7 @@ class Tunnel:
             timers=self.peers.timers,
         )
 
-    # ------------------------------------------------------------ the one place of each change
+    # ------------------------------------------------------------ reports of changes
 
     def _set(self, **values: Any) -> None:
         changed = {name for name, value in values.items() if getattr(self, name) != value}
@@ -385,21 +381,20 @@ class Tunnel:
         self._changed(changed)
 
     def _changed(self, names: Collection[str]) -> None:
-        if not names:
-            return
         if not _RECORDED.isdisjoint(names):
             self._record()
-        self._observer.properties_changed(names)
+        if names:
+            self._observer.properties_changed(names)
 
     def _state_changed(self, new: State, old: State, reason: str) -> None:
         self._observer.properties_changed(["state"])
         self._observer.state_changed(new, old, reason)
 
     def _link_changed(self, what: str) -> None:
-        self._log.warning("%s by its owner", what)
+        self._log.warning("by the namespace's owner: %s", what)
         self._changed({"interface", "link_state"})
 
     def report_error(self, error: errors.Error) -> None:
-        """Make known an error that does not end the tunnel."""
+        """Log and report an error that does not end the tunnel."""
         self._log.warning("%s", error)
         self._set(error=error)

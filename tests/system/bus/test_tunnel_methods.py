@@ -28,7 +28,7 @@ def test_the_states_of_a_life(
         states = body_of(applet.pending_signals(), "StateChanged", path)
     assert states == [
         ("up", "starting", "created"),
-        ("restarting", "up", "asked for"),
+        ("restarting", "up", "requested"),
         ("up", "restarting", "the engine is back"),
         ("stopping", "up", "closed by request"),
         ("closed", "stopping", "closed by request"),

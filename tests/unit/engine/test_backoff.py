@@ -7,25 +7,25 @@ from wg4netnsd.engine.backoff import HEALTHY_TIME, MAX_CRASHES, MAX_DELAY, Backo
 
 def test_a_crash_loop_slows_down_and_ends() -> None:
     backoff = Backoff()
-    delays = [backoff.delay_after_crash(0) for _ in range(MAX_CRASHES)]
+    delays = [backoff.crash_delay(0) for _ in range(MAX_CRASHES)]
     assert delays[0] == 0
     assert all(
         late is not None and soon is not None and soon < late <= MAX_DELAY
         for soon, late in pairwise(delays)
     )
-    assert backoff.delay_after_crash(0) is None
-    assert backoff.delay_after_crash(0) is None
+    assert backoff.crash_delay(0) is None
+    assert backoff.crash_delay(0) is None
 
 
 def test_an_engine_that_ran_well_starts_at_once() -> None:
     backoff = Backoff()
     for _ in range(3 * MAX_CRASHES):
-        assert backoff.delay_after_crash(HEALTHY_TIME) == 0
-    assert backoff.delay_after_crash(HEALTHY_TIME - 1) != 0
+        assert backoff.crash_delay(HEALTHY_TIME) == 0
+    assert backoff.crash_delay(HEALTHY_TIME - 1) != 0
 
 
 def test_given_up_until_reset() -> None:
     backoff = Backoff(crashes=MAX_CRASHES)
-    assert backoff.delay_after_crash(0) is None
+    assert backoff.crash_delay(0) is None
     backoff.reset()
-    assert backoff.delay_after_crash(0) == 0
+    assert backoff.crash_delay(0) == 0
