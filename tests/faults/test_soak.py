@@ -18,7 +18,7 @@ from support.manager import UNIT, UserManager
 from support.namespaces import Namespace, ping
 from support.processes import wait_for
 from support.rules import MatchRules
-from support.soak import Holdings, Soak, assert_settles, holdings, memory_kib
+from support.soak import Holdings, Soak, assert_settles, holdings, memory_kib, settled
 from support.stage import Stage
 from support.transfer import Transfer
 
@@ -70,7 +70,7 @@ def test_soak(
             # With one end of the daemon after another: its memory begins anew each time.
             soak.run(min(WARM_UP, seconds / 4), THREADS, kill_daemon=False)
             crash(unlimited)
-            before = look()
+            before = settled(look)
             with Client(unlimited.address) as other:
                 other.create(soak.places[0].inside, stage.conf(0), lifetime="client")
                 wait_for(partial(all_more, look, before), "each count tells of it")

@@ -67,6 +67,7 @@ class Daemon:
         try:
             wait_for(self._is_ready, "wg4netnsd owns its name")
             self._unique_name = self.client.bus("GetNameOwner", "s", NAME)
+            wait_for(self._agent_is_ready, "the agent has forked its next child")
             self.client.tunnels()
             self.idle = self.footprint()
         except BaseException:
@@ -76,6 +77,9 @@ class Daemon:
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, f"wg4netnsd ended:\n{self.log}"
         return self.client.has_owner()
+
+    def _agent_is_ready(self) -> bool:
+        return any(map(children_or_none, children(self.pid)))
 
     @property
     def pid(self) -> int:

@@ -252,6 +252,16 @@ def holdings(manager: UserManager, client: Client, rules: MatchRules) -> Holding
     )
 
 
+def settled(look: Callable[[], Holdings]) -> Holdings:
+    """What it has once that no longer changes: a daemon that took over still has some to let go."""
+
+    def steady() -> Holdings | None:
+        seen = {look() for _ in range(5)}
+        return seen.pop() if len(seen) == 1 else None
+
+    return wait_for(steady, "it has taken over")
+
+
 def assert_settles(manager: UserManager, look: Callable[[], Holdings], wanted: Holdings) -> None:
     try:
         wait_for(lambda: look() == wanted, "as it was")
