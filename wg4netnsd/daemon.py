@@ -44,13 +44,13 @@ BUS_TIME: Final = 5.0
 
 
 class StartupError(Exception):
-    """The daemon can't start; the text says why."""
+    """A reason why the daemon can't start."""
 
     status = EXIT_CONFIG
 
 
 class TransientError(StartupError):
-    """The daemon can't start now, but perhaps later."""
+    """A reason that may pass, so that systemd should try again."""
 
     status = EXIT_FAILURE
 
@@ -97,9 +97,9 @@ async def _serve(
     except BusGone as error:
         log.critical("%s", error)
         return EXIT_CONFIG if isinstance(error, NameTaken) else EXIT_NO_BUS
-    gc.freeze()  # modules and classes stay: spare every later collection the look at them
+    gc.freeze()  # keep modules and classes out of every later collection
     host = _watch_host(service.manager)
-    watchdog = asyncio.create_task(_run_watchdog(service.manager))
+    checks = asyncio.create_task(_run_checks(service.manager))
     notify.ready()
     log.info("ready")
     if not notify.is_supervised():
@@ -112,7 +112,7 @@ async def _serve(
     }
     status = await _first_end(ends)
 
-    watchdog.cancel()
+    checks.cancel()
     host.close()
     if status == EXIT_NO_BUS and notify.is_supervised():
         # If we ended before the bus's own process, systemd would connect to that dead bus and do
@@ -139,7 +139,7 @@ async def _first_end(ends: dict[asyncio.Future[str], int]) -> int:
 
 
 async def _has_successor(status: int) -> bool:
-    """Whether systemd will start another daemon, and hold our fds until then.
+    """Return whether systemd will start another daemon, and hold our fds until then.
 
     After a failure it will, because the unit has Restart=on-failure. If systemd then gives up, it
     drops the fds, which ends the engines. After SIGTERM it depends on systemd's current job.
@@ -248,7 +248,7 @@ def _default_runtime_directory() -> Path:
 # ---------------------------------------------------------------- running
 
 
-async def _run_watchdog(manager: Manager) -> None:
+async def _run_checks(manager: Manager) -> None:
     """Check the engines, and tell systemd's watchdog that the event loop runs."""
     timeout = notify.watchdog_time()
     period = min(CHECK_TIME, timeout / 3) if timeout else CHECK_TIME

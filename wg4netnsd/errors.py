@@ -48,7 +48,7 @@ def redact(text: str) -> str:
 
 
 def may_hold_key(text: str, value: str = "", line: str = "") -> bool:
-    """Whether `text` could be a part of a key, however mangled.
+    """Return whether `text` could be a part of a key, however mangled.
 
     `text` was cut out of `value`, the value of `line`. Half a key in a row is recognised by its
     length: in `line` as it is, in `text` and `value` without the characters between a key's. A

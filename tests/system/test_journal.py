@@ -15,7 +15,8 @@ from support.journal import Journal
 from support.manager import UNIT, UserManager, installed, user_manager
 from support.namespaces import MakeNamespace
 from support.stage import Stage, keys
-from wg4netnsd.systemd.journal import STATE_CHANGED, engine_line_level
+from wg4netnsd.engine.log import level_of
+from wg4netnsd.systemd.journal import STATE_CHANGED
 
 pytestmark = pytest.mark.distribution
 
@@ -182,7 +183,7 @@ def test_no_entry_has_key_material(code: str, logged: Journal) -> None:
     ],
 )
 def test_an_engine_s_line_has_a_level(line: str, level: int) -> None:
-    assert engine_line_level(line) == level
+    assert level_of(line) == level
 
 
 # ---------------------------------------------------------------- the daemon, as a user unit

@@ -34,5 +34,5 @@ def is_memfd(fd: int) -> bool:
 
 
 def has_path(fd: int) -> bool:
-    """Whether `fd` is in a file system, so that a call on it may block."""
+    """Return whether `fd` is in a file system, so that a call on it may block."""
     return target(fd).startswith("/") and not is_memfd(fd)

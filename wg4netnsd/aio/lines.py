@@ -15,7 +15,7 @@ MAX_READ: Final = 4096
 
 
 class LineReader:
-    """Owns the read end of a pipe: calls `on_line` with each line, and closes it at end of file."""
+    """A reader that calls `on_line` with each line. Owns `fd`, and closes it at end of file."""
 
     def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:
         self.ended = asyncio.Event()

@@ -24,10 +24,10 @@ class Vitals(NamedTuple):
 
 
 class Process:
-    """Owns the pidfd. Only the daemon that spawned the process can read its exit status."""
+    """A process. Owns its pidfd. Only the daemon that spawned it can read its exit status."""
 
     def __init__(self, pidfd: int, child: subprocess.Popen[bytes] | None = None) -> None:
-        """Owns `pidfd`; the process may have ended already. `child` is given if we spawned it."""
+        """Take ownership of `pidfd`, also if the process has ended. `child`: if we spawned it."""
         self.pidfd = pidfd
         self.pid = child.pid if child else pid_of(pidfd)  # -1: it has ended and was reaped
         self.exited = asyncio.Event()

@@ -97,7 +97,7 @@ def _network(text: str) -> Network:
 
 
 def _is_host_name(text: str) -> bool:
-    """Whether `text` is a host name and cannot be a mangled key.
+    """Return whether `text` is a host name and cannot be a mangled key.
 
     A quarter of all keys would be valid host names once they have lost their `=` or have a `.` or
     `-` in them; they would be shown and looked up. No real label has that many characters in a row

@@ -1,4 +1,4 @@
-"""When a crashed engine is restarted, and when to give up. Pure: the caller reads the clock."""
+"""Delays before a crashed engine is restarted, and when to give up. Pure: it reads no clock."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ class Timers(NamedTuple):
 
 
 class Initiated(NamedTuple):
-    """A handshake initiation was sent, for the first time or again."""
+    """A handshake initiation, sent for the first time or again."""
 
     public_key: str
 
 
 class Completed(NamedTuple):
-    """A handshake is complete. `age` is the session's, in seconds."""
+    """A complete handshake. `age` is the age of its session in seconds."""
 
     public_key: str
     role: str  # "initiator" or "responder"
@@ -33,30 +33,30 @@ class Completed(NamedTuple):
 
 
 class GaveUp(NamedTuple):
-    """A handshake was not answered, and is not tried again."""
+    """The end of a handshake that was not answered and is not tried again."""
 
     public_key: str
 
 
 class Expired(NamedTuple):
-    """The session's keys were discarded."""
+    """The end of a session, whose keys were discarded."""
 
     public_key: str
 
 
 class Moved(NamedTuple):
-    """The peer sends from another address."""
+    """Another address, from which the peer sends now."""
 
     public_key: str
     endpoint: str
 
 
 class Dropped(NamedTuple):
-    """Events were lost: ask the engine for its status."""
+    """A loss of events, after which the engine must be asked for its status."""
 
 
 class Lacks(NamedTuple):
-    """The engine runs without a part of its sandbox, because the kernel refuses that part."""
+    """A part of its sandbox that the engine runs without, because the kernel refuses it."""
 
     part: str  # "Landlock", "seccomp" …
     reason: str

@@ -9,7 +9,7 @@ from typing import Final
 
 from wg4netnsd.aio.lines import LineReader
 from wg4netnsd.errors import redact
-from wg4netnsd.systemd.journal import TunnelLog, engine_line_level
+from wg4netnsd.systemd.journal import TunnelLog
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +21,23 @@ WINDOW: Final = 10.0  # seconds
 
 _CRASH_PREFIXES: Final = ("panic: ", "fatal error: ", "SIG")  # such as "SIGABRT: abort"
 
+_LEVELS: Final = {
+    "ERROR:": logging.WARNING,  # usually the network's fault, and the engine goes on
+    "panic:": logging.ERROR,
+    "fatal error:": logging.ERROR,
+}
+
+
+def level_of(line: str) -> int:
+    """Return the log level for a line of wireguard-go's."""
+    return next((level for word, level in _LEVELS.items() if line.startswith(word)), logging.INFO)
+
 
 class EngineLog:
-    """A copier of the engine's output to our log: redacted, line by line; keeps the last lines."""
+    """The engine's output: redacted, logged line by line, the last lines kept."""
 
     def __init__(self, pid: int, fd: int) -> None:
-        """Owns `fd`."""
+        """Take ownership of `fd`, the read end of the engine's stdout and stderr."""
         self.last_lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self.log: logging.Logger | TunnelLog = log
         self._pid = pid
@@ -42,7 +53,7 @@ class EngineLog:
         line = redact(line)
         self._panicked = line.startswith(_CRASH_PREFIXES)
         self.last_lines.append(line)
-        self.write(engine_line_level(line), line)
+        self.write(level_of(line), line)
 
     def write(self, level: int, line: str) -> None:
         """Log a line, unless there were MAX_LINES already in this window."""

@@ -246,13 +246,13 @@ def _base64(hexadecimal: str) -> str:
 
 
 class ConnectionLost(EngineFailed):
-    """The connection failed or ended: the engine has ended or is ending."""
+    """A connection that failed or was lost: the engine has ended or is ending."""
 
     short_name = EngineFailed.__name__
 
 
 class PortInUse(EngineFailed):
-    """Another socket on the host has the listen port."""
+    """A listen port that another socket on the host has."""
 
     short_name = EngineFailed.__name__
 

@@ -63,7 +63,7 @@ def read_clocks() -> Clocks:
 
 
 class ResumeDetector:
-    """Decides which hints are of a new resume. Pure: the caller reads the clocks."""
+    """A filter that decides which hints mean a new resume. Pure: the caller reads the clocks."""
 
     def __init__(self, now: Clocks) -> None:
         self._suspended = now.suspended
@@ -110,7 +110,7 @@ class SuspendWatch:
         self._logind = loop.create_task(self._listen_to_logind())
 
     def close(self) -> None:
-        """Stop watching; may be called again."""
+        """Stop watching. Repeats are no-ops."""
         if self._timer >= 0:
             asyncio.get_running_loop().remove_reader(self._timer)
             os.close(self._timer)
@@ -128,7 +128,7 @@ class SuspendWatch:
             self._clock_set()
 
     def _on_prepare_for_sleep(self, body: list[Any]) -> None:
-        """True comes before a suspend, False after it (org.freedesktop.login1(5))."""
+        """Handle PrepareForSleep: true before a suspend, false after (org.freedesktop.login1)."""
         if body == [False] and (reason := self._detector.detect(self._read(), announced=True)):
             self._resumed(reason)
 

@@ -80,7 +80,7 @@ class NamedEndpoint:
     # ------------------------------------------------------------ handshakes
 
     def initiated(self) -> None:
-        """An initiation was sent."""
+        """Count an initiation, and try the next address after TRIES of them."""
         self._unanswered += 1
         if self._unanswered % TRIES == 0:
             # This initiation may yet be answered, so wait; but not until the next one is sent,
@@ -90,14 +90,14 @@ class NamedEndpoint:
             self._next_try = asyncio.get_running_loop().call_later(delay, self._try_next_address)
 
     def answered(self) -> None:
-        """A handshake is complete: the peer is where it answered from, so stop looking for it."""
+        """Stop looking for the peer: a handshake is complete, so it is where it answered from."""
         self.error = None
         self._unanswered = 0
         self._delay = FIRST_DELAY
         self.close()
 
     def moved(self, address: str) -> None:
-        """The peer now sends from `address`."""
+        """Put the address first that the peer now sends from."""
         if address in self._addresses:
             self._put_first(address)
 

@@ -44,7 +44,7 @@ class PeerView(NamedTuple):
 
 
 class PeerObserver(Protocol):
-    """Receives the changes of peers."""
+    """The observer that peers report their changes to."""
 
     def handshake(self, public_key: str, report: Report[Handshake]) -> None: ...
 
@@ -53,7 +53,7 @@ class PeerObserver(Protocol):
     def peer_endpoint_changed(self, public_key: str, report: Report[str]) -> None: ...
 
     def peers_changed(self) -> None:
-        """Called after one or more of the above."""
+        """Note the end of one or more of the above reports."""
         ...
 
 
@@ -162,7 +162,7 @@ class TunnelPeer:
         self.update()
 
     def _complete(self, handshake: Handshake, age: float | None) -> None:
-        """Note a complete handshake. Its session is `age` seconds old; None if it has ended."""
+        """Record a complete handshake. Its session is `age` seconds old; None if it has ended."""
         self._was_in_use = False
         self.handshake = handshake
         self.pending_endpoint = ""  # the peer answers at the endpoint in use
@@ -174,7 +174,7 @@ class TunnelPeer:
             self.named_endpoint.answered()
 
     def engine_ended(self) -> None:
-        """The engine has ended, and every session with it."""
+        """Record that the engine has ended, and the session with it."""
         self._was_in_use = self.in_use
         self.status = None
         self.state_machine.gave_up()

@@ -152,13 +152,13 @@ class Peers:
                     self.handshaken.set()
 
     def engine_ended(self) -> None:
-        """The engine has ended, and every session with it."""
+        """Record that the engine has ended, and every session with it."""
         self._must_resync = False
         for peer in self._peers.values():
             peer.engine_ended()
 
     def network_changed(self) -> None:
-        """The host's network has changed: begin a handshake with every peer in use, now."""
+        """Begin a handshake with every peer in use, now that the host's network has changed."""
         if reachable := self.in_use() & self.endpoints().keys():
             for key in reachable:
                 self._peers[key].state_machine.gave_up()  # initiations sent into the old network
@@ -168,7 +168,7 @@ class Peers:
                 peer.named_endpoint.look_up_again(now=True)
 
     def clock_jumped(self) -> None:
-        """The machine was suspended, so the event loop's timers may be late."""
+        """Update all peers after a suspend, in which the event loop's timers stood still."""
         for peer in self._peers.values():
             peer.update()
 

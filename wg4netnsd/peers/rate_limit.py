@@ -23,7 +23,7 @@ class Report(NamedTuple, Generic[T]):
 
 
 class RateLimiter(Generic[T]):
-    """Limits the reports of one value's changes.
+    """A limiter for the reports of one value's changes.
 
     Times are in seconds, of any clock that never goes back.
     """

@@ -72,7 +72,7 @@ def _getaddrinfo(host: str) -> list[str]:
 
 
 def is_address(host: str) -> bool:
-    """Whether `host` is an IP address, so that there is nothing to look up."""
+    """Return whether `host` is an IP address, so that there is nothing to look up."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -57,28 +57,28 @@ class StateMachine:
     """Whether there has been a session or an initiation."""
 
     def initiated(self, now: float) -> None:
-        """An initiation was sent."""
+        """Record an initiation."""
         if not self.is_trying(now):  # also if we missed the end of the last attempt
             self.trying_since = now
         self.tried_at = _later(self.tried_at, now)
         self.used = True
 
     def completed(self, now: float, age: float = 0.0) -> None:
-        """A handshake is complete; its session is `age` seconds old."""
+        """Record a complete handshake, whose session is `age` seconds old."""
         self.session_began = _later(self.session_began, now - age)
         self.trying_since = self.tried_at = None
         self.used = True
 
     def gave_up(self) -> None:
-        """The initiations sent so far no longer count."""
+        """Record the end of the attempt: the initiations so far no longer count."""
         self.trying_since = self.tried_at = None
 
     def expired(self) -> None:
-        """The session's keys are gone, or the engine that had them."""
+        """Record the end of the session: its keys are gone, or the engine that had them."""
         self.session_began = None
 
     def is_trying(self, now: float) -> bool:
-        """Whether an initiation may still be answered, however long the attempt has lasted."""
+        """Return whether an initiation may still be answered, however old the attempt is."""
         return self.tried_at is not None and now - self.tried_at < self.timers.rekey_attempt
 
     def state(self, now: float) -> PeerState:

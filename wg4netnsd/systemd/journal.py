@@ -32,11 +32,6 @@ _IDENTIFIER: Final = "wg4netnsd"
 _SHORT_KEY: Final = 8  # characters
 
 _PRIORITY: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
-_ENGINE_LEVELS: Final = {
-    "ERROR:": logging.WARNING,  # usually the network's fault, and the engine goes on
-    "panic:": logging.ERROR,
-    "fatal error:": logging.ERROR,
-}
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +58,6 @@ def tunnel_log(logger: logging.Logger, name: str, netns_id: tuple[int, int]) -> 
     `netns_id` is (st_dev, st_ino). NETNS= is the inode, as shown by lsns(8) and /proc.
     """
     return TunnelLog(logger, {"TUNNEL": name, "NETNS": str(netns_id[1])})
-
-
-def engine_line_level(line: str) -> int:
-    """Return the log level for a line of wireguard-go's."""
-    return next(
-        (level for word, level in _ENGINE_LEVELS.items() if line.startswith(word)), logging.INFO
-    )
 
 
 # ---------------------------------------------------------------- destinations
@@ -190,7 +178,7 @@ def _is_journal(stream: TextIO) -> bool:
 
 
 def _is_listening(path: str) -> bool:
-    """Whether the journal listens: without its socket, sd_journal_send() drops lines silently."""
+    """Return whether the journal listens; if not, sd_journal_send() drops lines silently."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(path)

@@ -8,7 +8,7 @@ import systemd.daemon
 
 
 def is_supervised() -> bool:
-    """Whether systemd started this process, reads its messages and can hold its fds."""
+    """Return whether systemd started this process, reads its messages and can hold its fds."""
     return "NOTIFY_SOCKET" in os.environ
 
 

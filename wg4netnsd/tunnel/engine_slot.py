@@ -266,7 +266,7 @@ class EngineSlot:
                 await engine.set(request)
 
     async def check(self) -> None:
-        """Request a replacement if the engine hangs, answers rubbish or takes too much memory.
+        """Request a replacement if the engine hangs, answers wrongly or uses too much memory.
 
         The engine is asked for its status only if it has used CPU time since it last answered, or
         is stopped. One that has done nothing since can't have hung, and need not be woken.

@@ -34,7 +34,7 @@ class Lifecycle:
     ) -> None:
         """`changed(new, old, reason)` is called after each change."""
         self.state = State.STARTING
-        self.since = asyncio.get_running_loop().time()
+        self._since = asyncio.get_running_loop().time()
         self.close_reason = ""
         self._name = name
         self._log = log
@@ -45,12 +45,12 @@ class Lifecycle:
     @property
     def uptime(self) -> float:
         """Seconds since the tunnel came up; 0 if it is not up."""
-        return asyncio.get_running_loop().time() - self.since if self.state is State.UP else 0.0
+        return asyncio.get_running_loop().time() - self._since if self.state is State.UP else 0.0
 
     def enter_state(self, new: State, reason: str) -> None:
         """Change the state: wake waiters, cancel tasks if it ends, log, and report the change."""
         old, self.state = self.state, new
-        self.since = asyncio.get_running_loop().time()
+        self._since = asyncio.get_running_loop().time()
         for waiter, wanted in self._waiters.items():
             if not waiter.done() and new in wanted:
                 waiter.set_result(new)

@@ -68,7 +68,7 @@ class Link:
         return "the interface is gone"
 
     def set_interface(self, created: NewInterface, pins: bool) -> None:
-        """Take over a new interface. Unless it `pins` the namespace, close our fd of that."""
+        """Take over a new interface. Unless it `pins` the namespace, close the namespace's fd."""
         self.tun_fd = created.tun_fd
         self._start_watch(created.watched)  # it is still down; coming up is no change
         if not pins:

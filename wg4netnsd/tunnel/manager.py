@@ -126,13 +126,13 @@ class Manager:
             await asyncio.wait([removal])
 
     def network_changed(self, why: str) -> None:
-        """The host's network has changed: begin new handshakes with all peers in use."""
+        """Begin handshakes with all peers in use, now that the host's network has changed."""
         log.info("%s: new handshakes", why)
         for one in self.tunnels:
             one.peers.network_changed()
 
     def clock_jumped(self) -> None:
-        """The machine was suspended or its clock was set: timers may be late."""
+        """Update all peers: after a suspend or a set clock, timers may be late."""
         for one in self.tunnels:
             one.peers.clock_jumped()
 

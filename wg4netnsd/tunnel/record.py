@@ -18,7 +18,7 @@ from wg4netnsd.tunnel.spec import Spec
 
 
 class Unreadable(Exception):
-    """The record is missing, damaged, or written by an unknown version of the daemon."""
+    """A record that is missing, damaged, or written by an unknown version of the daemon."""
 
 
 def _known_error(error: tuple[str, str]) -> tuple[str, str]:
@@ -115,7 +115,7 @@ def _parse(text: str) -> Config:
 
 
 class RecordWriter:
-    """Writes a tunnel's records to the fd store, once the tunnel is complete."""
+    """A writer of a tunnel's records to the fd store, once the tunnel is complete."""
 
     def __init__(self, fd_store: FdStore) -> None:
         self._fd_store = fd_store

@@ -49,7 +49,7 @@ def render(tunnel: str, dns: Iterable[Dns]) -> str:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a daemon wrote the file; one that was killed may have left it empty."""
+    """Return whether a daemon wrote the file; one that was killed may have left it empty."""
     try:
         with _opened(path, os.O_RDONLY) as fd:
             return os.pread(fd, len(_HEADER), 0) in (_HEADER.encode(), b"")

@@ -27,7 +27,7 @@ class Spec:
     """The interface's MTU in bytes."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidConfig if the MTU is too small for the addresses."""
+        """Set `mtu`. Raises InvalidConfig if it is too small for the addresses."""
         object.__setattr__(self, "mtu", self.config.mtu(self.mtu_option))
 
     @property

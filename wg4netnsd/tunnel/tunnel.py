@@ -43,7 +43,7 @@ _RECORDED = {"error", "listen_port", "restart_count"}
 
 
 class _InterfaceGone(Exception):
-    """The interface is gone: deleted by its owner, or with its namespace."""
+    """The end of the interface: deleted by its owner, or with its namespace."""
 
 
 class Tunnel:
