@@ -37,9 +37,9 @@ _WORD: Final = re.compile(r"[a-z0-9]{1,7}|[A-Z0-9]{1,7}|([A-Z]?[a-z]{3,}|[A-Z]{2
 """A word with upper and lower case as people mix them: VPN.Example.org, AllowedIPs."""
 _MAX_SHOWN: Final = 60  # characters
 
-LACKING: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
+SHORTAGE: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
 """The kernel's errors for want of a process, memory or an fd; ETOOMANYREFS if too many fds are in
-flight through sockets. An OSError with one of them becomes a LimitExceeded."""
+flight through sockets."""
 
 
 def redact(text: str) -> str:
@@ -155,6 +155,11 @@ class Failed(StandardError): ...
 def by_name(short_name: str, text: str) -> Error:
     """Return the error with that short name. Raises KeyError if there is none."""
     return _errors_by_name()[short_name](text)
+
+
+def from_os_error(error: OSError, text: str, otherwise: type[Error]) -> Error:
+    """Return a LimitExceeded if the kernel lacks a resource, else an error of type `otherwise`."""
+    return LimitExceeded(text) if error.errno in SHORTAGE else otherwise(text)
 
 
 @functools.cache

@@ -27,10 +27,10 @@ TUNNEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,47}")
 
 def tunnel_path(name: str) -> str:
     """Return the object path of the tunnel `name`."""
-    return f"{TUNNEL_ROOT}/{label(name)}"
+    return f"{TUNNEL_ROOT}/{escape_label(name)}"
 
 
-def label(name: str) -> str:
+def escape_label(name: str) -> str:
     """Escape `name` for an object path.
 
     As systemd's bus_label_escape(): every byte outside [A-Za-z0-9], and a digit in first place,

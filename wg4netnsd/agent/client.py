@@ -175,8 +175,8 @@ class Agent:
                 await asyncio.get_running_loop().sock_sendall(ours, encode(request))
                 ours.shutdown(socket.SHUT_WR)
             except OSError as error:
-                kind = errors.LimitExceeded if error.errno in errors.LACKING else errors.TunFailed
-                raise kind(f"the agent can't be reached: {error.strerror}") from None
+                text = f"the agent can't be reached: {error.strerror}"
+                raise errors.from_os_error(error, text, errors.TunFailed) from None
             try:
                 yield conversation
             except BaseException:

@@ -302,7 +302,7 @@ class Bus:
         except asyncio.CancelledError:
             answer = errors.ShuttingDown("the call was given up")
         except Exception as defect:
-            if isinstance(defect, OSError) and defect.errno in errors.LACKING:
+            if isinstance(defect, OSError) and defect.errno in errors.SHORTAGE:
                 answer = errors.LimitExceeded(str(defect.strerror))
                 self._warn("%s from %s: %s", call.member, call.sender, answer)
             else:

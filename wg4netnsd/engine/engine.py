@@ -18,7 +18,7 @@ from wg4netnsd.aio.lines import LineReader
 from wg4netnsd.aio.process import Process
 from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.engine.log import EngineLog
-from wg4netnsd.errors import LACKING, EngineFailed, LimitExceeded, Timeout, redact
+from wg4netnsd.errors import SHORTAGE, EngineFailed, LimitExceeded, Timeout, from_os_error, redact
 from wg4netnsd.systemd.journal import TunnelLog
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Engine:
 
     def __init__(self, process: Process, fds: EngineFds, socket_path: Path | None = None) -> None:
         """Take ownership of all arguments. Call spawn() or adopt() instead."""
-        self.on_lack: Callable[[events.Lacks], object] = lambda _: None
+        self.on_lack: Callable[[events.Lack], object] = lambda _: None
         """Called with each part of its sandbox that the engine runs without."""
         self.process = process
         self.fds = fds
@@ -91,7 +91,7 @@ class Engine:
                 pidfd = os.pidfd_open(child.pid)
             except OSError as error:
                 why = f"wireguard-go can't be started: {error.strerror}"
-                raise (LimitExceeded if error.errno in LACKING else EngineFailed)(why) from None
+                raise from_os_error(error, why, EngineFailed) from None
             ours.pop_all()
         return cls(Process(pidfd, child), EngineFds(pidfd, handover.detach(), events_end, log_end))
 
@@ -144,7 +144,7 @@ class Engine:
         try:
             self._handover.sendmsg([b"\0"], rights)
         except OSError as error:
-            if error.errno in LACKING:
+            if error.errno in SHORTAGE:
                 why = f"can't pass a file descriptor to wireguard-go: {error.strerror}"
                 raise LimitExceeded(why) from None
             raise await self.exit_error() from None
@@ -233,7 +233,7 @@ class Engine:
         except ValueError:
             self._log.write(logging.WARNING, f"not an event: {redact(line)[:80]!r}")
             event = events.Dropped()
-        if isinstance(event, events.Lacks):
+        if isinstance(event, events.Lack):
             self.on_lack(event)
         else:
             self._forward(event)
@@ -268,7 +268,7 @@ def _popen(binary: Path, handover_fd: int, event_fd: int, log_fd: int) -> subpro
             process_group=0,  # a terminal's Ctrl-C is for the daemon only
         )
     except OSError as error:
-        if error.errno in LACKING:
+        if error.errno in SHORTAGE:
             raise
         raise EngineFailed(
             f"{binary}: {error.strerror}: is wg4netnsd completely installed?"

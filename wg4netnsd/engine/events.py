@@ -55,7 +55,7 @@ class Dropped(NamedTuple):
     """A loss of events, after which the engine must be asked for its status."""
 
 
-class Lacks(NamedTuple):
+class Lack(NamedTuple):
     """A part of its sandbox that the engine runs without, because the kernel refuses it."""
 
     part: str  # "Landlock", "seccomp" …
@@ -71,7 +71,7 @@ Event = Timers | PeerEvent | Dropped
 _PARTS: Final = ("PR_SET_DUMPABLE:", "PR_SET_NO_NEW_PRIVS:", "Landlock:", "seccomp:")
 
 
-def parse(line: str) -> Event | Lacks:
+def parse(line: str) -> Event | Lack:
     """Parse one line. Raises ValueError if it is not an event."""
     match line.split():
         case ["timers", reject_after, rekey_attempt]:
@@ -89,7 +89,7 @@ def parse(line: str) -> Event | Lacks:
         case ["dropped"]:
             return Dropped()
         case ["lacks", part, *reason] if part in _PARTS:
-            return Lacks(part.removesuffix(":"), " ".join(reason))
+            return Lack(part.removesuffix(":"), " ".join(reason))
     raise ValueError("not an event")
 
 

@@ -22,7 +22,7 @@ class SpareEngine:
     """One engine in reserve: starting a process takes longer than the rest of a create."""
 
     def __init__(self, binary: Path) -> None:
-        self.lacks: dict[str, events.Lacks] = {}
+        self.lacks: dict[str, events.Lack] = {}
         """The parts of the sandbox that engines can't have on this machine, by name."""
         self._binary = binary
         self._spare: Engine | None = None
@@ -54,7 +54,7 @@ class SpareEngine:
         engine.on_lack = self._note_lack
         return engine
 
-    def _note_lack(self, lack: events.Lacks) -> None:
+    def _note_lack(self, lack: events.Lack) -> None:
         if lack.part not in self.lacks:  # else it was logged already
             log.warning("engines run without %s", lack)
         self.lacks[lack.part] = lack

@@ -53,7 +53,7 @@ class PeerObserver(Protocol):
     def peer_endpoint_changed(self, public_key: str, report: Report[str]) -> None: ...
 
     def peers_changed(self) -> None:
-        """Note the end of one or more of the above reports."""
+        """Called once after one or more of the above."""
         ...
 
 

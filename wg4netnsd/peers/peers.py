@@ -230,5 +230,5 @@ class Peers:
     async def _log_errors(coroutine: Coroutine[Any, Any, None]) -> None:
         try:
             await coroutine
-        except Error as error:  # the engine has ended or hangs; its successor is told everything
+        except Error as error:  # the engine has ended or hangs; the next one gets everything
             log.debug("%s", error)

@@ -32,7 +32,7 @@ BARRIER_TIME: Final = 2.0  # seconds
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-class Kind(enum.StrEnum):
+class FdKind(enum.StrEnum):
     """What an fd is for."""
 
     RECORD = "record"  # a sealed memfd
@@ -47,19 +47,19 @@ class Kind(enum.StrEnum):
 
 
 _TARGETS: Final = {
-    Kind.RECORD: r"/memfd:.*",
-    Kind.NEXT_RECORD: r"/memfd:.*",
-    Kind.TUN: r"/.*/tun",
-    Kind.NETNS: r"net:\[\d+\]|/.*",  # a path if it is bind-mounted
-    Kind.LEASE: r".*",  # checked in lifetime.py
-    Kind.PIDFD: r"anon_inode:\[pidfd\]|pidfd:\[\d+\]",  # the latter since Linux 6.9
-    Kind.HANDOVER: r"socket:\[\d+\]",
-    Kind.EVENTS: r"pipe:\[\d+\]",
-    Kind.LOG: r"pipe:\[\d+\]",
+    FdKind.RECORD: r"/memfd:.*",
+    FdKind.NEXT_RECORD: r"/memfd:.*",
+    FdKind.TUN: r"/.*/tun",
+    FdKind.NETNS: r"net:\[\d+\]|/.*",  # a path if it is bind-mounted
+    FdKind.LEASE: r".*",  # checked in lifetime.py
+    FdKind.PIDFD: r"anon_inode:\[pidfd\]|pidfd:\[\d+\]",  # the latter since Linux 6.9
+    FdKind.HANDOVER: r"socket:\[\d+\]",
+    FdKind.EVENTS: r"pipe:\[\d+\]",
+    FdKind.LOG: r"pipe:\[\d+\]",
 }
 """The expected target of each fd. Any other fd under that name could fail or block when used."""
 
-ENGINE_KINDS: Final = (Kind.PIDFD, Kind.HANDOVER, Kind.EVENTS, Kind.LOG)
+ENGINE_KINDS: Final = (FdKind.PIDFD, FdKind.HANDOVER, FdKind.EVENTS, FdKind.LOG)
 
 
 class FdStore:
@@ -68,9 +68,9 @@ class FdStore:
     def __init__(self, tunnel: str) -> None:
         self._tunnel = tunnel
         self._log_extra = {"TUNNEL": tunnel}
-        self._stored: set[Kind] = set()
+        self._stored: set[FdKind] = set()
 
-    def put(self, kind: Kind, fd: int) -> None:
+    def put(self, kind: FdKind, fd: int) -> None:
         """Store a copy of `fd`, in place of the one stored as `kind`."""
         if not notify.is_supervised():
             return
@@ -88,7 +88,7 @@ class FdStore:
         """Store a new record, and only then remove the last one."""
         if not notify.is_supervised():
             return
-        old, new = Kind.RECORD, Kind.NEXT_RECORD
+        old, new = FdKind.RECORD, FdKind.NEXT_RECORD
         if old not in self._stored:
             old, new = new, old
         try:
@@ -101,7 +101,7 @@ class FdStore:
         else:
             self.remove(old)
 
-    def remove(self, *kinds: Kind) -> None:
+    def remove(self, *kinds: FdKind) -> None:
         for kind in kinds:
             if kind in self._stored:
                 self._stored.remove(kind)
@@ -110,10 +110,10 @@ class FdStore:
     async def clear(self) -> None:
         """Remove all of the tunnel's fds; return when systemd has closed them."""
         if self._stored:
-            self.remove(*Kind)
+            self.remove(*FdKind)
             await _wait_processed()
 
-    def _name(self, kind: Kind) -> str:
+    def _name(self, kind: FdKind) -> str:
         return f"{kind}@{self._tunnel}"
 
 
@@ -122,9 +122,9 @@ class InheritedFds(FdStore):
 
     def __init__(self, tunnel: str) -> None:
         super().__init__(tunnel)
-        self._fds: dict[Kind, int] = {}
+        self._fds: dict[FdKind, int] = {}
 
-    def add(self, kind: Kind, fd: int) -> None:
+    def add(self, kind: FdKind, fd: int) -> None:
         """Add `fd`, now ours. Two fds of one kind are both closed: nothing tells which is right."""
         if kind in self._stored:
             for other in (fd, *(self.pop_fds(kind) or ())):
@@ -133,10 +133,10 @@ class InheritedFds(FdStore):
             self._stored.add(kind)
             self._fds[kind] = fd
 
-    def __contains__(self, kind: Kind) -> bool:
+    def __contains__(self, kind: FdKind) -> bool:
         return kind in self._fds
 
-    def pop_fds(self, *kinds: Kind) -> list[int] | None:
+    def pop_fds(self, *kinds: FdKind) -> list[int] | None:
         """Return these fds, now owned by the caller, or None if one of them is missing."""
         if not self._fds.keys() >= set(kinds):
             return None
@@ -145,7 +145,7 @@ class InheritedFds(FdStore):
     def pop_records(self) -> list[bytes]:
         """Read and close the record, or both of them."""
         contents = []
-        for kind in (Kind.RECORD, Kind.NEXT_RECORD):
+        for kind in (FdKind.RECORD, FdKind.NEXT_RECORD):
             for fd in self.pop_fds(kind) or ():
                 with os.fdopen(fd, "rb", buffering=0) as file:
                     file.seek(0)  # systemd's copy shares the position
@@ -155,7 +155,7 @@ class InheritedFds(FdStore):
     @property
     def pid(self) -> int:
         """The engine's PID; -1 if it has ended."""
-        return process.pid_of(self._fds[Kind.PIDFD]) if Kind.PIDFD in self._fds else -1
+        return process.pid_of(self._fds[FdKind.PIDFD]) if FdKind.PIDFD in self._fds else -1
 
     def close(self) -> None:
         """Close every fd that was not popped."""
@@ -168,8 +168,12 @@ def receive_fds() -> dict[str, InheritedFds]:
     found: dict[str, InheritedFds] = {}
     for fd, name in notify.inherited_fds():
         kind, _, tunnel = name.partition("@")
-        if tunnel and kind in set(Kind) and re.fullmatch(_TARGETS[Kind(kind)], fdpath.target(fd)):
-            found.setdefault(tunnel, InheritedFds(tunnel)).add(Kind(kind), fd)
+        if (
+            tunnel
+            and kind in set(FdKind)
+            and re.fullmatch(_TARGETS[FdKind(kind)], fdpath.target(fd))
+        ):
+            found.setdefault(tunnel, InheritedFds(tunnel)).add(FdKind(kind), fd)
         else:
             log.warning("the fd store held an unexpected fd, '%s': removed", name)
             notify.remove_stored_fd(name)

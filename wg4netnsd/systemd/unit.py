@@ -26,7 +26,7 @@ def dbus_object() -> tuple[str, str, str]:
 
     See org.freedesktop.systemd1(5).
     """
-    path = f"/org/freedesktop/systemd1/unit/{names.label(name())}"
+    path = f"/org/freedesktop/systemd1/unit/{names.escape_label(name())}"
     return SYSTEMD1, path, f"{SYSTEMD1}.Unit"
 
 

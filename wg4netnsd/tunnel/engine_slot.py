@@ -1,7 +1,7 @@
 """A tunnel's engine, whichever process that is at the moment.
 
     absent ──configure──► configured ──attach──► serving
-      ▲  └────────────────────adopt────────────────▲  │
+      ▲  └────────────────adopt_engine─────────────▲  │
       │                                               │ request_replacement
       └───────────────────stop─────────────────── replacing
 
@@ -25,7 +25,7 @@ from wg4netnsd.config.model import Config
 from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.engine.engine import DEATH_TIME, Engine, EngineFds
 from wg4netnsd.engine.spare import SpareEngine
-from wg4netnsd.systemd.fdstore import ENGINE_KINDS, FdStore, Kind
+from wg4netnsd.systemd.fdstore import ENGINE_KINDS, FdKind, FdStore
 from wg4netnsd.systemd.journal import TunnelLog
 from wg4netnsd.tunnel.record import SavedTunnel
 from wg4netnsd.tunnel.spec import Spec
@@ -144,7 +144,7 @@ class EngineSlot:
         """
         fds = saved.fds.pop_fds(*ENGINE_KINDS)
         if fds is None:
-            for pidfd in saved.fds.pop_fds(Kind.PIDFD) or ():
+            for pidfd in saved.fds.pop_fds(FdKind.PIDFD) or ():
                 await Process(pidfd).kill(DEATH_TIME)
             raise errors.EngineFailed("wireguard-go ended while there was no daemon")
         self._engine = Engine.adopt(EngineFds(*fds), self._socket_path)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MAX_TUNNELS: Final = 256
 """Each needs a process and FDS."""
 FDS: Final = 10
-"""Each tunnel's fds here: those of fdstore.Kind, its link watch and its lease's epoll."""
+"""Each tunnel's fds here: those of fdstore.FdKind, its link watch and its lease's epoll."""
 SPARE_FDS: Final = 160
 """Fds for the bus, the spare engine, and calls in progress."""
 
@@ -127,7 +127,7 @@ class Manager:
 
     def network_changed(self, why: str) -> None:
         """Begin handshakes with all peers in use, now that the host's network has changed."""
-        log.info("%s: new handshakes", why)
+        log.info("%s: beginning new handshakes", why)
         for one in self.tunnels:
             one.peers.network_changed()
 

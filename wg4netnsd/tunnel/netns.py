@@ -100,9 +100,8 @@ class Netns:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
-            if error.errno in errors.LACKING:
-                raise errors.LimitExceeded(f"{path}: {error.strerror}") from None
-            raise errors.InvalidNetns(f"{path}: {error.strerror}") from None
+            text = f"{path}: {error.strerror}"
+            raise errors.from_os_error(error, text, errors.InvalidNetns) from None
         try:
             return cls.identify(fd)
         except errors.InvalidNetns:

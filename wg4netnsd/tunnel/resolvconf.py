@@ -15,7 +15,7 @@ from typing import Final
 
 from wg4netnsd.config.model import Dns
 from wg4netnsd.engine import rundir
-from wg4netnsd.errors import LACKING, EngineFailed, Error, LimitExceeded
+from wg4netnsd.errors import EngineFailed, Error, from_os_error
 from wg4netnsd.systemd.journal import TunnelLog
 
 NAME: Final = "resolv.conf"
@@ -77,7 +77,7 @@ class ResolvConf:
                 _overwrite(fd, render(self._tunnel, dns).encode())
         except OSError as error:
             why = f"{self.path}: {error.strerror}"
-            raise (LimitExceeded if error.errno in LACKING else EngineFailed)(why) from None
+            raise from_os_error(error, why, EngineFailed) from None
 
     def try_write(self, dns: Iterable[Dns]) -> None:
         """Write the file, or log why not: a tunnel that is up goes on without it."""

@@ -14,7 +14,7 @@ from wg4netnsd import errors
 from wg4netnsd.aio.process import Process
 from wg4netnsd.engine.engine import DEATH_TIME
 from wg4netnsd.systemd import notify, unit
-from wg4netnsd.systemd.fdstore import InheritedFds, Kind
+from wg4netnsd.systemd.fdstore import FdKind, InheritedFds
 from wg4netnsd.tunnel import record, resolvconf
 from wg4netnsd.tunnel.lifecycle import State
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
@@ -58,12 +58,12 @@ def _adopt_tunnel(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
     written = record.read_newest(fds.pop_records())
     if written.name != name:
         raise Unreadable(f"its record is that of another tunnel, {written.name}")
-    if Kind.TUN not in fds:
+    if FdKind.TUN not in fds:
         raise Unreadable("its TUN is missing")
     with contextlib.ExitStack() as stack:
         namespace = Netns(-1, NetnsId(*written.netns))
         stack.callback(namespace.close)
-        for fd in fds.pop_fds(Kind.NETNS) or ():
+        for fd in fds.pop_fds(FdKind.NETNS) or ():
             namespace.fd = fd
         if lease := _lease(written, fds):
             stack.callback(lease.close)
@@ -75,16 +75,16 @@ def _adopt_tunnel(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
 def _lease(written: Record, fds: InheritedFds) -> Lease | None:
     if written.lifetime is not Lifetime.LEASE:
         return None
-    for fd in fds.pop_fds(Kind.LEASE) or ():
+    for fd in fds.pop_fds(FdKind.LEASE) or ():
         return Lease(fd)
     raise Unreadable("its lease ended while there was no daemon")  # systemd has closed it
 
 
 async def _end_tunnel(fds: InheritedFds) -> None:
     """End a tunnel's engine and interface, and remove its fds from the store."""
-    for pidfd in fds.pop_fds(Kind.PIDFD) or ():
+    for pidfd in fds.pop_fds(FdKind.PIDFD) or ():
         await _kill(pidfd)
-    fds.remove(*Kind)
+    fds.remove(*FdKind)
     fds.close()
 
 

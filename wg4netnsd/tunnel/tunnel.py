@@ -24,7 +24,7 @@ from wg4netnsd.engine import uapi
 from wg4netnsd.engine.backoff import Backoff
 from wg4netnsd.peers.peers import Peers
 from wg4netnsd.systemd import journal
-from wg4netnsd.systemd.fdstore import FdStore, Kind
+from wg4netnsd.systemd.fdstore import FdKind, FdStore
 from wg4netnsd.tunnel import reconfigure
 from wg4netnsd.tunnel.engine_slot import RETRYABLE, EngineSlot
 from wg4netnsd.tunnel.lifecycle import Lifecycle, State
@@ -236,7 +236,7 @@ class Tunnel:
         why = None
         peers = self.spec.config.peers
         with contextlib.closing(saved.fds) as fds:
-            self.link.adopt_tun(*fds.pop_fds(Kind.TUN) or (-1,))
+            self.link.adopt_tun(*fds.pop_fds(FdKind.TUN) or (-1,))
             if self.link.is_gone:
                 raise _InterfaceGone
             self.resolv_conf.try_write(self.spec.dns)
@@ -305,7 +305,7 @@ class Tunnel:
         self.lifecycle.close_reason = self.lifecycle.close_reason or await self.link.why_gone()
         self.lifecycle.enter_state(State.STOPPING, self.lifecycle.close_reason)
         # First the record, or the next daemon would adopt the tunnel.
-        self._fd_store.remove(Kind.RECORD, Kind.NEXT_RECORD)
+        self._fd_store.remove(FdKind.RECORD, FdKind.NEXT_RECORD)
         self.peers.close()
         try:
             await self.engine.stop_now()  # waits for a cancelled change to end
@@ -352,11 +352,11 @@ class Tunnel:
 
     def _store(self) -> None:
         """Have systemd hold the tunnel's fds and its record: from now on it can be adopted."""
-        self._fd_store.put(Kind.TUN, self.link.tun_fd)
+        self._fd_store.put(FdKind.TUN, self.link.tun_fd)
         if self.link.netns.fd >= 0:
-            self._fd_store.put(Kind.NETNS, self.link.netns.fd)
+            self._fd_store.put(FdKind.NETNS, self.link.netns.fd)
         if self._lease and self._lease.fd >= 0:  # else it ended just now
-            self._fd_store.put(Kind.LEASE, self._lease.fd)
+            self._fd_store.put(FdKind.LEASE, self._lease.fd)
         self._records.start(1)
         self._record()
 
@@ -391,7 +391,7 @@ class Tunnel:
         self._observer.state_changed(new, old, reason)
 
     def _link_changed(self, what: str) -> None:
-        self._log.warning("by the namespace's owner: %s", what)
+        self._log.warning("the namespace's owner changed the interface: %s", what)
         self._changed({"interface", "link_state"})
 
     def report_error(self, error: errors.Error) -> None:

@@ -89,7 +89,7 @@ def _start(binary: Path) -> tuple[str, list[str]]:
                 timeout=_TIME,
             )
         told = [events.parse(line) for line in lines]
-    lacks = [str(event) for event in told if isinstance(event, events.Lacks)]
+    lacks = [str(event) for event in told if isinstance(event, events.Lack)]
     words = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].strip()
     return words or (f"status {done.returncode}" if done.returncode else ""), lacks
 
