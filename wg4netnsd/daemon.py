@@ -98,7 +98,7 @@ async def _serve(
         log.critical("%s", error)
         return EXIT_CONFIG if isinstance(error, NameTaken) else EXIT_NO_BUS
     gc.freeze()  # keep modules and classes out of every later collection
-    host = _watch_host(service.manager)
+    host_watch = _watch_host(service.manager)
     checks = asyncio.create_task(_run_checks(service.manager))
     notify.ready()
     log.info("ready")
@@ -113,17 +113,17 @@ async def _serve(
     status = await _first_end(ends)
 
     checks.cancel()
-    host.close()
+    host_watch.close()
     if status == EXIT_NO_BUS and notify.is_supervised():
         # If we ended before the bus's own process, systemd would connect to that dead bus and do
         # nothing else for 90 s (v252: manager_recheck_dbus(), then sd_bus_flush()).
         await wait_for_bus(BUS_TIME)
-    if succeeded := await _has_successor(status):
+    if handing_over := await _has_successor(status):
         notify.stopping("the next daemon adopts the tunnels")
     else:
         notify.stopping("closing all tunnels")
         await service.manager.close_all("the daemon is ending")
-    await bus.close(patiently=not succeeded)
+    await bus.close(patiently=not handing_over)
     log.info("stopped")
     return status
 

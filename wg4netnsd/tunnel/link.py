@@ -53,7 +53,7 @@ class Link:
         self._report_change = changed
         self._report_gone = gone
         self._watch: LinkWatch | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -115,8 +115,8 @@ class Link:
 
     async def close(self) -> None:
         """Destroy the interface, and return when the kernel has reported its end."""
-        if self._watching:
-            self._watching.cancel()
+        if self._watch_task:
+            self._watch_task.cancel()
         if self.tun_fd >= 0:
             # Closing the last fd destroys the interface, which takes the kernel tens of ms (RCU).
             fd, self.tun_fd = self.tun_fd, -1
@@ -150,10 +150,10 @@ class Link:
 
     def _restart_watch(self) -> None:
         """Watch the interface again, in whatever namespace it is now."""
-        self._watching = asyncio.create_task(self._watch_anew(), name="link watch")
-        self._watching.add_done_callback(log_failure)
+        self._watch_task = asyncio.create_task(self._ask_for_watch(), name="link watch")
+        self._watch_task.add_done_callback(log_failure)
 
-    async def _watch_anew(self) -> None:
+    async def _ask_for_watch(self) -> None:
         try:
             watched = await self._agent.watch(self.tun_fd)
         except errors.Error as error:  # it has ended, or its namespace is not ours to enter
