@@ -172,13 +172,10 @@ class Engine:
             await self.set(uapi.encode_listen_port(port))
         except uapi.PortInUse as refusal:
             try:
-                await self.set(
-                    uapi.encode_listen_port(old_port)
-                )  # else it would have no socket at all
+                # Without this it would have no socket at all.
+                await self.set(uapi.encode_listen_port(old_port))
             except uapi.PortInUse:
-                raise EngineFailed(
-                    "ListenPort: the new and the old port are in use on the host"
-                ) from None
+                raise EngineFailed("ListenPort: the old port is in use by now too") from None
             raise refusal from None
 
     async def status(self) -> uapi.DeviceStatus:

@@ -83,7 +83,7 @@ class EngineSlot:
         self._serves = False
         self._replacement_wanted = asyncio.Event()
         self._fault: errors.Error | None = None
-        self._last_vitals: Vitals | None = None  # when it last answered
+        self._vitals: Vitals | None = None  # when it last answered
         self._checking = False
 
     @property
@@ -134,7 +134,7 @@ class EngineSlot:
             raise await self._engine.exit_error()
         for kind, fd in zip(ENGINE_KINDS, self._engine.fds, strict=True):
             self._fd_store.put(kind, fd)
-        self._serves, self._last_vitals = True, None
+        self._serves, self._vitals = True, None
 
     async def adopt_engine(self, saved: SavedTunnel, spec: Spec) -> uapi.DeviceStatus:
         """Adopt the engine that an earlier daemon left running, and return its status.
@@ -156,7 +156,7 @@ class EngineSlot:
         refuse_own_key(spec.config, status.public_key)
         self._set_pid(self._engine.pid)
         self._set_identity(status.public_key, status.listen_port)
-        self._serves, self._last_vitals = True, None
+        self._serves, self._vitals = True, None
         return status
 
     def forward_events(self) -> None:
@@ -180,9 +180,8 @@ class EngineSlot:
                 await self._engine.process.kill(DEATH_TIME)
         async with self.lock:
             await self.stop()
-        rundir.remove_file(
-            self._socket_path
-        )  # also left by an engine that ended while there was no daemon
+        # There may be a socket without an engine: that may have ended while there was no daemon.
+        rundir.remove_file(self._socket_path)
 
     def request_replacement(self, why: errors.Error | None = None) -> None:
         """Request another engine: because of `why`, or because a client asked for it."""
@@ -279,9 +278,7 @@ class EngineSlot:
         if vitals.memory > MAX_MEMORY:
             why = errors.EngineFailed(f"wireguard-go uses {vitals.memory >> 20} MiB")
             self.request_replacement(why)
-        elif (
-            vitals.stopped or self._last_vitals is None or vitals.cpu_ns != self._last_vitals.cpu_ns
-        ):
+        elif vitals.stopped or self._vitals is None or vitals.cpu_ns != self._vitals.cpu_ns:
             self._checking = True
             try:
                 await self.queue_status()
@@ -290,7 +287,7 @@ class EngineSlot:
                     self.request_replacement(error)
             finally:
                 self._checking = False
-            self._last_vitals = engine.process.vitals()
+            self._vitals = engine.process.vitals()
 
     def _set_identity(self, public_key: str, listen_port: int) -> None:
         changed = {"public_key"} if public_key != self.public_key else set()

@@ -121,10 +121,8 @@ def _engines_in_our_cgroup() -> set[int]:
     if not notify.is_supervised() or not unit.name():
         return set()
     found = set()
-    for root in (
-        "/sys/fs/cgroup",
-        "/sys/fs/cgroup/unified",
-    ):  # the latter if cgroup v1 is mounted too
+    # Beside cgroup v1, the unified hierarchy is the second one.
+    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
         with contextlib.suppress(OSError):
             pids = Path(f"{root}{unit.cgroup()}/cgroup.procs").read_text().split()
             found |= {int(pid) for pid in pids if _program(pid) == _ENGINE}
