@@ -1,4 +1,4 @@
-"""`wg4netnsctl` as a user has it: in a pipe, and on a terminal."""
+"""`wg4netnsctl` as users run it: in a pipe and on a terminal."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ PROGRAM = Path(sys.executable).parent / "wg4netnsctl"
 
 
 class Ctl:
-    """The installed wg4netnsctl on a bus, with configurations of its own."""
+    """The installed wg4netnsctl on a bus, with its own configurations."""
 
     def __init__(self, address: str, directory: Path) -> None:
         self.configurations = directory / "config/wg4netnsd"
@@ -29,14 +29,14 @@ class Ctl:
         }
 
     def write(self, name: str, text: str) -> str:
-        """NAME's configuration, which is to be called by NAME."""
+        """Write a configuration and return its name, for the command line."""
         path = self.configurations / f"{name}.conf"
         path.write_text(text)
         path.chmod(0o600)
         return name
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """To its end; the status is the caller's to judge."""
+        """Run it to its end; the caller checks the status."""
         options = {"stdin": subprocess.DEVNULL, "timeout": 30} | options
         if "input" in options:
             del options["stdin"]
@@ -45,7 +45,7 @@ class Ctl:
         )
 
     def check(self, *arguments: str, **options: Any) -> str:
-        """What it prints; it must succeed."""
+        """Run it and return its output; it must succeed."""
         done = self.run(*arguments, **options)
         assert done.returncode == 0, f"{arguments}: status {done.returncode}: {done.stderr}"
         return done.stdout
@@ -78,24 +78,24 @@ class Terminal:
         os.write(self._fd, keys.encode())
 
     def wait_screen(self, text: str) -> None:
-        """Return when the program has written that."""
+        """Wait until the program has written this text."""
         deadline = time.monotonic() + PATIENCE
         while text not in self.screen:
             assert time.monotonic() < deadline, f"no {text!r} on the terminal: {self.screen!r}"
             self._read(0.1)
 
     def wait_status(self) -> int:
-        """How the program ended, as waitstatus_to_exitcode() has it; with all that it wrote."""
+        """Wait for the program's end and output; the status of waitstatus_to_exitcode()."""
         (_, status), *_ = wait_for(self._ended, "it has ended")
         self._read(0)
         return os.waitstatus_to_exitcode(status)
 
     def _ended(self) -> list[tuple[int, int]]:
-        self._read(0)  # or it may wait for room
+        self._read(0)  # it may be waiting for room
         return [found for found in [os.waitpid(self.pid, os.WNOHANG)] if found[0]]
 
     def _read(self, patience: float) -> None:
-        with contextlib.suppress(OSError):  # EIO: nobody has its other side any more
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
             while select.select([self._fd], [], [], patience)[0]:
                 data = os.read(self._fd, 65536)
                 if not data:
@@ -104,7 +104,7 @@ class Terminal:
                 patience = 0
 
     def hang_up(self) -> None:
-        """As when the window is closed."""
+        """Close the terminal, as when its window is closed."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -114,6 +114,6 @@ class Terminal:
 
     def close(self) -> None:
         self.hang_up()
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it has been waited for
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it was waited for
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)

@@ -1,4 +1,4 @@
-"""`wg4netnsctl doctor`, asked as JSON."""
+"""`wg4netnsctl doctor --json`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class Finding(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The lines of the advice that are to be copied."""
+        """The lines of advice to copy."""
         lines = (self.advice or "").splitlines()
         return [line.strip() for line in lines if line.startswith("    ")]
 
@@ -26,8 +26,8 @@ class Finding(NamedTuple):
 def ask(
     *enter: str, env: Mapping[str, str] | None = None, program: Sequence[str] = (str(PROGRAM),)
 ) -> dict[str, Finding]:
-    """What it finds, by the checks' ids, when it is run by `enter` and with these variables more;
-    an empty one is unset."""
+    """Run it with the prefix `enter` and these variables; an empty one is unset. Returns its
+    findings by the checks' ids."""
     environment = {name: value for name, value in (os.environ | (env or {})).items() if value}
     done = subprocess.run(
         [*enter, *program, "doctor", "--json"],
@@ -40,7 +40,7 @@ def ask(
 
 
 def read(output: str, status: int, errors: str = "") -> dict[str, Finding]:
-    """What it printed; its status has to fit."""
+    """Parse its output; its status must match."""
     assert errors == ""
     findings = [Finding(**each) for each in json.loads(output)]
     assert status == any(each.status == "problem" for each in findings)

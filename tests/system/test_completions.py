@@ -1,4 +1,4 @@
-"""What bash, zsh and fish offer at the end of a wg4netnsctl's command line, each asked itself."""
+"""The completions that bash, zsh and fish themselves offer for wg4netnsctl."""
 
 import os
 import re
@@ -24,7 +24,7 @@ INSTALLED = Path(sys.prefix) / "share"
 BASH = """
 . /usr/share/bash-completion/bash_completion
 . "$1"
-compopt() { :; } # it wants a completion that readline has begun
+compopt() { :; } # works only in a completion by readline
 COMP_LINE=$2 COMP_POINT=${#2} COMP_WORDS=("${@:3}") COMP_CWORD=$(($# - 3))
 _wg4netnsctl
 printf '%s\\n' "${COMPREPLY[@]}"
@@ -32,7 +32,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 Offered = Callable[..., list[set[str]]]
-"""Of command lines without their first word."""
+"""The words offered for each command line; these lack the first word."""
 
 
 def bash(lines: list[str]) -> list[list[str]]:
@@ -72,7 +72,7 @@ def offered(request: pytest.FixtureRequest) -> Offered:
     def ask(*lines: str) -> list[set[str]]:
         answers = request.param([f"wg4netnsctl {line}" for line in lines])
         assert len(answers) == len(lines)
-        # As they go into the line: bash's are what is after the =, fish's all of it.
+        # bash offers the part after the =, fish the whole word.
         return [{each.strip().split("=")[-1] for each in answer} - {""} for answer in answers]
 
     return ask
@@ -108,7 +108,7 @@ def test_values(offered: Offered) -> None:
 
 
 def test_configurations(offered: Offered, home: Path) -> None:
-    """Names, files, and directories that may have some; no other files."""
+    """Names, configuration files and directories are offered; no other files."""
     for found in offered("run ", "up --json ", "attach --name=x --pid 1 ", "reload office "):
         assert {each.rstrip("/") for each in found} == {"home", "work", "here.conf", "directory"}
 
@@ -134,7 +134,7 @@ def test_tunnels(
     one = ("exec ", "shell ", "show ", "reload ", "restart ", "wg ")
     assert offered(*many, *one) == [{"office"}] * 8
     for found in offered("shell office ", "restart office "):
-        assert found <= {"-h", "--help"}  # which zsh offers where nothing else is left
+        assert found <= {"-h", "--help"}  # zsh offers these when nothing else is left
 
 
 def test_what_is_run_is_completed_as_by_itself(offered: Offered, home: Path) -> None:
@@ -158,7 +158,7 @@ def test_setup_puts_them_where_the_shells_look(home: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's, with configurations, and the working directory."""
+    """The user's home with configurations, and a working directory."""
     known = tmp_path / ".config/wg4netnsd"
     known.mkdir(parents=True)
     for name in ("home.conf", "work.conf", "old.conf~"):

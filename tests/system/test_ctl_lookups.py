@@ -1,4 +1,4 @@
-"""Where the look-ups of `wg4netnsctl run` and `exec` go: by a tunnel to a name server, or nowhere.
+"""Look-ups in `wg4netnsctl run` and `exec`: through the tunnel to a name server, or nowhere.
 
 ┌─ a namespace ─────────────┐            ┌─ another ─────────────────┐
 │  getent, dig, musl, Go    │            │  DNS: 198.51.100.7 to all │
@@ -31,12 +31,12 @@ ANSWER = "198.51.100.7"
 DNS = Path(__file__).parents[1] / "support/dns.py"
 MARKER = "marker-of-this-test"
 NAME = f"{MARKER}.example"
-SHORT = ("timeout", "1")  # musl takes 5 s to see that nobody answers
+SHORT = ("timeout", "1")  # musl waits 5 s for an answer
 
 
 @pytest.fixture
 def ctl(daemon: Daemon, client: Client, namespace: MakeNamespace, directory: Path) -> Iterator[Ctl]:
-    """`desk`, a configuration whose far end has a name server; and `mute`, the same without DNS."""
+    """Configurations: `desk`, whose far end has a name server; `mute`, the same without DNS."""
     ctl = Ctl(daemon.address, directory)
     far, desk, inside = keys(), keys(), namespace()
     server = (
@@ -76,8 +76,8 @@ def test_look_ups_leave_through_the_tunnel_alone(
         seen = capture.finish()
     assert not seen.leaks
     assert (seen.found, seen.missed) == (0, 0)
-    assert seen.packets["lo"] > 0  # of wireguard-go
-    with Capture(control, MARKER.encode()) as capture:  # which notices what does leave
+    assert seen.packets["lo"] > 0  # wireguard-go's packets
+    with Capture(control, MARKER.encode()) as capture:  # it notices the packets that leave
         subprocess.run([*SHORT, *command, NAME], capture_output=True)
         assert capture.finish().leaks
 
@@ -102,7 +102,7 @@ def test_search_domains(ctl: Ctl) -> None:
 
 
 def test_the_directory_one_is_in(ctl: Ctl) -> None:
-    """Files of /etc by a path that begins there are the tunnel's too."""
+    """The tunnel's files show even at paths that start in the current directory /etc."""
     for path in ("/etc", "/etc/apt"):
         relative = os.path.relpath("/etc/resolv.conf", path)
         assert "10.77.0.1" in ctl.check("run", "desk", "--", "cat", relative, cwd=path)

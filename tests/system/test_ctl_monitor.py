@@ -30,7 +30,7 @@ from support.stage import Stage, keys
 
 
 class Monitor:
-    """`wg4netnsctl monitor`, whose output goes into a file."""
+    """A running `wg4netnsctl monitor` that writes to a file."""
 
     def __init__(self, address: str, directory: Path, *arguments: str, **environment: str) -> None:
         self.output, self.errors = directory / "output", directory / "errors"
@@ -45,7 +45,7 @@ class Monitor:
 
     @property
     def lines(self) -> list[str]:
-        """Those that are complete."""
+        """The complete lines so far."""
         *complete, _ = self.output.read_text().split("\n")
         return complete
 
@@ -54,7 +54,7 @@ class Monitor:
         return [json.loads(line) for line in self.lines]
 
     def wait_line(self, *parts: str) -> str:
-        """The first line that has all these in it."""
+        """Wait for a line with all these words, and return the first one."""
         return wait_for(lambda: self._line(parts), f"a line with {parts}")
 
     def has_line(self, *parts: str) -> bool:
@@ -70,14 +70,14 @@ class Monitor:
         return next((each for each in self.events if wanted.items() <= each.items()), {})
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Its status, after a signal."""
+        """Send it a signal and return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(10)
 
 
 @pytest.fixture
 def monitor() -> Iterator[Callable[..., Monitor]]:
-    """Starts them: monitor(address, *arguments, **environment). They end well and say nothing."""
+    """Start monitors: monitor(address, *arguments, **environment). Each must end without errors."""
     with contextlib.ExitStack() as stack:
         started: list[Monitor] = []
 
@@ -89,14 +89,14 @@ def monitor() -> Iterator[Callable[..., Monitor]]:
 
         yield start
         for each in started:
-            if each.process.returncode is None:  # no test has seen it end
+            if each.process.returncode is None:  # the test has not waited for it
                 assert each.end() == 0
                 assert each.errors.read_text() == ""
 
 
 @pytest.fixture
 def own_bus(bus_program: str) -> Iterator[Bus]:
-    """One that nothing else is on."""
+    """A bus with no other clients."""
     with tempfile.TemporaryDirectory(prefix="wg-") as directory:
         started = Bus(Path(directory), program=bus_program)
         yield started
@@ -104,12 +104,12 @@ def own_bus(bus_program: str) -> Iterator[Bus]:
 
 
 def conf(interface: str = "") -> str:
-    """Without a peer."""
+    """A configuration without a peer."""
     return f"[Interface]\nPrivateKey = {key()}\nAddress = 10.9.0.2/24\n{interface}"
 
 
 def assert_consistent(events: list[dict[str, Any]]) -> None:
-    """Each thing is added before all else, and changes from what it was said to be."""
+    """Each tunnel and peer is added first, and each change begins at the last state reported."""
     known: dict[tuple[Any, ...], str] = {}
     for event in events:
         tunnel, peer = event.get("tunnel"), event.get("peer")
@@ -230,7 +230,7 @@ def test_what_there_is_comes_first(
 
 
 def test_a_locale_without_arrows(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
-    """Any text can be shown, if not well."""
+    """Any text can be printed, with replacements."""
     watching = monitor(own_bus.address, PYTHONIOENCODING="ascii")
     watching.wait_line("is not running")
     with Played(own_bus.address) as played:
@@ -297,7 +297,7 @@ def test_a_daemon_that_ends_when_it_is_asked(own_bus: Bus, monitor: Callable[...
     with Played(own_bus.address) as without_a_word:
         without_a_word.asked()
     with Played(own_bus.address) as ending:
-        # It asks once more if it hears of the new owner only after its first question.
+        # It asks again if it learns of the new owner only after its first call.
         ending.refuse_until(lambda: watching.has_line("is running"), "ShuttingDown")
     with Played(own_bus.address) as another:
         another.answer(another.asked(), {})
@@ -348,7 +348,7 @@ def test_a_signal_ends_it(
 
 
 def test_a_signal_ends_it_though_nobody_reads(own_bus: Bus) -> None:
-    """It waits for room in its pipe, and not for that of what it could not write."""
+    """It is waiting for room in its pipe; after the signal it does not wait to write the rest."""
     many = {}
     for number in range(100):
         many |= objects("idle", name=f"t{number}")
@@ -369,7 +369,7 @@ def _size(unread: IO[str]) -> int:
 
 
 def test_nobody_reads_on(own_bus: Bus) -> None:
-    """It ends at once, not only with the next line."""
+    """It ends at once, not only at the next line."""
     command = f"{CTL} monitor | head -n 1; echo ${{PIPESTATUS[0]}}"
     environment = os.environ | {"DBUS_SESSION_BUS_ADDRESS": own_bus.address}
     done = subprocess.run(
@@ -387,7 +387,7 @@ def test_nobody_reads_on(own_bus: Bus) -> None:
 def test_only_the_daemons_signals_are_listened_to(
     daemon: Daemon, client: Client, namespace: MakeNamespace, monitor: Callable[..., Monitor]
 ) -> None:
-    """Others' are not, be they for all or for it alone, which the bus delivers unasked."""
+    """Others' signals are ignored, also those sent to it alone, which the bus delivers unasked."""
     watching = monitor(daemon.address)
     watching.wait_line("is running")
     watcher = unique_name(client, watching.process.pid)
@@ -413,7 +413,7 @@ def test_only_the_daemons_signals_are_listened_to(
 
 
 def unique_name(client: Client, pid: int) -> str:
-    """Of a process's connection."""
+    """The unique name of a process's connection."""
     connections = [name for name in client.bus("ListNames") if name.startswith(":")]
     return next(
         name for name in connections if client.bus("GetConnectionUnixProcessID", "s", name) == pid
@@ -428,19 +428,19 @@ def test_nothing_is_lost_and_nothing_shown_twice(
     monitor: Callable[..., Monitor],
     tmp_path: Path,
 ) -> None:
-    """The stream, then the snapshot: what happens before, between and after them."""
+    """Events before, between and after the beginning of the stream and the snapshot."""
     before = client.create(namespace(), conf(), name="before")
     again = client.create(namespace(), conf(), name="again")
     with Relay(daemon.address, tmp_path) as relay:
         watching = monitor(relay.address, "--json")
 
-        relay.hold("GetManagedObjects")  # it listens, and has not asked
+        relay.hold("GetManagedObjects")  # it listens, but has not asked yet
         client.create(namespace(), conf(), name="during")
         client.close_tunnel(again)
         again = client.create(namespace(), conf(), name="again")
         brief = client.create(namespace(), conf(), name="brief")
         client.close_tunnel(brief)
-        relay.pass_call()  # the daemon has told, but we have not heard it yet
+        relay.pass_call()  # the daemon has answered, but the answer is held
         client.create(namespace(), conf(), name="after")
         client.tunnel(again, "Restart")
         client.close_tunnel(before)
@@ -461,7 +461,7 @@ def test_nothing_is_lost_and_nothing_shown_twice(
 
 
 def test_a_flood(own_bus: Bus, monitor: Callable[..., Monitor]) -> None:
-    """Before the snapshot is here, and after it."""
+    """The tunnel is replaced before the snapshot arrives, or after it."""
     count = 500
     with Played(own_bus.address) as played:
         watching = monitor(own_bus.address, "--json")

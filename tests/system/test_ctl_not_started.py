@@ -1,4 +1,4 @@
-"""What `wg4netnsctl` says where the bus can't start the daemon. Each bus has words of its own."""
+"""Errors and hints when the bus can't start the daemon. Each bus has its own wording."""
 
 from pathlib import Path
 
@@ -36,6 +36,6 @@ def test_its_unit_is_masked(installed: UserManager, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bus_program", [BROKER], indirect=True)
 def test_it_fails_at_its_start(installed: UserManager, tmp_path: Path) -> None:
-    """dbus-daemon is not told by systemd 252, and says so after two minutes."""
+    """systemd 252 does not tell dbus-daemon, which times out after two minutes."""
     with changed(installed, *program("/bin/false"), "Restart=no"):
         assert_not_started(installed, tmp_path, "startup job failed", DOCTOR)

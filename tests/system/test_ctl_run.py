@@ -1,4 +1,4 @@
-"""`wg4netnsctl run`: a command behind a tunnel, and nothing of either when it is over."""
+"""`wg4netnsctl run`: a command behind a tunnel; nothing of either is left at the end."""
 
 import os
 import re
@@ -34,10 +34,10 @@ ENDING = sorted(
     }
     | {signal.SIGKILL}
 )  # fmt: skip
-"""The signals that end a process unless it takes care; signal(7)."""
+"""The signals that end a process by default; signal(7)."""
 
 ENDINGS_TRIED = depth(
-    [  # by the terminal, by a request, by a fault with a core dump, by a timer, and without appeal
+    [  # from a terminal, on request, a fault with a core dump, a timer, SIGKILL
         signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGSEGV,
         signal.SIGALRM, signal.SIGKILL,
     ],
@@ -45,7 +45,7 @@ ENDINGS_TRIED = depth(
 )  # fmt: skip
 
 STAYS = "setsid sleep 1000 & echo $! $(readlink /proc/self/ns/net); exec sleep 1000"
-"""A command that leaves something behind where it can."""
+"""A command that leaves a background process, in a session of its own."""
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_its_only_way_out_is_the_tunnel(ctl: Ctl, stage: Stage) -> None:
 
 
 def test_ping_without_a_privilege(ctl: Ctl, stage: Stage, tmp_path: Path) -> None:
-    """As Debian has it from 13 on: a copy has no file capability."""
+    """ping as on Debian 13: the copy has no file capability."""
     ping = shutil.copyfile("/bin/ping", tmp_path / "ping")
     ping.chmod(0o755)
     ctl.check("run", "office", "--", str(ping), "-c1", "-W5", stage.far.ipv4)
@@ -117,7 +117,7 @@ def test_orphans_are_collected(ctl: Ctl) -> None:
 
 
 def test_two_of_one_name_at_once(ctl: Ctl) -> None:
-    """Each in a PID namespace of its own, where pids are the same."""
+    """Each runs in its own PID namespace, where PIDs are the same."""
     inner = f"'{PROGRAM}' run office -- sh -c 'echo $WG4NETNS; cat'"
     running = [
         ctl.popen("run", "office", "--", "sh", "-c", inner, stdin=subprocess.PIPE) for _ in range(2)
@@ -147,7 +147,7 @@ def test_its_environment_is_ours(ctl: Ctl) -> None:
 
 def test_its_signals_are_ours(ctl: Ctl) -> None:
     def prepare() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some supervisors have it
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some supervisors do
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
@@ -161,7 +161,7 @@ def test_no_descriptor_of_ours(ctl: Ctl) -> None:
     script = "for fd in /proc/self/fd/*; do echo ${fd##*/}; done"
     for pids in ((), ("--share-pids",)):
         said = ctl.check("run", *pids, "office", "--", "bash", "-c", script)
-        assert set(map(int, said.split())) <= {0, 1, 2, 3}  # the last is the shell's own, of /proc
+        assert set(map(int, said.split())) <= {0, 1, 2, 3}  # 3 is the shell's, for /proc
 
 
 def test_a_configuration_by_path_or_pipe(ctl: Ctl, stage: Stage, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_killed(ctl: Ctl, number: signal.Signals) -> None:
     assert running.stdout
     netns = running.stdout.readline().split()[1]
     processes = descendants(running.pid)
-    assert len(processes) >= 3  # init, the command, what it has left
+    assert len(processes) >= 3  # init, the command, its background process
     assert len(in_netns(netns)) >= 3
     running.send_signal(number)
     status = running.wait(10)
@@ -254,7 +254,7 @@ def test_its_init_killed(ctl: Ctl) -> None:
 
 
 def in_netns(netns: str) -> set[int]:
-    """The processes of ours that are in a namespace."""
+    """Our processes in a namespace."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -283,7 +283,7 @@ def test_control_c_is_the_commands(ctl: Ctl) -> None:
     with ctl.terminal("run", "office", "--", "sh", "-c", script) as terminal:
         terminal.wait_screen("ready")
         terminal.type("\x03")
-        terminal.wait_screen("trapped 1")  # once: from the terminal alone
+        terminal.wait_screen("trapped 1")  # once: only from the terminal
         terminal.type("\x03")
         terminal.wait_screen("trapped 2")
         assert "trapped 3" not in terminal.screen

@@ -31,7 +31,7 @@ def ctl(daemon: Daemon, client: Client, stage: Stage, directory: Path) -> Iterat
 
 @pytest.fixture
 def own() -> Iterator[Path]:
-    """The user's own configuration, which is not there yet."""
+    """The path of the user's configuration, which does not exist yet."""
     OWN.parent.mkdir(mode=0o700)
     yield OWN
     OWN.unlink()
@@ -50,7 +50,7 @@ def test_it_reads_what_it_reads_outside(ctl: Ctl, host: str) -> None:
 
 
 def test_the_users_own_may_be_of_roots(ctl: Ctl, own: Path) -> None:
-    """As home-manager makes it, in Nix's store."""
+    """home-manager makes it a link into Nix's store."""
     own.symlink_to("/run/ssh/config")
     assert "\nport 4242\n" in ctl.check("run", "office", "--", "ssh", "-G", "config.test")
 

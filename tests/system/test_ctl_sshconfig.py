@@ -1,4 +1,4 @@
-"""Which files of root's ssh would read."""
+"""The root-owned files that ssh would read."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from wg4netnsd.ctl import sshconfig
 
-ROOTS = Path("/etc/hostname")  # short, and for all to read
+ROOTS = Path("/etc/hostname")  # short and readable for all
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_an_include_of_a_file_of_roots(system: Path, line: str) -> None:
 
 
 def test_includes_of_includes_once_each(system: Path, tmp_path: Path) -> None:
-    """Of ours none is copied, nor a directory, nor what is too long; and circles end."""
+    """Our own files, directories and long files are not copied; loops end."""
     system.write_text(f"Include {tmp_path}/*.conf /etc /usr/bin/bash\n")
     (tmp_path / "ours.conf").write_text(f"Include {tmp_path}/ours.conf {tmp_path}/link\n")
     (tmp_path / "link").symlink_to(ROOTS)

@@ -1,4 +1,4 @@
-"""`up` and what one does with a tunnel that is up: `exec`, `show`, `reload`, `wg`, `down`, …"""
+"""`up`, and the commands for a tunnel that is up: `exec`, `show`, `reload`, `wg`, `down`, …"""
 
 import json
 import os
@@ -28,7 +28,7 @@ def ctl(daemon: Daemon, client: Client, stage: Stage, directory: Path) -> Iterat
     ctl.write("office", stage.conf(0, DNS="198.51.100.1, example.com"))
     yield ctl
     for name, _, _ in client.tunnels():
-        ctl.run("down", name)  # or it ends by itself just now, with its namespace
+        ctl.run("down", name)  # it may be ending by itself, with its namespace
     wait_for(lambda: client.tunnels() == [], "all are down")
 
 
@@ -55,7 +55,7 @@ def test_up_exec_down(ctl: Ctl, client: Client, stage: Stage) -> None:
 
 
 def test_exec_is_the_command_itself(ctl: Ctl, office: str) -> None:
-    """So that a service manager's main process is it, and its signals reach it."""
+    """So a service manager sees it as the main process, and its signals reach it."""
     running = ctl.popen("exec", office, "--", "sh", "-c", "echo $$; exec sleep 1000")
     assert running.stdout
     assert running.stdout.readline() == f"{running.pid}\n"
@@ -89,7 +89,7 @@ def test_attach(ctl: Ctl, namespace: MakeNamespace, client: Client, stage: Stage
     inside = namespace()
     assert ctl.check("attach", "--pid", str(inside.pid), "office") == "office\n"
     ping(inside, stage.far.ipv4)
-    ctl.check("exec", "office", "--", *PING, stage.far.ipv4)  # its owner's map: root there
+    ctl.check("exec", "office", "--", *PING, stage.far.ipv4)  # the owner's map makes us root there
     assert ctl.check("exec", "office", "id", "-u") == "0\n"
     other = namespace()
     ctl.check("attach", "--netns", other.path, "--name", "other", "--lifetime=persistent", "office")
@@ -218,7 +218,7 @@ def test_reload(ctl: Ctl, office: str, client: Client, stage: Stage) -> None:
     ((_, path, _),) = client.tunnels()
     engine = client.get(path, "EnginePID")
     ctl.write("office", stage.conf(0, MTU="1300"))
-    ctl.check("reload", office)  # the file of that name, read anew
+    ctl.check("reload", office)  # read the file of that name again
     assert client.get(path, "Mtu") == 1300
     ctl.write("other", stage.conf(0, MTU="1310", PostUp="true"))
     refused = ctl.run("reload", office, "other")
@@ -317,11 +317,11 @@ def test_wg(ctl: Ctl, office: str, stage: Stage) -> None:
     peer = ("peer", stage.far.public_key, "persistent-keepalive", "7")
     ctl.check("wg", office, "set", "wg0", *peer)
     assert "\t7\n" in ctl.check("wg", office, "show", "wg0", "persistent-keepalive")
-    assert ctl.check("wg", office, "show", "interfaces") == "wg0\n"  # and no other's
+    assert ctl.check("wg", office, "show", "interfaces") == "wg0\n"  # and no other interface
 
 
 def test_wg_reads_files_of_the_hosts(ctl: Ctl, office: str, stage: Stage, tmp_path: Path) -> None:
-    """Also those in /run, where its sockets are."""
+    """Files in /run are readable too, where its sockets are."""
     before = set(os.listdir("/run"))
     for directory in (tmp_path, SMALL):
         key = directory / "psk"

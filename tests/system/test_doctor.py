@@ -1,4 +1,4 @@
-"""`wg4netnsctl doctor`: what it says where all is well, and how it looks."""
+"""`wg4netnsctl doctor`: its findings where all is well, and its layout."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def test_nothing_is_amiss_on_the_stage(installed: UserManager) -> None:
     assert found["session-bus"].found == f"unix:path={installed.runtime}/bus"
     assert found["daemon"].found.startswith("is not running")
     assert re.fullmatch(r"wireguard-go v[\d.]+, static, .*", found["engine"].found)
-    # Nothing was started, and nothing stays.
+    # It started nothing and left nothing behind.
     assert installed.property(UNIT, "ActiveState") == "inactive"
     assert of_program("wireguard-go") == set()
     assert of_program("wg4netnsctl") == set()

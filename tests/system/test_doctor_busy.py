@@ -1,4 +1,4 @@
-"""`wg4netnsctl doctor` on a machine that is busy: what is slow is not broken."""
+"""`wg4netnsctl doctor` on a busy machine: slow answers are not problems."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from support.daemon import Daemon
 from support.doctor import ask, problems
 
 DELAY = 1.5
-"""Seconds; longer than a machine that has other things to do keeps anybody waiting."""
+"""Seconds; longer than a busy machine delays an answer."""
 
 
 @contextlib.contextmanager

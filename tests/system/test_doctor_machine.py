@@ -1,4 +1,4 @@
-"""`wg4netnsctl doctor` where the machine is amiss: TUN, namespaces, limits, programs, engine."""
+"""`wg4netnsctl doctor` on faulty machines: TUN, namespaces, limits, programs, engine."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ IN_USERNS = ("unshare", "--user", "--map-root-user")
 
 
 def within(script: str, *options: str) -> list[str]:
-    """To run it in namespaces of its own, after a script there."""
+    """A prefix that runs a command in new namespaces, after a script."""
     return [*IN_USERNS, *options, "sh", "-ec", f'{script}\nexec "$@"', "sh"]
 
 
@@ -33,7 +33,7 @@ def within(script: str, *options: str) -> list[str]:
 
 @pytest.fixture
 def ask_from(stage: Stage, tmp_path: Path) -> Iterator[Callable[[str], dict[str, Finding]]]:
-    """Asks in the mount namespace of one of the stage's other buses, by an activation there."""
+    """Run doctor in the mount namespace of another of the stage's buses, which activates it."""
     files: list[Path] = []
 
     def ask(runtime: str) -> dict[str, Finding]:
@@ -48,7 +48,7 @@ def ask_from(stage: Stage, tmp_path: Path) -> Iterator[Callable[[str], dict[str,
         )
         with Client(f"unix:path={runtime}/bus") as client:
             client.bus("ReloadConfig")
-            # It ends without having taken the name.
+            # It ends without taking the name.
             with pytest.raises(DBusError, match="exited with status 1"):
                 client.bus("StartServiceByName", "su", f"{NAME}.Doctor", 0)
         wait_for(status.exists, "doctor has ended")
@@ -89,7 +89,7 @@ def test_a_child_user_namespace_is_no_place_for_the_daemon() -> None:
 
 
 def test_a_bus_that_knows_us_by_another_uid(bus: Bus) -> None:
-    """As root in a user namespace; where uids are mapped to themselves, it need not know."""
+    """It does if we are root in a user namespace; if uids are mapped to themselves, it does not."""
     env = {"DBUS_SESSION_BUS_ADDRESS": bus.address}
     found = ask(*IN_USERNS, env=env)["session-bus"]
     assert (found.status, found.advice) == ("problem", "Fix 'host' first.")
@@ -106,7 +106,7 @@ def test_a_bus_that_knows_us_by_another_uid(bus: Bus) -> None:
     ],
 )
 def test_a_limit_of_none(limit: str, check: str, status: str) -> None:
-    """Of a user namespace's own, which binds all that are made in it."""
+    """The limit of a user namespace applies to all namespaces made in it."""
     path = f"/proc/sys/{limit.replace('.', '/')}"
     found = ask(*within(f"echo 0 >{path}"))[check]
     assert found.status == status
@@ -115,7 +115,7 @@ def test_a_limit_of_none(limit: str, check: str, status: str) -> None:
 
 
 def test_a_limit_that_is_reached() -> None:
-    """An outer one's: the namespace that we are in counts there, and our own limit is another."""
+    """The limit of the outer user namespace, where ours counts; ours has its own limit."""
     script = f'echo 1 >/proc/sys/user/max_user_namespaces\nset -- {" ".join(IN_USERNS)} "$@"'
     found = ask(*within(script))["user-namespaces"]
     assert found.status == "problem"
@@ -150,7 +150,7 @@ def test_a_chroot() -> None:
     [("unprivileged_userns_clone", 0), ("apparmor_restrict_unprivileged_userns", 1)],
 )
 def test_a_sysctl_of_a_distributions(name: str, value: int) -> None:
-    """No kernel at hand has them: their files are ours, and it is a chroot that forbids."""
+    """No kernel at hand has them: we make the files, and a chroot makes the kernel refuse."""
     sysctls = f"mount -t tmpfs none /proc/sys/kernel\necho {value} >/proc/sys/kernel/{name}"
     found = ask(*within(f"{sysctls}{CHROOT}", "--mount"))["user-namespaces"]
     assert found.status == "problem"
@@ -180,7 +180,7 @@ def test_a_proc_that_is_covered() -> None:
 
 
 def test_ipv6_that_is_switched_off() -> None:
-    """On the host; a new namespace has its own setting."""
+    """It is off on the host; a new namespace has its own setting."""
     off = "net.ipv6.conf.all.disable_ipv6"
     found = ask(*within(f"echo 1 >/proc/sys/{off.replace('.', '/')}", "--net"))
     assert found["ipv6"].status == "ok"
@@ -233,7 +233,7 @@ def test_programs_that_are_missing() -> None:
 
 
 def test_ids_that_a_user_lacks() -> None:
-    """Root's in a user namespace, who has none in the files."""
+    """In a user namespace we are root, who has none in the files."""
     found = ask(*IN_USERNS)["subordinate-ids"]
     assert found.status == "note"
     (uids, gids) = found.commands

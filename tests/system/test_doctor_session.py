@@ -1,4 +1,4 @@
-"""`wg4netnsctl doctor` where the session, its bus, the unit or the daemon is amiss."""
+"""`wg4netnsctl doctor` with a faulty session, bus, unit or daemon."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_without_the_variable_of_a_login(installed: UserManager) -> None:
     assert problems(found) == {"runtime-directory", "session-bus"}
     for each in ("activation", "user-manager", "unit", "daemon"):
         assert found[each].advice == "Fix 'session bus' first."
-    # What it says to do helps.
+    # Its advice helps.
     script = "\n".join([*found["runtime-directory"].commands, 'exec "$@"'])
     assert problems(ask("sh", "-ec", script, "sh", env=unset)) == set()
 
@@ -146,7 +146,7 @@ def test_a_unit_of_another_installation(installed: UserManager) -> None:
 )
 def test_a_unit_that_fails(installed: UserManager, status: int, found: str) -> None:
     failing = ["Type=exec", *program("/bin/sh", "-c", f"exit {status}")]
-    installed.systemctl("enable", UNIT)  # what nobody wants, systemd forgets once it has ended
+    installed.systemctl("enable", UNIT)  # systemd forgets an ended unit that nothing wants
     with drop_in(installed, "[Unit]", "StartLimitBurst=2", "[Service]", *failing):
         for _ in range(3):
             installed.systemctl("start", UNIT, check=False)
@@ -165,7 +165,7 @@ def test_a_unit_that_has_changed(installed: UserManager) -> None:
     content = SHIPPED.read_text()
     installed.systemctl("start", UNIT)
     SHIPPED.write_text(f"{content}# changed\n")
-    os.utime(SHIPPED, (2**31, 2**31))  # for systemd, which compares times, another one
+    os.utime(SHIPPED, (2**31, 2**31))  # systemd compares times
     found = ask()["unit"]
     assert (found.status, found.commands) == ("note", ["systemctl --user daemon-reload"])
     SHIPPED.write_text(content)

@@ -1,4 +1,4 @@
-"""Look-ups that are confined, by programs of each kind, beside the host's own that answer them.
+"""Confined look-ups by programs of each kind, on a host whose own services would answer them.
 
 ┌─ a host of the test's own: /etc, /run, network ──────┐
 │  getent ──► nscd, systemd-resolved, avahi ──► DNS    │  192.0.2.66 to all
@@ -37,7 +37,7 @@ def host(stage: Stage, tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def confined(host: Host) -> Iterator[Make]:
-    """Made when it is called, and ended before its host."""
+    """Make confined namespaces on call; they end before their host."""
     made: list[Confined] = []
 
     def make(*users: str) -> Confined:
@@ -66,7 +66,7 @@ def test_a_lookup_is_answered_inside_and_only_there(
     assert inside.asked(name) > 0
     assert host.asked(name) == 0
     assert seen["found"] == seen["missed"] == 0
-    with host.capture(marker) as seen:  # that all of that is noticed where it happens
+    with host.capture(marker) as seen:  # to show that the capture notices it
         assert HOSTS_ANSWER in host.check(*command, name)
     assert host.asked(name) > 0
     assert seen["found"] > 0
@@ -87,7 +87,7 @@ def test_nscd(host: Host, confined: Make) -> None:
 
 
 def test_nscd_that_ends_and_starts_anew(host: Host, confined: Make) -> None:
-    """With a new directory, as where systemd makes it for the unit: RuntimeDirectory=."""
+    """The directory is new, as when systemd makes it by RuntimeDirectory=."""
     nscd = host.nscd()
     inside = confined()
     nscd.terminate()
@@ -101,7 +101,7 @@ def test_nscd_that_ends_and_starts_anew(host: Host, confined: Make) -> None:
 
 
 def test_nscd_where_var_run_is_a_directory(host: Host, confined: Make) -> None:
-    # The rest of it is in use: tests/stage has its programs there.
+    # The rest of it is in use by the programs of tests/stage.
     host.check("mkdir", "-p", "/mnt/var/run/nscd", "/mnt/var/cache")
     host.check("mount", "--rbind", "/var/cache", "/mnt/var/cache")
     host.check("mount", "--rbind", "/mnt/var", "/var")
@@ -126,7 +126,7 @@ def test_systemd_resolved(host: Host, confined: Make) -> None:
 
 
 def test_avahi(host: Host, confined: Make) -> None:
-    """Its socket, that is, where nobody answers: the library takes the next one then."""
+    """Its socket never answers here: the library then takes the next source."""
     host.write("/etc/nsswitch.conf", "hosts: files mdns4_minimal dns\n")
     path = host.directory / "avahi"
     with socket.socket(socket.AF_UNIX) as avahi:
@@ -174,7 +174,7 @@ def test_whatever_resolv_conf_is(host: Host, confined: Make, made: str, mounts: 
     assert inside.check("cat", "/etc/resolv.conf") == f"nameserver {SERVER}\n"
     assert INNER_ANSWER in inside.lookup(next(_names))
     assert bool(inside.run("findmnt", "--types=overlay", "/etc").stdout) != mounts
-    # All else is as it is on the host.
+    # Everything else is as on the host.
     theirs = {"resolv.conf", "nsswitch.conf"}
     listed = [set(each.check("ls", "-A", "/etc").split()) for each in (host, inside)]
     assert listed[0] - theirs == listed[1] - theirs
@@ -184,7 +184,7 @@ def test_whatever_resolv_conf_is(host: Host, confined: Make, made: str, mounts: 
 
 @pytest.mark.parametrize("mounts", [False, True], ids=["overlay", "mounts in /etc"])
 def test_the_host_replaces_its_files(host: Host, confined: Make, mounts: bool) -> None:
-    """By rename(2): that would detach what is mounted on them."""
+    """The host replaces them by rename(2), which would detach mounts on them."""
     if mounts:
         host.check("mount", "--bind", "/etc/issue", "/etc/hosts")
     inside = confined()
@@ -209,7 +209,7 @@ def test_the_daemon_rewrites_its_file(confined: Make) -> None:
 
 
 def test_all_else_in_run_stays(host: Host, confined: Make) -> None:
-    """Where nscd is, what was there is there, and what is mounted beneath it later too."""
+    """With nscd, the content of /run stays visible, and so do later mounts below it."""
     host.check("sh", "-ec", "mkdir /run/service; ln -s service /run/link; echo 1 >/run/file")
     host.check("touch", *(f"{directory}/socket" for directory in EMPTIED))
     inside = confined()
@@ -236,7 +236,7 @@ def test_without_nscd_run_is_the_hosts(host: Host, confined: Make) -> None:
 
 @pytest.mark.parametrize("users", [[], ["--user", "--map-current-user", "--keep-caps"]])
 def test_nothing_shows_on_the_host(host: Host, users: list[str]) -> None:
-    """Neither in a user namespace of one's own nor, as after setns(), in one that was there."""
+    """Not in a new user namespace, nor in an existing one, as after setns()."""
     listing = ["ls", "-lAR", "/etc", "/run"]
     before, files = host.mounts(), host.check(*listing)
     inside = Confined(host, *users)
@@ -282,7 +282,7 @@ netgroup:       nis
         ("files mdns4_minimal [NOTFOUND=return] dns myhostname mymachines", "files myhostname dns"),
         ("files myhostname resolve [!UNAVAIL=return] dns", "files myhostname dns"),  # Fedora
         ("mymachines resolve [!UNAVAIL=return] files myhostname dns", "files myhostname dns"),
-        # That was Arch, and this is NixOS with avahi.
+        # Above: Arch; below: NixOS with avahi.
         ("mymachines mdns_minimal [NOTFOUND=return] resolve [!UNAVAIL=return] files myhostname dns",
          "files myhostname dns"),
         ("files libvirt libvirt_guest wins sss ldap [SUCCESS=return] nis dns", "files dns"),

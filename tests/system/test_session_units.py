@@ -1,4 +1,4 @@
-"""Tunnels at login, and programs in them: `wg4netns@.service`, and the units of docs/session.md."""
+"""Tunnels at login and programs in them: `wg4netns@.service` and the units in docs/session.md."""
 
 import os
 import re
@@ -27,12 +27,12 @@ CONFIGURATIONS = HOME / ".config/wg4netnsd"
 UNITS = HOME / ".config/systemd/user"
 DOCUMENTED = Path("docs/session.md")
 OURS = HOME / ".local/bin/wg4netnsctl"
-"""Where scripts/install puts it, and so the units in the documentation have it."""
+"""The path where scripts/install puts it, which the units in the documentation use."""
 FOR_EVER = "sleep infinity"
 
 
 class Session:
-    """What a user does with the units. Each is named as `systemctl` takes it."""
+    """A user's actions on the units, which are named as for `systemctl`."""
 
     def __init__(self, manager: UserManager) -> None:
         self.manager = manager
@@ -51,7 +51,7 @@ class Session:
         return path
 
     def place(self, path: str, content: str) -> None:
-        """A unit of the user's, or what belongs to one."""
+        """Write a unit of the user, or a file that belongs to one."""
         (HOME / path).parent.mkdir(parents=True, exist_ok=True)
         (HOME / path).write_text(content)
         self.systemctl("daemon-reload")
@@ -69,11 +69,11 @@ class Session:
         return int(self.manager.property(unit, "MainPID"))
 
     def when(self, unit: str, event: str) -> int:
-        """In microseconds, as in ActiveEnterTimestampMonotonic=."""
+        """A timestamp in microseconds, such as ActiveEnterTimestampMonotonic=."""
         return int(self.manager.property(unit, f"{event}TimestampMonotonic"))
 
     def wait_told(self, unit: str, words: str) -> None:
-        """Wait until the journal has a line of wg4netnsctl's with these words.
+        """Wait until the journal has a line from wg4netnsctl with these words.
 
         journald reads a unit's stderr later than the unit's state changes. It also cannot tell the
         unit of a process that exited right after its first line: look for that line in any unit.
@@ -81,12 +81,12 @@ class Session:
         wait_for(lambda: any(words in line for line in self.told(unit)), f"the journal has {words}")
 
     def told(self, unit: str = "") -> list[str]:
-        """What the journal has of wg4netnsctl's by now, of one unit or of all."""
+        """The journal's lines from wg4netnsctl so far, of one unit or of all."""
         of_unit = [f"--user-unit={unit}"] if unit else []
         return self.journal.messages(*of_unit, SYSLOG_IDENTIFIER="wg4netnsctl")
 
     def tunnel(self, name: str) -> str:
-        """Its path; empty where there is none."""
+        """The tunnel's path; empty if there is none."""
         return {each: path for each, path, _ in self.client.tunnels()}.get(name, "")
 
     def is_in(self, pid: int, name: str) -> bool:
@@ -94,12 +94,12 @@ class Session:
         return netns_of(pid) == tuple(self.client.get(self.tunnel(name), "NetnsId"))
 
     def wait_in(self, unit: str, name: str) -> int:
-        """Wait until the unit's process is in the tunnel's network namespace; its pid."""
+        """Wait until the unit's process is in the tunnel's network namespace; return its PID."""
         wait_for(lambda: self.is_in(self.main_pid(unit), name), f"{unit} is in '{name}'")
         return self.main_pid(unit)
 
     def close(self) -> None:
-        """Nothing that a test has started or written stays."""
+        """Stop and remove everything that a test started or wrote."""
         self.systemctl("stop", "wg4netns@*", "torrents*", "work-*")
         wait_for(lambda: not self.client.tunnels(), "all tunnels have ended")
         for directory in (CONFIGURATIONS, UNITS):
@@ -135,13 +135,13 @@ def session(manager: UserManager) -> Iterator[Session]:
 
 @pytest.fixture
 def work(session: Session, stage: Stage) -> Session:
-    """With the tunnel 'work', which is not up yet."""
+    """A session with the tunnel 'work', which is not up yet."""
     session.configure("work", stage.conf(0))
     return session
 
 
 def documented(path: str, program: str = "") -> tuple[str, str]:
-    """A file of the documentation's, which has `exec` run the program."""
+    """The path and text of a unit in the documentation, with another program for `exec`."""
     blocks = re.findall(r"```ini\n# ~/(\S+)\n(.*?)```", DOCUMENTED.read_text(), re.DOTALL)
     text = dict(blocks)[path]
     return path, re.sub(r" -- .*", f" -- {program}", text) if program else text
@@ -154,7 +154,7 @@ def torrents(program: str = FOR_EVER) -> tuple[str, str]:
 # ---------------------------------------------------------------- a tunnel is a unit
 
 
-# All that a name may have: `-` is no `/` in it, `@` no template's.
+# All characters that a name may have: systemd must not read `-` as `/`, nor `@` as a template.
 @pytest.mark.parametrize("name", ["work", "2-home_to.work@example.org"])
 def test_it_is_active_while_the_tunnel_is_up(session: Session, stage: Stage, name: str) -> None:
     unit = f"wg4netns@{name}.service"
@@ -174,7 +174,7 @@ def test_it_is_active_while_the_tunnel_is_up(session: Session, stage: Stage, nam
 
 
 def test_it_is_active_only_then(session: Session, stage: Stage) -> None:
-    """The daemon has nothing to read yet: nobody has written into the pipe."""
+    """The daemon is still reading: nothing has been written into the pipe."""
     configuration = CONFIGURATIONS / "work.conf"
     os.mkfifo(configuration, 0o600)
     session.systemctl("start", "--no-block", "wg4netns@work")
@@ -265,7 +265,7 @@ def test_it_brings_the_tunnel_up_and_is_restarted_with_it(work: Session) -> None
 
 
 def test_it_is_the_units_own_process(work: Session) -> None:
-    """And so its READY=1 is taken, which systemd waits for."""
+    """So systemd accepts its READY=1, for which it waits."""
     path, text = torrents("sh -c 'systemd-notify --ready && exec sleep infinity'")
     work.place(path, text.replace("[Service]", "[Service]\nType=notify\nNotifyAccess=all"))
     work.systemctl("start", "torrents")
@@ -310,7 +310,7 @@ def test_a_tunnel_that_is_given_up_is_a_failure(work: Session) -> None:
     main, path = work.main_pid("wg4netns@work"), work.tunnel("work")
 
     def kill_and_see() -> bool:
-        with suppress(DBusError, ProcessLookupError):  # it is gone, or on its way
+        with suppress(DBusError, ProcessLookupError):  # it has ended, or is ending
             if pid := work.client.get(path, "EnginePID"):
                 os.kill(pid, signal.SIGKILL)
         return work.main_pid("wg4netns@work") != main
@@ -325,7 +325,7 @@ def test_a_tunnel_that_is_given_up_is_a_failure(work: Session) -> None:
 
 @ON_BOTH
 def test_they_live_through_a_crash_and_restarts(work: Session) -> None:
-    """Of the daemon and of the bus."""
+    """The daemon and the bus are restarted."""
     work.place(*torrents())
     work.systemctl("start", "torrents")
     engine = work.client.get(work.tunnel("work"), "EnginePID")
@@ -338,7 +338,7 @@ def test_they_live_through_a_crash_and_restarts(work: Session) -> None:
     work.connect_anew()
     assert work.client.get(work.tunnel("work"), "EnginePID") == engine
     assert (work.main_pid("wg4netns@work"), work.main_pid("torrents")) == before
-    # And what the new daemon tells, on the new bus, is heard.
+    # Signals of the new daemon, on the new bus, are received.
     ctl("down", "work")
     work.wait_state("wg4netns@work", "inactive")
     assert work.result("wg4netns@work") == ("inactive", "success")
@@ -356,7 +356,7 @@ def test_they_end_with_the_daemons_stop(work: Session) -> None:
 
 @ON_BOTH
 def test_at_logout_each_ends_while_it_is_listened_to(work: Session) -> None:
-    """All the session's units are stopped, and none waits for another but by its After=."""
+    """All units of the session stop; only After= makes one wait for another."""
     work.place(*torrents())
     work.systemctl("start", "torrents")
     work.wait_in("torrents", "work")
@@ -421,7 +421,7 @@ def test_a_drop_in_gives_up_other_options(work: Session, stage: Stage) -> None:
     assert work.client.get(work.tunnel("work"), "Mtu") == 1300
 
 
-# `run` has a PID namespace too.
+# `run` also makes a PID namespace.
 @pytest.mark.parametrize("inside", [["exec", "work"], ["run", "--name=work", "work"]])
 def test_systemd_run_leads_outside(work: Session, inside: list[str]) -> None:
     if inside[0] == "exec":

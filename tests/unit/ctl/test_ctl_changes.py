@@ -1,4 +1,4 @@
-"""What `wg4netnsctl monitor` takes for news, without a bus."""
+"""The events that `wg4netnsctl monitor` makes of signals, without a bus."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def peer_state(new: str, old: str, missed: int = 0) -> Signal:
 
 
 def news(snapshot: Objects, *early: Signal) -> list[tuple[str | None, str | None]]:
-    """(old, new) of what follows the snapshot."""
+    """(old, new) of the events after the snapshot."""
     events = Changes([]).snapshot(snapshot, 1, early)
     return [(each.old, each.new) for each in events if not each.snapshot]
 
@@ -30,7 +30,7 @@ def test_what_led_to_the_snapshot_is_no_news() -> None:
 
 
 def test_changes_that_were_merged_are_shown() -> None:
-    """Their old state is the last that was told, not the one before them."""
+    """Their old state is the last one reported, not the one before them."""
     assert news(objects("stale"), peer_state("active", "idle", missed=3)) == [("idle", "active")]
 
 

@@ -1,4 +1,4 @@
-"""Errors of the bus's, and what `wg4netnsctl` makes of them."""
+"""The failures that `wg4netnsctl` makes of the bus's errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How `wg4netnsctl` puts what it shows. That it is the daemon's is in tests/system."""
+"""The layout of `list` and `show`. tests/system checks the data."""
 
 import time
 from typing import Any

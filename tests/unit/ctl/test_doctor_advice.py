@@ -1,5 +1,5 @@
-"""What `wg4netnsctl doctor` makes of namespaces that the kernel refuses, for reasons of which no
-machine at hand has all."""
+"""The advice of `wg4netnsctl doctor` when the kernel refuses namespaces, for causes that no single
+machine has."""
 
 import errno
 
