@@ -11,15 +11,16 @@ import functools
 import json
 import os
 import signal
-import socket
 import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
 
+from wg4netnsd.agent.interface import LO
 from wg4netnsd.ctl.doctor.finding import Blocked
 from wg4netnsd.ctl.doctor.system import read
 from wg4netnsd.ctl.namespaces import map_ids
 from wg4netnsd.kernel import syscalls, tun
+from wg4netnsd.kernel.rtnetlink import Netlink, link_up
 from wg4netnsd.kernel.syscalls import ioctl, mount, prctl, unshare
 
 USER_NAMESPACE: Final = "a user namespace"
@@ -34,10 +35,6 @@ PROC: Final = "mounting its /proc"
 
 _TIME: Final = 10
 """Seconds for all steps. They take a thousandth of that, but the machine may be busy."""
-
-_SIOCSIFFLAGS: Final = 0x8914  # linux/sockios.h
-_IFF_UP: Final = 1  # linux/if.h
-_IFREQ: Final = "16sH22x"
 
 
 class Outcome(NamedTuple):
@@ -115,9 +112,8 @@ def _steps() -> dict[str, tuple[str, Callable[[], object]]]:
 
 
 def _bring_loopback_up() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack(_IFREQ, b"lo", _IFF_UP)
-        ioctl(any_socket.fileno(), _SIOCSIFFLAGS, request, "SIOCSIFFLAGS")
+    with Netlink() as netlink:
+        netlink.apply([link_up(LO)])
 
 
 def _find_loopback_address() -> None:
@@ -129,7 +125,7 @@ def _find_loopback_address() -> None:
 def _make_interface() -> None:
     fd = os.open(tun.DEVICE, os.O_RDWR | os.O_CLOEXEC)
     flags = syscalls.IFF_TUN | syscalls.IFF_NO_PI | syscalls.IFF_VNET_HDR
-    ioctl(fd, syscalls.TUNSETIFF, struct.pack(_IFREQ, b"wg0", flags), "TUNSETIFF")
+    ioctl(fd, syscalls.TUNSETIFF, struct.pack("16sH22x", b"wg0", flags), "TUNSETIFF")
     tun.netns_fd(fd)
 
 
