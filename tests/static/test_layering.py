@@ -26,6 +26,7 @@ LAYERS = (
 ONLY_IN = {
     "dbus_next": {"bus/connection.py"},
     "jeepney": {"ctl/client.py"},
+    "pyroute2": {"kernel/pyroute.py"},
     "systemd": {"systemd/journal.py", "systemd/notify.py"},
 }
 """Third parties' packages that have one door."""

@@ -19,19 +19,19 @@ from wg4netnsd.host.network import (
     ADDRESSES_CHANGED,
     BOTH_CHANGED,
     IFA_F_TENTATIVE,
-    NOWHERE,
+    NO_NETWORK,
     PAUSE,
     ROUTE_CHANGED,
-    Address,
     Coalescer,
-    Hop,
-    Place,
-    Route,
-    address_of,
+    DefaultRoute,
+    HostAddress,
+    HostState,
+    NextHop,
     contradicts,
+    default_route,
     difference,
-    place,
-    route_of,
+    host_address,
+    host_state,
 )
 
 # Tells what HostNetwork tells, a line each; ends with its standard input.
@@ -309,44 +309,47 @@ def route_message(attrs: list[tuple[str, Any]], **fields: Any) -> bytes:
     return encoded(rtmsg(), RTM_NEWROUTE, **defaults | fields)
 
 
-ADDRESS = Address(3, "192.0.2.2", 24)
-ROUTE = Route(2, 100, (Hop(3, "192.0.2.1"),))
+ADDRESS = HostAddress(3, "192.0.2.2", 24)
+ROUTE = DefaultRoute(2, 100, (NextHop(3, "192.0.2.1"),))
 ROUTE_ATTRS = [("RTA_GATEWAY", "192.0.2.1"), ("RTA_OIF", 3), ("RTA_PRIORITY", 100)]
 
 
 def test_a_place_is_made_of_addresses_and_default_routes() -> None:
     addresses = [address_message(), address_message(scope=254), address_message(index=1)]
     routes = [route_message(ROUTE_ATTRS), route_message(ROUTE_ATTRS, dst_len=8)]
-    assert place(addresses, routes, NOWHERE) == Place(frozenset({ADDRESS}), frozenset({ROUTE}))
-    assert place([], [], NOWHERE) == NOWHERE
+    assert host_state(addresses, routes, NO_NETWORK) == HostState(
+        frozenset({ADDRESS}), frozenset({ROUTE})
+    )
+    assert host_state([], [], NO_NETWORK) == NO_NETWORK
 
 
 def test_the_far_end_of_a_point_to_point_link_is_not_our_address() -> None:
     attrs = [("IFA_ADDRESS", "198.51.100.1"), ("IFA_LOCAL", "192.0.2.2")]
-    assert address_of(address_message(attrs=attrs), ()) == ADDRESS
+    assert host_address(address_message(attrs=attrs), ()) == ADDRESS
 
 
 def test_a_tentative_address_counts_if_it_did_before() -> None:
     message = address_message(flags=IFA_F_TENTATIVE)
-    assert address_of(message, {ADDRESS}) == ADDRESS
-    assert address_of(message, ()) is None
-    known = Place(frozenset({ADDRESS}), frozenset())
-    assert not contradicts(RTM_NEWADDR, message, known)
-    assert not contradicts(RTM_NEWADDR, message, NOWHERE)
-    assert contradicts(RTM_DELADDR, message, known)
-    assert not contradicts(RTM_DELADDR, message, NOWHERE)
+    assert host_address(message, {ADDRESS}) == ADDRESS
+    assert host_address(message, ()) is None
+    known = HostState(frozenset({ADDRESS}), frozenset())
+    assert not contradicts(message, known)
+    assert not contradicts(message, NO_NETWORK)
+    removal = address_message(RTM_DELADDR, flags=IFA_F_TENTATIVE)
+    assert contradicts(removal, known)
+    assert not contradicts(removal, NO_NETWORK)
 
 
 def test_a_route_with_an_ipv6_gateway() -> None:
     via = ("RTA_VIA", {"family": 10, "addr": "fe80::1"})
-    route = route_of(route_message([via, ("RTA_OIF", 3)]))
+    route = default_route(route_message([via, ("RTA_OIF", 3)]))
     assert route is not None
     assert "fe80::1" in route.hops[0].gateway
 
 
 def test_the_difference_has_a_name() -> None:
-    moved = Place(frozenset({ADDRESS}), frozenset({ROUTE}))
+    moved = HostState(frozenset({ADDRESS}), frozenset({ROUTE}))
     assert difference(moved, moved) == ""
-    assert difference(NOWHERE, moved) == BOTH_CHANGED
-    assert difference(NOWHERE, moved._replace(routes=frozenset())) == ADDRESSES_CHANGED
-    assert difference(NOWHERE, moved._replace(addresses=frozenset())) == ROUTE_CHANGED
+    assert difference(NO_NETWORK, moved) == BOTH_CHANGED
+    assert difference(NO_NETWORK, moved._replace(routes=frozenset())) == ADDRESSES_CHANGED
+    assert difference(NO_NETWORK, moved._replace(addresses=frozenset())) == ROUTE_CHANGED

@@ -26,7 +26,7 @@ import traceback
 from typing import Any, Final, NoReturn
 
 from wg4netnsd.agent import interface
-from wg4netnsd.agent.interface import Refused
+from wg4netnsd.agent.interface import InterfaceError
 from wg4netnsd.agent.protocol import (
     Answer,
     ChangeInterface,
@@ -40,7 +40,7 @@ from wg4netnsd.agent.protocol import (
     decode_request,
     encode,
 )
-from wg4netnsd.kernel.rtnetlink import Link, Netlink
+from wg4netnsd.kernel.rtnetlink import LinkRef, Netlink
 from wg4netnsd.kernel.syscalls import PR_SET_DUMPABLE, PR_SET_NAME, prctl
 
 REQUEST_TIME: Final = 30
@@ -173,7 +173,7 @@ def _rehearse() -> None:
         _send(theirs, Done())
     with Netlink() as netlink:
         netlink.find("lo")
-    interface.messages(Link("wg0", 1), settings)
+    list(interface.configuration(LinkRef("wg0", 1), settings))
 
 
 def _child(control: socket.socket, announce: int) -> None:
@@ -217,10 +217,10 @@ def _answer(fd: int, connection: socket.socket) -> None:
             _send(connection, Done())
         except ConnectionError:
             raise
-        except Refused as refusal:
-            _send(connection, Refusal(refusal.error, str(refusal)))
+        except InterfaceError as error:
+            _send(connection, Refusal(error.error, str(error)))
         except OSError as error:
-            _send(connection, Refusal("TunFailed", interface.say(error)))
+            _send(connection, Refusal("TunFailed", interface.describe(error)))
 
 
 def _read_request(connection: socket.socket) -> Request | None:
@@ -233,10 +233,11 @@ def _read_request(connection: socket.socket) -> Request | None:
 
 
 def _create(netns: int, request: CreateInterface, connection: socket.socket) -> None:
-    made = interface.make(netns, request)
+    opened = interface.create(netns, request)
     # Once the daemon lets go of the TUN, the interface is gone.
-    _pass_on(connection, made.link, made.tun_fd, made.watch_fd)
-    interface.configure(Link(made.link.name, made.link.ifindex), request.settings)
+    _pass_on(connection, opened.link, opened.tun_fd, opened.watch_fd)
+    link = LinkRef(opened.link.name, opened.link.ifindex)
+    interface.configure(link, request.settings)
 
 
 def _pass_on(connection: socket.socket, link: InterfaceLink, *fds: int) -> None:

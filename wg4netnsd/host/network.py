@@ -1,10 +1,10 @@
-"""Where the host is on the network, and when that changes (rtnetlink(7)).
+"""Watch the host's addresses and default routes (rtnetlink(7)).
 
     notification ──contradicts what is known?──► Coalescer ──► dump ──differs?──► moved(reason)
 
-Notifications are only hints: one that contradicts what is known has the kernel asked for everything
-anew. That also finds what an overrun has lost, and what the kernel tells nobody: the IPv4 routes
-that go with a link that goes down.
+Notifications are only hints. After one that contradicts what is known, everything is read again.
+That also finds changes whose notifications were lost in an overrun, and those that have none: the
+IPv4 routes that go with a link that goes down.
 """
 
 from __future__ import annotations
@@ -14,39 +14,34 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Collection, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from wg4netnsd.kernel.nlmsg import (
+from wg4netnsd.kernel import rtnetlink
+from wg4netnsd.kernel.pyroute import rtnl
+from wg4netnsd.kernel.rtnetlink import (
+    IFF_UP,
     NLMSGHDR,
-    RTM_DELADDR,
-    RTM_DELLINK,
-    RTM_DELROUTE,
-    RTM_GETADDR,
-    RTM_GETROUTE,
-    RTM_NEWADDR,
-    RTM_NEWLINK,
-    RTM_NEWROUTE,
-    RTMGRP_IPV4_IFADDR,
-    RTMGRP_IPV4_ROUTE,
-    RTMGRP_IPV6_IFADDR,
-    RTMGRP_IPV6_ROUTE,
-    RTMGRP_LINK,
-    split,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTN_UNICAST,
+    Netlink,
 )
-from wg4netnsd.kernel.rtinfo import AddressInfo, Hop, LinkInfo, RouteInfo
-from wg4netnsd.kernel.rtnetlink import RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST, Netlink
 
 log = logging.getLogger(__name__)
 
 PAUSE: Final = 1.0
-"""Seconds after a dump in which further contradictions only add up to the next one."""
+"""Seconds after a dump in which further contradictions only lead to one more dump at the end."""
 
 ADDRESSES_CHANGED: Final = "the host's addresses changed"
 ROUTE_CHANGED: Final = "the host's default route changed"
 BOTH_CHANGED: Final = "the host's addresses and default route changed"
 
 _GROUPS: Final = (
-    RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
+    rtnl.RTMGRP_LINK
+    | rtnl.RTMGRP_IPV4_IFADDR
+    | rtnl.RTMGRP_IPV6_IFADDR
+    | rtnl.RTMGRP_IPV4_ROUTE
+    | rtnl.RTMGRP_IPV6_ROUTE
 )
 
 LOOPBACK_IFINDEX = 1  # net/net_namespace.h
@@ -54,21 +49,22 @@ IFA_F_TENTATIVE = 0x40  # linux/if_addr.h
 
 
 class HostNetwork:
-    """Calls `moved`, with the reason, when the host's addresses or default routes have changed.
+    """Call `moved`, with the reason, when the host's addresses or default routes have changed.
 
-    A first change is told at once; those of the second after it together, at that second's end.
-    Watches the network namespace that it is made in, and sleeps while nothing happens there.
+    It is called at once for a first change, and once for all further changes within a second, at
+    the end of that. Watches the network namespace in which it is created, and sleeps while nothing
+    happens there.
     """
 
     def __init__(self, moved: Callable[[str], None]) -> None:
-        """To be made in a running event loop. Raises OSError."""
+        """Start to watch, in a running event loop. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._moved = moved
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         try:
             self._socket.bind((0, _GROUPS))
-            self._known = look(NOWHERE)  # of what changes from here on, there is a notification
+            self._known = read_host_state(NO_NETWORK)  # later changes have a notification
         except BaseException:
             self._socket.close()
             raise
@@ -88,79 +84,102 @@ class HostNetwork:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            log.debug("some changes of the host's network have overrun us")
+            log.debug("the host's network changes too fast: some notifications were lost")
             self._coalescer.ask()
             return
-        if any(contradicts(kind, message, self._known) for kind, message in split(datagram)):
+        if any(contradicts(message, self._known) for message in rtnetlink.split(datagram)):
             self._coalescer.ask()
 
     def _look_again(self) -> None:
-        before, self._known = self._known, look(self._known)
+        before, self._known = self._known, read_host_state(self._known)
         if reason := difference(before, self._known):
             self._moved(reason)
 
 
-# ---------------------------------------------------------------- where the host is
+# ---------------------------------------------------------------- the host's state
 
 
-class Address(NamedTuple):
-    link: int  # the interface's index
+class HostAddress(NamedTuple):
+    ifindex: int
+    """The interface's."""
     address: str
     prefixlen: int
 
 
-class Route(NamedTuple):
-    """A default route. Several hops share its traffic."""
+class NextHop(NamedTuple):
+    ifindex: int
+    """The interface's; 0 if there is none."""
+    gateway: str
+    """Its address; empty if there is none."""
 
+
+class DefaultRoute(NamedTuple):
     family: int
     metric: int
-    hops: tuple[Hop, ...]
+    hops: tuple[NextHop, ...]
+    """Several share the route's traffic."""
 
 
-class Place(NamedTuple):
-    """What decides how the host reaches others. Lifetimes and flags don't."""
+class HostState(NamedTuple):
+    """Everything that decides how the host reaches others; lifetimes and flags do not."""
 
-    addresses: frozenset[Address]
-    routes: frozenset[Route]
-
-
-NOWHERE: Final = Place(frozenset(), frozenset())
+    addresses: frozenset[HostAddress]
+    routes: frozenset[DefaultRoute]
 
 
-def place(addresses: Iterable[bytes], routes: Iterable[bytes], before: Place) -> Place:
-    """What a dump's messages tell, the place before being that."""
-    return Place(
-        frozenset(filter(None, (address_of(each, before.addresses) for each in addresses))),
-        frozenset(filter(None, map(route_of, routes))),
+NO_NETWORK: Final = HostState(frozenset(), frozenset())
+
+
+def host_state(addresses: Iterable[bytes], routes: Iterable[bytes], before: HostState) -> HostState:
+    """Return the state that a dump's messages describe, given the one before."""
+    return HostState(
+        frozenset(filter(None, (host_address(each, before.addresses) for each in addresses))),
+        frozenset(filter(None, map(default_route, routes))),
     )
 
 
-def address_of(message: bytes, known: Collection[Address]) -> Address | None:
-    """The address that a message is about; None if nobody reaches the host by it.
+def host_address(message: bytes, known: Collection[HostAddress]) -> HostAddress | None:
+    """Return the address that a message is about; None if nobody reaches the host by it.
 
-    Nor by a tentative one. But one that was good is tentative again each time that its link comes
-    back, until it has been probed again (RFC 4862, 5.4): that is not its end.
+    Nobody does by a tentative address. But a known one is tentative again whenever its link comes
+    back, until it has been probed (RFC 4862, section 5.4), and that does not end it.
     """
-    info = AddressInfo.of(message)
-    if info.scope != RT_SCOPE_UNIVERSE or info.ifindex == LOOPBACK_IFINDEX:
+    decoded = rtnetlink.decode(message)
+    if decoded["scope"] != RT_SCOPE_UNIVERSE or decoded["index"] == LOOPBACK_IFINDEX:
         return None
-    address = Address(info.ifindex, info.address, info.prefixlen)
-    return None if info.flags & IFA_F_TENTATIVE and address not in known else address
+    local = rtnetlink.local_address(decoded)
+    address = HostAddress(decoded["index"], local, decoded["prefixlen"])
+    return None if decoded["flags"] & IFA_F_TENTATIVE and address not in known else address
 
 
-def route_of(message: bytes) -> Route | None:
-    """The default route that a message is about; None if it is about something else."""
-    family, prefixlen = message[NLMSGHDR.size], message[NLMSGHDR.size + 1]  # of struct rtmsg
+def default_route(message: bytes) -> DefaultRoute | None:
+    """Return the default route that a message is about; None if it is about something else."""
+    # By hand, since hosts may have thousands of other routes: this takes 1 µs, decoding takes 50.
+    family, prefixlen = message[NLMSGHDR.size], message[NLMSGHDR.size + 1]  # in struct rtmsg
     if prefixlen != 0 or family not in (socket.AF_INET, socket.AF_INET6):
-        return None  # most are: they cost no decoding
-    info = RouteInfo.of(message)
-    if info.type != RTN_UNICAST or info.table != RT_TABLE_MAIN:
         return None
-    return Route(family, info.metric, info.hops)
+    decoded = rtnetlink.decode(message)
+    if decoded["type"] != RTN_UNICAST or decoded.get("table") != RT_TABLE_MAIN:
+        return None
+    return DefaultRoute(family, decoded.get("priority", 0), next_hops(decoded))
 
 
-def difference(before: Place, after: Place) -> str:
-    """What has changed, for people; empty if nothing has."""
+def next_hops(route: Any) -> tuple[NextHop, ...]:
+    """Return a decoded route's next hops: one each in RTA_MULTIPATH, or only itself."""
+    return tuple(
+        NextHop(hop.get("oif", 0), _gateway(hop)) for hop in route.get("multipath", [route])
+    )
+
+
+def _gateway(hop: Any) -> str:
+    """Return the gateway's address. One of another family than the route's is in RTA_VIA
+    (RFC 5549)."""
+    gateway: str = hop.get("gateway") or hop.get(("via", "addr"), "")
+    return gateway
+
+
+def difference(before: HostState, after: HostState) -> str:
+    """Return a description of the change for people; empty if there is none."""
     match before.addresses != after.addresses, before.routes != after.routes:
         case True, True:
             return BOTH_CHANGED
@@ -171,22 +190,24 @@ def difference(before: Place, after: Place) -> str:
     return ""
 
 
-def contradicts(kind: int, message: bytes, known: Place) -> bool:
-    """Whether a notification tells anything but what is known.
+def contradicts(message: bytes, known: HostState) -> bool:
+    """Does a notification say anything that is not known?
 
-    Router advertisements and DHCP renew addresses and routes over and over; containers come and go.
+    Most do not: router advertisements and DHCP keep renewing addresses and routes, and containers
+    come and go.
     """
-    if kind in (RTM_NEWADDR, RTM_DELADDR):
-        address = address_of(message, known.addresses)
-        return address is not None and (address in known.addresses) != (kind == RTM_NEWADDR)
-    if kind in (RTM_NEWROUTE, RTM_DELROUTE):
-        route = route_of(message)
-        return route is not None and (route in known.routes) != (kind == RTM_NEWROUTE)
-    if kind in (RTM_NEWLINK, RTM_DELLINK):
-        link = LinkInfo.of(message)
-        gone = kind == RTM_DELLINK or not link.up
+    kind = rtnetlink.message_type(message)
+    if kind in (rtnl.RTM_NEWADDR, rtnl.RTM_DELADDR):
+        address = host_address(message, known.addresses)
+        return address is not None and (address in known.addresses) != (kind == rtnl.RTM_NEWADDR)
+    if kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
+        route = default_route(message)
+        return route is not None and (route in known.routes) != (kind == rtnl.RTM_NEWROUTE)
+    if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+        link = rtnetlink.decode(message)
+        gone = kind == rtnl.RTM_DELLINK or not link["flags"] & IFF_UP
         return gone and any(
-            hop.link == link.ifindex for route in known.routes for hop in route.hops
+            hop.ifindex == link["index"] for route in known.routes for hop in route.hops
         )
     return False
 
@@ -199,7 +220,7 @@ class Timer(Protocol):
 
 
 class Coalescer:
-    """Does it at once when asked, and once more at the end of a pause in which it was asked."""
+    """Act at once when asked, and once more at the end of a pause in which it was asked again."""
 
     def __init__(
         self, act: Callable[[], None], call_later: Callable[[float, Callable[[], None]], Timer]
@@ -230,7 +251,7 @@ class Coalescer:
 # ---------------------------------------------------------------- rtnetlink(7)
 
 
-def look(before: Place) -> Place:
-    """Ask the kernel where the host is. Raises OSError."""
+def read_host_state(before: HostState) -> HostState:
+    """Ask the kernel for the host's state. Raises OSError."""
     with Netlink() as netlink:  # never waits: the kernel answers within send() and recv()
-        return place(netlink.dump(RTM_GETADDR), netlink.dump(RTM_GETROUTE), before)
+        return host_state(netlink.dump(rtnl.RTM_GETADDR), netlink.dump(rtnl.RTM_GETROUTE), before)

@@ -1,4 +1,8 @@
-"""rtnetlink(7) over one raw socket: what can be asked of the kernel."""
+"""rtnetlink(7) over one raw socket: requests to the kernel, and what its messages say.
+
+pyroute2 encodes and decodes. Its sockets run on asyncio and send one request at a time; ours sends
+many at once, in order, and the kernel goes on after one that it refuses.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import os
 import socket
 import struct
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import (
     IPv4Interface,
     IPv4Network,
@@ -16,128 +19,140 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
-from wg4netnsd.kernel import nlmsg
-from wg4netnsd.kernel.nlmsg import (
-    IFADDRMSG,
-    IFINFOMSG,
-    NLM_F_ACK,
-    NLM_F_APPEND,
-    NLM_F_CREATE,
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
-    NLM_F_EXCL,
-    NLM_F_MULTI,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSGHDR,
-    RTGENMSG,
-    RTM_DELADDR,
-    RTM_DELROUTE,
-    RTM_GETADDR,
-    RTM_GETLINK,
-    RTM_GETNSID,
-    RTM_GETROUTE,
-    RTM_NEWADDR,
-    RTM_NEWLINK,
-    RTM_NEWNSID,
-    RTM_NEWROUTE,
-    RTMSG,
-    attribute,
-    number,
-)
-from wg4netnsd.kernel.rtinfo import (
-    IFA_ADDRESS,
-    IFA_LOCAL,
-    IFF_UP,
-    IFLA_IFNAME,
-    IFLA_MTU,
-    NETNSA_NSID,
-    RTA_DST,
-    RTA_OIF,
-    RTA_PRIORITY,
-    AddressInfo,
-    LinkInfo,
-    RouteInfo,
-    nsid_of,
-)
+from wg4netnsd.kernel.pyroute import ifaddrmsg, ifinfmsg, netlink, nsidmsg, rtmsg, rtnl
 
-# Of linux/if_link.h, if_addr.h, rtnetlink.h, ip.h, net_namespace.h:
-IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_TARGET_NETNSID = 26, 28, 46
-IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
-IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+NLMSGHDR: Final = struct.Struct("=IHHII")  # linux/netlink.h: length, type, flags, sequence, port
+IFF_UP: Final = 1  # linux/if.h
+IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # linux/if_link.h
+IPV4_DEVCONF_PROMOTE_SECONDARIES: Final = 20  # linux/ip.h
+IN6_ADDR_GEN_MODE_NONE: Final = 1  # linux/if_link.h
+# linux/rtnetlink.h:
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-RTNH_F_ONLINK = 4
-NETNSA_FD = 3
-NETNSA_NSID_NOT_ASSIGNED = -1
-RTM_F_CLONED = 0x200  # learned of a path, as its MTU, and nobody's route
+RTNH_F_ONLINK: Final = 4
+RTM_F_CLONED: Final = 0x200  # a cached route, as for a path's MTU, that nobody has set
+NETNSA_NSID_NOT_ASSIGNED: Final = 2**32 - 1  # linux/net_namespace.h: -1
 DEFAULT_METRIC: Final = {4: 0, 6: 1024}  # IP6_RT_PRIO_USER of linux/ipv6_route.h
-DUMP_TRIES: Final = 3
-ACKS_AT_ONCE = 64  # an ack takes 768 bytes of a receive buffer of 212,992
-
-Interface = IPv4Interface | IPv6Interface
-Network = IPv4Network | IPv6Network
-
+ANY_ADDRESS: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 EVERY_ERROR: Final = range(1, 4096)  # MAX_ERRNO of linux/err.h
 
+_NEW: Final = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+_ADD: Final = netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
+DUMP_TRIES: Final = 3
+ACKS_AT_ONCE: Final = 64  # an ack takes 768 bytes of a receive buffer of 212,992
 
-class Message(NamedTuple):
-    """A request; `operation` names it in the OSError of a refusal, unless that is `fine`."""
+InterfaceAddress = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+# RTM_NEW…, RTM_DEL… and RTM_GET… of a kind of object are consecutive (linux/rtnetlink.h).
+MESSAGE_CLASSES: Final = {
+    first + operation: message_class
+    for first, message_class in (
+        (rtnl.RTM_NEWLINK, ifinfmsg),
+        (rtnl.RTM_NEWADDR, ifaddrmsg),
+        (rtnl.RTM_NEWROUTE, rtmsg),
+        (rtnl.RTM_NEWNSID, nsidmsg),
+    )
+    for operation in range(3)
+}
+
+
+# ---------------------------------------------------------------- messages
+
+
+class NetlinkRequest(NamedTuple):
+    """An encoded request. A refusal raises OSError with `operation`, unless its errno is `fine`."""
 
     operation: str
     encoded: bytes
     fine: Container[int] = ()
 
 
-@dataclass(frozen=True)
-class Link:
-    """An interface. By its index, as its owner may rename it meanwhile."""
+def decode(message: bytes) -> Any:
+    """Decode a message of the kernel's, header included.
+
+    The result is a dict of the fields of the message's struct, and `get("name")` also finds an
+    attribute: "mtu" is IFLA_MTU. pyroute2 decodes that only then.
+    """
+    decoded = MESSAGE_CLASSES[message_type(message)](message)
+    decoded.decode()
+    return decoded
+
+
+def message_type(message: bytes) -> int:
+    _, kind, *_ = NLMSGHDR.unpack_from(message)
+    return int(kind)
+
+
+def split(datagram: bytes) -> Iterator[bytes]:
+    """Yield a datagram's messages; each begins at a multiple of 4."""
+    while len(datagram) >= NLMSGHDR.size:
+        length, *_ = NLMSGHDR.unpack_from(datagram)
+        if length < NLMSGHDR.size:
+            return
+        yield datagram[:length]
+        datagram = datagram[(length + 3) & ~3 :]
+
+
+def error_of(answer: bytes) -> int:
+    """Return the errno in an NLMSG_ERROR or NLMSG_DONE, or 0. Both begin with its negative."""
+    code: int = struct.unpack_from("=i", answer, NLMSGHDR.size)[0]
+    return -code
+
+
+def local_address(address: Any) -> str:
+    """Return the host's own address of a decoded RTM_NEWADDR or RTM_DELADDR.
+
+    On a point-to-point link IFA_ADDRESS is the peer's. IPv6 has IFA_LOCAL only there.
+    """
+    local: str = address.get("local") or address.get("address")
+    return local
+
+
+class LinkRef(NamedTuple):
+    """A link to send requests about: by its index, since its owner may rename it at any time."""
 
     name: str
-    index: int
+    ifindex: int
 
 
-class Found(NamedTuple):
-    link: Link
-    kind: str
-    """The driver's name, as `tun`; empty for what has none."""
-    up: bool
-    mtu: int
-
-
-class Route(NamedTuple):
-    """One that leads to an interface, in any table; `encoded` is how the kernel told of it."""
+class InstalledRoute(NamedTuple):
+    """A route, in any table, that leads to one interface only."""
 
     network: Network
     table: int
     protocol: int
     metric: int
     encoded: bytes
+    """The kernel's own message."""
 
     @property
     def plain(self) -> bool:
         """Is it where and what `new_route()` would make, whoever made it?"""
         return self.table == RT_TABLE_MAIN and self.metric == DEFAULT_METRIC[self.network.version]
 
-    def again(self) -> Message:
-        """Set it as it was, if it went and if that is still possible.
+    def restore(self) -> NetlinkRequest:
+        """Set the route again as it was, if it is gone and if that is still possible.
 
-        What the kernel told is also how to ask for it; `ip route restore` lives by that.
+        The kernel's own message is the request, as for `ip route restore`: pyroute2 does not
+        encode every attribute that it decodes, so a route would lose some of them.
         """
-        how = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND
         encoded = bytearray(self.encoded)
-        NLMSGHDR.pack_into(encoded, 0, len(encoded), RTM_NEWROUTE, how, 0, 0)
-        # rtm_flags also tell of a dead next hop, and the kernel refuses to be told so.
-        (flags,) = struct.unpack_from("=I", encoded, NLMSGHDR.size + 8)
-        struct.pack_into("=I", encoded, NLMSGHDR.size + 8, flags & RTNH_F_ONLINK)
-        return Message(f"route {self.network}", bytes(encoded), EVERY_ERROR)
+        flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK | _ADD
+        NLMSGHDR.pack_into(encoded, 0, len(encoded), rtnl.RTM_NEWROUTE, flags, 0, 0)
+        # rtm_flags also report a dead next hop, and the kernel refuses a request that says so.
+        (route_flags,) = struct.unpack_from("=I", encoded, NLMSGHDR.size + 8)
+        struct.pack_into("=I", encoded, NLMSGHDR.size + 8, route_flags & RTNH_F_ONLINK)
+        return NetlinkRequest(f"route {self.network}", bytes(encoded), EVERY_ERROR)
+
+
+# ---------------------------------------------------------------- the socket
 
 
 class Netlink:
-    """A socket of the namespace that we are in."""
+    """A socket in the namespace that we are in."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
@@ -149,206 +164,228 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def apply(self, messages: Iterable[Message]) -> None:
-        """One send for all; the kernel works in order, acknowledges each, and goes on after one
-        that it refuses. Raises OSError for the first of those."""
-        todo = list(messages)
+    def apply(self, requests: Iterable[NetlinkRequest]) -> None:
+        """Send all requests at once; raise OSError for the first that the kernel refused.
+
+        The kernel works in order, acknowledges each, and goes on after one that it refuses.
+        """
+        todo = list(requests)
         for start in range(0, len(todo), ACKS_AT_ONCE):
             self._apply(todo[start : start + ACKS_AT_ONCE])
 
-    def _apply(self, messages: list[Message]) -> None:
-        self._socket.send(b"".join(message.encoded for message in messages))
-        # Each of them, also after a refusal: what is left unread would answer the next request.
-        codes = [nlmsg.error_of(self._socket.recv(65536)) for _ in messages]
-        for message, code in zip(messages, codes, strict=True):
-            if code and code not in message.fine:
-                raise OSError(code, os.strerror(code), message.operation)
+    def _apply(self, requests: list[NetlinkRequest]) -> None:
+        self._socket.send(b"".join(request.encoded for request in requests))
+        # Read every answer, also after a refusal: an unread one would answer the next request.
+        codes = [error_of(self._socket.recv(65536)) for _ in requests]
+        for request, code in zip(requests, codes, strict=True):
+            if code and code not in request.fine:
+                raise OSError(code, os.strerror(code), request.operation)
 
-    def find(self, name: str, nsid: int | None = None) -> Found | None:
-        """The interface of that name, if there is one; in namespace `nsid`, if that is given."""
+    def find(self, name: str, nsid: int | None = None) -> Any | None:
+        """Return an interface by its name, decoded, in the namespace `nsid` if that is given."""
         try:
             ((answer,), _) = self._ask(get_link(name=name, nsid=nsid))
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
             return None
-        info = LinkInfo.of(answer)
-        return Found(Link(name, info.ifindex), info.kind, info.up, info.mtu)
+        return decode(answer)
 
     def nsid(self, netns: int) -> int:
-        """The number by which ours knows another namespace, of which this is an fd; given now, if
-        it has none. A number keeps no namespace alive."""
-        body, fd = RTGENMSG.pack(socket.AF_UNSPEC), number(NETNSA_FD, netns)
-        any_number = number(NETNSA_NSID, NETNSA_NSID_NOT_ASSIGNED)
-        new = _encode("nsid", RTM_NEWNSID, NLM_F_ACK, body, fd, any_number)
-        self.apply([new._replace(fine=(errno.EEXIST,))])
-        ((answer,), _) = self._ask(_encode("nsid", RTM_GETNSID, 0, body, fd))
-        return nsid_of(answer)
+        """Return the number by which our namespace knows another one, given an fd of that.
 
-    def addresses(self, link: Link) -> list[Interface]:
-        """Those that are set on the interface."""
-        told = map(AddressInfo.of, self._of_both_families(RTM_GETADDR))
+        The kernel assigns one now if there is none. A number does not keep a namespace alive.
+        """
+        fd, unassigned = ("NETNSA_FD", netns), ("NETNSA_NSID", NETNSA_NSID_NOT_ASSIGNED)
+        assign = _encode("nsid", rtnl.RTM_NEWNSID, netlink.NLM_F_ACK, {}, fd, unassigned)
+        self.apply([assign._replace(fine=(errno.EEXIST,))])
+        ((answer,), _) = self._ask(_encode("nsid", rtnl.RTM_GETNSID, 0, {}, fd))
+        nsid: int = decode(answer).get_attr("NETNSA_NSID")
+        return nsid
+
+    def addresses(self, link: LinkRef) -> list[InterfaceAddress]:
+        """Return the addresses of an interface."""
         return [
-            ip_interface(f"{info.address}/{info.prefixlen}")
-            for info in told
-            if info.ifindex == link.index
+            ip_interface(f"{local_address(address)}/{address['prefixlen']}")
+            for _, address in self._of_both_families(rtnl.RTM_GETADDR)
+            if address["index"] == link.ifindex
         ]
 
-    def routes(self, link: Link) -> list[Route]:
-        """Those whose one next hop is the interface."""
-        told = ((data, RouteInfo.of(data)) for data in self._of_both_families(RTM_GETROUTE))
+    def routes(self, link: LinkRef) -> list[InstalledRoute]:
+        """Return the routes whose only next hop is the interface."""
         return [
-            Route(ip_network(info.target), info.table, info.protocol, info.metric, encoded=data)
-            for data, info in told
-            if [hop.link for hop in info.hops] == [link.index] and not info.flags & RTM_F_CLONED
+            InstalledRoute(
+                ip_network(f"{route.get('dst', ANY_ADDRESS[route['family']])}/{route['dst_len']}"),
+                route.get("table"),  # as an attribute, since it may be above 255
+                route["proto"],
+                route.get("priority", 0),
+                encoded=message,
+            )
+            for message, route in self._of_both_families(rtnl.RTM_GETROUTE)
+            # A route with several next hops has these in RTA_MULTIPATH, and no RTA_OIF.
+            if route.get("oif") == link.ifindex and not route["flags"] & RTM_F_CLONED
         ]
 
-    def _of_both_families(self, kind: int) -> Iterator[bytes]:
+    def _of_both_families(self, kind: int) -> Iterator[tuple[bytes, Any]]:
+        """Yield each message of a dump, as it came and decoded."""
         for family in (socket.AF_INET, socket.AF_INET6):
-            for data in self.dump(kind, family):
-                # Where IPv6 is off, the kernel answers with all other families.
-                if data[NLMSGHDR.size] == family:
-                    yield data
+            for message in self.dump(kind, family):
+                decoded = decode(message)
+                # If IPv6 is off, the kernel answers with all other families.
+                if decoded["family"] == family:
+                    yield message, decoded
 
     def dump(self, kind: int, family: int = socket.AF_UNSPEC) -> list[bytes]:
-        """All objects of a kind, a message each. Raises OSError.
+        """Return all objects of a kind, a message each. Raises OSError.
 
-        A dump that a change has interrupted may lack what was there all the time. Where changes
-        never end, the last try has to do.
+        A dump that a change has interrupted may lack objects that were there all the time, so it
+        is repeated. If changes never end, the last try has to do.
         """
-        # After the header, a struct that begins with the family.
-        how = NLM_F_REQUEST | NLM_F_DUMP
-        header = NLMSGHDR.pack(NLMSGHDR.size + 12, kind, how, 0, 0)
-        request = Message("dump", header + struct.pack("=B11x", family))
+        request = _encode("dump", kind, netlink.NLM_F_DUMP, {"family": family})
         for _ in range(DUMP_TRIES):
             answers, interrupted = self._ask(request)
             if not interrupted:
                 break
         return answers
 
-    def _ask(self, request: Message) -> tuple[list[bytes], bool]:
-        """What the kernel answers, one or many, and whether a change has interrupted it."""
+    def _ask(self, request: NetlinkRequest) -> tuple[list[bytes], bool]:
+        """Return the kernel's answers, one or many, and whether a change has interrupted them."""
         self._socket.send(request.encoded)
         answers: list[bytes] = []
         interrupted = False
         while True:
-            for kind, message in nlmsg.split(self._socket.recv(65536)):
-                _, _, flags, _, _ = NLMSGHDR.unpack_from(message)
-                interrupted |= bool(flags & NLM_F_DUMP_INTR)
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    if code := nlmsg.error_of(message):
+            for message in split(self._socket.recv(65536)):
+                _, kind, flags, _, _ = NLMSGHDR.unpack_from(message)
+                interrupted |= bool(flags & netlink.NLM_F_DUMP_INTR)
+                if kind in (netlink.NLMSG_ERROR, netlink.NLMSG_DONE):
+                    if code := error_of(message):
                         raise OSError(code, os.strerror(code), request.operation)
                     return answers, interrupted
                 answers.append(message)
-                if not flags & NLM_F_MULTI:
+                if not flags & netlink.NLM_F_MULTI:
                     return answers, interrupted
 
 
-# ---------------------------------------------------------------- what can be asked for
+# ---------------------------------------------------------------- requests
 
 
-def get_link(*, name: str = "", index: int = 0, nsid: int | None = None) -> Message:
-    """An interface, by its name or its index; in the namespace `nsid`, if that is given."""
-    attributes = [attribute(IFLA_IFNAME, name.encode() + b"\0")] if name else []
+def get_link(*, name: str = "", index: int = 0, nsid: int | None = None) -> NetlinkRequest:
+    """Ask for an interface by its name or index, in the namespace `nsid` if that is given."""
+    attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", name)] if name else []
     if nsid is not None:
-        attributes.append(number(IFLA_TARGET_NETNSID, nsid))  # as of Linux 4.16
-    link = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
-    return _encode(f"link {name or index}", RTM_GETLINK, 0, link, *attributes)
+        attributes.append(("IFLA_IF_NETNSID", nsid))  # since Linux 4.16
+    return _encode(f"link {name or index}", rtnl.RTM_GETLINK, 0, {"index": index}, *attributes)
 
 
-def move_link(link: Link, netns: int) -> Message:
-    """Into another namespace, by an fd of that."""
-    return _set_link(f"move {link.name}", link, number(IFLA_NET_NS_FD, netns))
+def move_link(link: LinkRef, netns: int) -> NetlinkRequest:
+    """Move a link into another namespace, given an fd of that."""
+    return _set_link(f"move {link.name}", link, ("IFLA_NET_NS_FD", netns))
 
 
-def link_up(link: Link) -> Message:
+def link_up(link: LinkRef) -> NetlinkRequest:
     return _set_link(f"link {link.name} up", link, flags=IFF_UP)
 
 
-def link_mtu(link: Link, mtu: int) -> Message:
-    return _set_link(f"MTU {mtu} on {link.name}", link, number(IFLA_MTU, mtu))
+def link_mtu(link: LinkRef, mtu: int) -> NetlinkRequest:
+    return _set_link(f"MTU {mtu} on {link.name}", link, ("IFLA_MTU", mtu))
 
 
-def no_link_local(link: Link) -> Message:
-    """No link-local address, as the kernel's own WireGuard has none: its router solicitations
+def no_link_local(link: LinkRef) -> NetlinkRequest:
+    """Have no link-local address, like the kernel's own WireGuard: router solicitations from it
     would start handshakes that nobody asked for."""
-    mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
-    families = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, mode))
-    return _set_link(f"addrgenmode on {link.name}", link, families)
+    mode = ("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)
+    families = {"attrs": [("AF_INET6", {"attrs": [mode]})]}
+    return _set_link(f"addrgenmode on {link.name}", link, ("IFLA_AF_SPEC", families))
 
 
-def promote_secondaries(link: Link) -> Message:
-    """Have a subnet's next IPv4 address take the place of its first, when that is deleted."""
-    setting = attribute(IFLA_INET_CONF, number(IPV4_DEVCONF_PROMOTE_SECONDARIES, 1))
-    families = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET, setting))
-    return _set_link(f"promote_secondaries on {link.name}", link, families)
-
-
-def new_address(link: Link, address: Interface) -> Message:
-    return _address(link, address, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
-
-
-def del_address(link: Link, address: Interface) -> Message:
-    return _address(link, address, RTM_DELADDR)._replace(fine=(errno.EADDRNOTAVAIL,))
-
-
-def new_route(link: Link, network: Network) -> Message:
-    """Refused (EEXIST) where something else leads there with the same metric."""
-    return _route(link, network, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
-
-
-def add_route(link: Link, network: Network) -> Message:
-    """Beside what else leads there; the kernel goes by the older one."""
-    message = _route(link, network, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
-    return message._replace(fine=(errno.EEXIST,))  # the very same route
-
-
-def del_route(link: Link, network: Network) -> Message:
-    message = _route(link, network, RTM_DELROUTE, metric=DEFAULT_METRIC[network.version])
-    return message._replace(fine=(errno.ESRCH,))
-
-
-def _set_link(operation: str, link: Link, *attributes: bytes, flags: int = 0) -> Message:
-    """`flags`: those to be set."""
-    body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, link.index, flags, flags)
-    return _encode(operation, RTM_NEWLINK, NLM_F_ACK, body, *attributes)
-
-
-def _address(link: Link, address: Interface, kind: int, flags: int = 0) -> Message:
-    family, length = _family(address.version), address.network.prefixlen
-    return _encode(
-        f"address {address} on {link.name}",
-        kind,
-        NLM_F_ACK | flags,
-        IFADDRMSG.pack(family, length, 0, RT_SCOPE_UNIVERSE, link.index),
-        attribute(IFA_LOCAL, address.packed),
-        attribute(IFA_ADDRESS, address.packed),
+def promote_secondaries(link: LinkRef) -> NetlinkRequest:
+    """Have a subnet's next IPv4 address replace its first one when that is deleted."""
+    request = _set_link(f"promote_secondaries on {link.name}", link)
+    # By hand, as pyroute2 only decodes IFLA_INET_CONF: nested attributes, each with its length and
+    # type, around a value of 32 bits.
+    settings = struct.pack(
+        "=8HI",
+        *(20, IFLA_AF_SPEC, 16, socket.AF_INET, 12, IFLA_INET_CONF),
+        *(8, IPV4_DEVCONF_PROMOTE_SECONDARIES, 1),
     )
+    length = struct.pack("=I", len(request.encoded) + len(settings))
+    return request._replace(encoded=length + request.encoded[4:] + settings)
 
 
-def _route(link: Link, network: Network, kind: int, flags: int = 0, metric: int = 0) -> Message:
-    family, length = _family(network.version), network.prefixlen
-    scope = RT_SCOPE_LINK if network.version == 4 else RT_SCOPE_UNIVERSE
-    attributes = [number(RTA_OIF, link.index)]
-    if length:
-        attributes.append(attribute(RTA_DST, network.network_address.packed))
-    if metric:
-        attributes.append(number(RTA_PRIORITY, metric))
-    kept = RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST
-    return _encode(
-        f"route {network} dev {link.name}",
-        kind,
-        NLM_F_ACK | flags,
-        RTMSG.pack(family, length, 0, 0, *kept, 0),
-        *attributes,
-    )
+def new_address(link: LinkRef, address: InterfaceAddress) -> NetlinkRequest:
+    return _address(link, address, rtnl.RTM_NEWADDR, _NEW)
 
 
-def _encode(operation: str, kind: int, how: int, body: bytes, *attributes: bytes) -> Message:
-    """`body`: the struct that messages of this kind begin with."""
-    content = body + b"".join(attributes)
-    header = NLMSGHDR.pack(NLMSGHDR.size + len(content), kind, NLM_F_REQUEST | how, 0, 0)
-    return Message(operation, header + content)
+def del_address(link: LinkRef, address: InterfaceAddress) -> NetlinkRequest:
+    request = _address(link, address, rtnl.RTM_DELADDR, 0)
+    return request._replace(fine=(errno.EADDRNOTAVAIL,))
+
+
+def new_route(link: LinkRef, network: Network) -> NetlinkRequest:
+    """Set a route; refused (EEXIST) if another one leads there with the same metric."""
+    return _route(link, network, rtnl.RTM_NEWROUTE, _NEW)
+
+
+def add_route(link: LinkRef, network: Network) -> NetlinkRequest:
+    """Set a route beside others that lead there; the kernel prefers the oldest."""
+    request = _route(link, network, rtnl.RTM_NEWROUTE, _ADD)
+    return request._replace(fine=(errno.EEXIST,))  # the very same route
+
+
+def del_route(link: LinkRef, network: Network) -> NetlinkRequest:
+    metric = ("RTA_PRIORITY", DEFAULT_METRIC[network.version])
+    request = _route(link, network, rtnl.RTM_DELROUTE, 0, metric)
+    return request._replace(fine=(errno.ESRCH,))
+
+
+def _set_link(
+    operation: str, link: LinkRef, *attributes: tuple[str, Any], flags: int = 0
+) -> NetlinkRequest:
+    """`flags`: the ones to set; all others stay."""
+    fields = {"index": link.ifindex, "flags": flags, "change": flags}
+    return _encode(operation, rtnl.RTM_NEWLINK, netlink.NLM_F_ACK, fields, *attributes)
+
+
+def _address(link: LinkRef, address: InterfaceAddress, kind: int, flags: int) -> NetlinkRequest:
+    fields = {
+        "family": _family(address.version),
+        "prefixlen": address.network.prefixlen,
+        "scope": RT_SCOPE_UNIVERSE,
+        "index": link.ifindex,
+    }
+    attributes = ("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))
+    operation = f"address {address} on {link.name}"
+    return _encode(operation, kind, netlink.NLM_F_ACK | flags, fields, *attributes)
+
+
+def _route(
+    link: LinkRef, network: Network, kind: int, flags: int, *attributes: tuple[str, Any]
+) -> NetlinkRequest:
+    fields = {
+        "family": _family(network.version),
+        "dst_len": network.prefixlen,
+        "table": RT_TABLE_MAIN,
+        "proto": RTPROT_STATIC,
+        "scope": RT_SCOPE_LINK if network.version == 4 else RT_SCOPE_UNIVERSE,
+        "type": RTN_UNICAST,
+    }
+    if network.prefixlen:
+        attributes = ("RTA_DST", str(network.network_address)), *attributes
+    attributes = ("RTA_OIF", link.ifindex), *attributes
+    operation = f"route {network} dev {link.name}"
+    return _encode(operation, kind, netlink.NLM_F_ACK | flags, fields, *attributes)
+
+
+def _encode(
+    operation: str, kind: int, flags: int, fields: dict[str, int], *attributes: tuple[str, Any]
+) -> NetlinkRequest:
+    """`fields`: of the struct that messages of this kind begin with; the others are 0."""
+    message = MESSAGE_CLASSES[kind]()
+    message["header"] = {"type": kind, "flags": netlink.NLM_F_REQUEST | flags}
+    message.update(fields)
+    message["attrs"] = list(attributes)
+    message.encode()
+    return NetlinkRequest(operation, bytes(message.data))
 
 
 def _family(version: int) -> int:

@@ -1,4 +1,4 @@
-"""An interface that is somebody else's to rename, take down, move or delete: what becomes of it.
+"""Watch an interface that its namespace's owner may rename, take down, move or delete.
 
 kernel ── socket of agent/watch.py ──► LinkWatch ──► changed(status)… gone(why)
 """
@@ -16,9 +16,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from wg4netnsd.agent.client import WatchedLink
-from wg4netnsd.kernel import nlmsg, rtnetlink, tun
-from wg4netnsd.kernel.nlmsg import NLMSG_ERROR, NLMSGHDR, RTM_DELLINK, RTM_DELNSID, RTM_NEWLINK
-from wg4netnsd.kernel.rtinfo import LinkInfo, nsid_of
+from wg4netnsd.kernel import rtnetlink, tun
+from wg4netnsd.kernel.pyroute import netlink, rtnl
+from wg4netnsd.kernel.rtnetlink import IFF_UP
 
 
 class LinkStatus(NamedTuple):
@@ -35,10 +35,10 @@ class Gone(StrEnum):
 
 
 class LinkWatch:
-    """Calls `changed` when the interface's name or IFF_UP has changed, and `gone`, once, when it
-    is no longer in its namespace. Owns the socket until then, or until it is closed.
+    """Call `changed` when the interface's name or IFF_UP changes, and `gone` when it has left.
 
-    Sleeps while nothing happens to this very interface.
+    `gone` is called once, when the interface is no longer in its namespace. The watch owns the
+    socket until then, or until it is closed, and sleeps while nothing happens to this interface.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LinkWatch:
         changed: Callable[[LinkStatus], object],
         gone: Callable[[Gone], object],
     ) -> None:
-        """To be made in a running event loop; the TUN's fd stays the caller's."""
+        """Start to watch, in a running event loop; the TUN's fd stays the caller's."""
         link = watched.link
         self.status = LinkStatus(link.name, link.up)
         self._ifindex = link.ifindex
@@ -71,9 +71,9 @@ class LinkWatch:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            self._ask_anew()
+            self._ask_again()
             return
-        # One message; its namespace is told only where it is not the socket's (netlink(7)).
+        # One message. The kernel adds its namespace only if that is not the socket's (netlink(7)).
         sender = struct.unpack("i", ancillary[0][2])[0] if ancillary else None
         match understand(datagram, sender, self._ifindex, self._nsid):
             case LinkStatus() as status if status != self.status:
@@ -81,18 +81,18 @@ class LinkWatch:
                 self._changed(status)
             case Gone() as why:
                 self._end(why)
-            case OSError(errno=errno.EINVAL):  # the socket's namespace has no such nsid any more
+            case OSError(errno=errno.EINVAL):  # the socket's namespace no longer knows this nsid
                 self._end(Gone.ENDED)
             case OSError(errno=errno.ENODEV):
                 self._end(Gone.DELETED if tun.is_gone(self._tun_fd) else Gone.MOVED)
             case OSError() as refusal:
                 raise refusal
 
-    def _ask_anew(self) -> None:
-        """Messages were lost. The kernel drops its answer too unless the socket is empty
-        (NETLINK_S_CONGESTED).
+    def _ask_again(self) -> None:
+        """Ask for the interface's status after messages were lost.
 
-        To ask about another namespace than the socket's takes CAP_NET_ADMIN there, which we have
+        The kernel would drop its answer too if the socket were not empty (NETLINK_S_CONGESTED).
+        Asking about another namespace than the socket's takes CAP_NET_ADMIN there, which we have
         as the owner of its user namespace.
         """
         with contextlib.suppress(BlockingIOError):
@@ -108,20 +108,30 @@ class LinkWatch:
 def understand(
     message: bytes, sender: int | None, ifindex: int, nsid: int | None
 ) -> LinkStatus | Gone | OSError | None:
-    """What a message of namespace `sender` tells of an interface in namespace `nsid`; None for the
-    socket's own, which also answers what was asked. An error is such an answer."""
-    _, kind, *_ = NLMSGHDR.unpack_from(message)
-    if kind == NLMSG_ERROR:
-        code = nlmsg.error_of(message)
+    """Return what a message says about an interface in namespace `nsid`; None if nothing.
+
+    `sender` is the message's namespace, or None for the socket's own, which also answers requests.
+    An OSError is the answer to a request that failed.
+    """
+    kind = rtnetlink.message_type(message)
+    if kind == netlink.NLMSG_ERROR:
+        code = rtnetlink.error_of(message)
         return OSError(code, os.strerror(code), f"link {ifindex}")
-    if kind == RTM_DELNSID:
-        # Other namespaces have their own numbers for others.
-        return Gone.ENDED if sender is None and nsid_of(message) == nsid else None
-    if kind not in (RTM_NEWLINK, RTM_DELLINK) or sender not in (None, nsid):
+    if kind == rtnl.RTM_DELNSID:
+        # Other namespaces have numbers of their own for the same namespaces.
+        ended = sender is None and rtnetlink.decode(message).get_attr("NETNSA_NSID") == nsid
+        return Gone.ENDED if ended else None
+    if kind not in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK) or sender not in (None, nsid):
         return None
-    link = LinkInfo.of(message)
-    if (link.family, link.ifindex) != (socket.AF_UNSPEC, ifindex):
-        return None
-    if kind == RTM_NEWLINK:
-        return LinkStatus(link.name, link.up)
-    return Gone.MOVED if link.moved else Gone.DELETED
+    link = rtnetlink.decode(message)
+    if (link["family"], link["index"]) != (socket.AF_UNSPEC, ifindex):
+        return None  # AF_BRIDGE: about the interface as a bridge's port
+    if kind == rtnl.RTM_NEWLINK:
+        return LinkStatus(_text(link.get("ifname")), bool(link["flags"] & IFF_UP))
+    # Only a link that is moved has the number of its new namespace (since Linux 4.15).
+    return Gone.DELETED if link.get("new_netnsid") is None else Gone.MOVED
+
+
+def _text(name: str | bytes) -> str:
+    """Return an interface's name, which the kernel does not require to be UTF-8."""
+    return name if isinstance(name, str) else name.decode(errors="replace")

@@ -71,10 +71,10 @@ def test_the_way_back_may_fail_too(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory", "address 10.0.0.1/24 on wg0")
 
     monkeypatch.setattr(interface, "_move", refuse)
-    nothing: Any = interface._State(MTU, [], [])
+    nothing: Any = interface._Settings(MTU, [], [])
     first = OSError(errno.EEXIST, "File exists", "route 10.9.0.0/16 dev wg0")
     arguments: Any = (None, None, nothing, nothing, interface._Snapshot([], []), first)
-    with pytest.raises(interface.Refused) as both:
+    with pytest.raises(interface.InterfaceError) as both:
         interface._move_back(*arguments)
     assert str(both.value) == (
         "route 10.9.0.0/16 dev wg0: File exists; "
