@@ -22,8 +22,8 @@ from wg4netnsd.agent.protocol import (
 )
 from wg4netnsd.agent.watch import open_watch
 from wg4netnsd.kernel import rtnetlink, tun
+from wg4netnsd.kernel.messages import IFF_UP, decode
 from wg4netnsd.kernel.rtnetlink import (
-    IFF_UP,
     InstalledRoute,
     InterfaceAddress,
     LinkRef,
@@ -270,10 +270,11 @@ def change(request: ChangeInterface) -> None:
 
 def _find(netlink: Netlink, name: str) -> tuple[LinkRef, int]:
     """Return the interface and its MTU."""
-    found = netlink.find(name)
-    if found is None:
+    answer = netlink.find(name)
+    if answer is None:
         text = f"the namespace has no '{name}' any more: was it renamed, moved or deleted?"
         raise InterfaceError("TunFailed", text)
+    found = decode(answer)
     if found.get(("linkinfo", "kind")) != "tun":
         raise InterfaceError("TunFailed", f"'{name}' is another interface now: was ours renamed?")
     if not found["flags"] & IFF_UP:  # the kernel refuses routes then, and has dropped ours

@@ -173,7 +173,9 @@ def _rehearse() -> None:
         _send(theirs, Done())
     with Netlink() as netlink:
         netlink.find("lo")
-    list(interface.configuration(LinkRef("wg0", 1), settings))
+        netlink.find("wg0")
+    # In a new namespace the first interface after `lo` has the index 2.
+    list(interface.configuration(LinkRef("wg0", 2), settings))
 
 
 def _child(control: socket.socket, announce: int) -> None:

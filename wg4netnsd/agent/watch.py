@@ -16,8 +16,9 @@ from typing import Final
 
 from wg4netnsd.agent.protocol import InterfaceLink
 from wg4netnsd.kernel import tun
+from wg4netnsd.kernel.messages import NLMSGHDR, LinkInfo
 from wg4netnsd.kernel.pyroute import netlink, rtnl
-from wg4netnsd.kernel.rtnetlink import IFF_UP, NLMSGHDR, Netlink
+from wg4netnsd.kernel.rtnetlink import Netlink
 
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 BPF_LDH_ABS, BPF_LDW_ABS, BPF_JEQ, BPF_RET = 0x28, 0x20, 0x15, 0x06  # linux/bpf_common.h
@@ -56,9 +57,10 @@ def _find_link(asking: Netlink, tun_fd: int, nsid: int | None) -> InterfaceLink:
     renaming it."""
     for _ in range(FIND_TRIES):
         name = tun.name(tun_fd)
-        found = asking.find(name, nsid) if name else None
-        if found and tun.name(tun_fd) == name:
-            return InterfaceLink(found["index"], nsid, name, bool(found["flags"] & IFF_UP))
+        answer = asking.find(name, nsid) if name else None
+        if answer and tun.name(tun_fd) == name:
+            link = LinkInfo.of(answer)
+            return InterfaceLink(link.ifindex, nsid, name, link.up)
     raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), f"link {name}")
 
 

@@ -16,16 +16,10 @@ import socket
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from wg4netnsd.kernel import rtnetlink
+from wg4netnsd.kernel import messages
+from wg4netnsd.kernel.messages import NLMSGHDR, LinkInfo
 from wg4netnsd.kernel.pyroute import rtnl
-from wg4netnsd.kernel.rtnetlink import (
-    IFF_UP,
-    NLMSGHDR,
-    RT_SCOPE_UNIVERSE,
-    RT_TABLE_MAIN,
-    RTN_UNICAST,
-    Netlink,
-)
+from wg4netnsd.kernel.rtnetlink import RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST, Netlink
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +81,7 @@ class HostNetwork:
             log.debug("the host's network changes too fast: some notifications were lost")
             self._coalescer.ask()
             return
-        if any(contradicts(message, self._known) for message in rtnetlink.split(datagram)):
+        if any(contradicts(message, self._known) for message in messages.split(datagram)):
             self._coalescer.ask()
 
     def _look_again(self) -> None:
@@ -144,10 +138,10 @@ def host_address(message: bytes, known: Collection[HostAddress]) -> HostAddress 
     Nobody does by a tentative address. But a known one is tentative again whenever its link comes
     back, until it has been probed (RFC 4862, section 5.4), and that does not end it.
     """
-    decoded = rtnetlink.decode(message)
+    decoded = messages.decode(message)
     if decoded["scope"] != RT_SCOPE_UNIVERSE or decoded["index"] == LOOPBACK_IFINDEX:
         return None
-    local = rtnetlink.local_address(decoded)
+    local = messages.local_address(decoded)
     address = HostAddress(decoded["index"], local, decoded["prefixlen"])
     return None if decoded["flags"] & IFA_F_TENTATIVE and address not in known else address
 
@@ -158,7 +152,7 @@ def default_route(message: bytes) -> DefaultRoute | None:
     family, prefixlen = message[NLMSGHDR.size], message[NLMSGHDR.size + 1]  # in struct rtmsg
     if prefixlen != 0 or family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    decoded = rtnetlink.decode(message)
+    decoded = messages.decode(message)
     if decoded["type"] != RTN_UNICAST or decoded.get("table") != RT_TABLE_MAIN:
         return None
     return DefaultRoute(family, decoded.get("priority", 0), next_hops(decoded))
@@ -196,7 +190,7 @@ def contradicts(message: bytes, known: HostState) -> bool:
     Most do not: router advertisements and DHCP keep renewing addresses and routes, and containers
     come and go.
     """
-    kind = rtnetlink.message_type(message)
+    kind = messages.message_type(message)
     if kind in (rtnl.RTM_NEWADDR, rtnl.RTM_DELADDR):
         address = host_address(message, known.addresses)
         return address is not None and (address in known.addresses) != (kind == rtnl.RTM_NEWADDR)
@@ -204,10 +198,10 @@ def contradicts(message: bytes, known: HostState) -> bool:
         route = default_route(message)
         return route is not None and (route in known.routes) != (kind == rtnl.RTM_NEWROUTE)
     if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
-        link = rtnetlink.decode(message)
-        gone = kind == rtnl.RTM_DELLINK or not link["flags"] & IFF_UP
+        link = LinkInfo.of(message)
+        gone = kind == rtnl.RTM_DELLINK or not link.up
         return gone and any(
-            hop.ifindex == link["index"] for route in known.routes for hop in route.hops
+            hop.ifindex == link.ifindex for route in known.routes for hop in route.hops
         )
     return False
 

@@ -16,9 +16,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from wg4netnsd.agent.client import WatchedLink
-from wg4netnsd.kernel import rtnetlink, tun
+from wg4netnsd.kernel import messages, tun
+from wg4netnsd.kernel.messages import LinkInfo
 from wg4netnsd.kernel.pyroute import netlink, rtnl
-from wg4netnsd.kernel.rtnetlink import IFF_UP
+from wg4netnsd.kernel.rtnetlink import get_link
 
 
 class LinkStatus(NamedTuple):
@@ -98,7 +99,7 @@ class LinkWatch:
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._socket.recv(1)
-        self._socket.send(rtnetlink.get_link(index=self._ifindex, nsid=self._nsid).encoded)
+        self._socket.send(get_link(index=self._ifindex, nsid=self._nsid).encoded)
 
     def _end(self, why: Gone) -> None:
         self.close()
@@ -113,25 +114,19 @@ def understand(
     `sender` is the message's namespace, or None for the socket's own, which also answers requests.
     An OSError is the answer to a request that failed.
     """
-    kind = rtnetlink.message_type(message)
+    kind = messages.message_type(message)
     if kind == netlink.NLMSG_ERROR:
-        code = rtnetlink.error_of(message)
+        code = messages.error_of(message)
         return OSError(code, os.strerror(code), f"link {ifindex}")
     if kind == rtnl.RTM_DELNSID:
         # Other namespaces have numbers of their own for the same namespaces.
-        ended = sender is None and rtnetlink.decode(message).get_attr("NETNSA_NSID") == nsid
+        ended = sender is None and messages.decode(message).get_attr("NETNSA_NSID") == nsid
         return Gone.ENDED if ended else None
     if kind not in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK) or sender not in (None, nsid):
         return None
-    link = rtnetlink.decode(message)
-    if (link["family"], link["index"]) != (socket.AF_UNSPEC, ifindex):
-        return None  # AF_BRIDGE: about the interface as a bridge's port
+    link = LinkInfo.of(message)
+    if (link.family, link.ifindex) != (socket.AF_UNSPEC, ifindex):
+        return None
     if kind == rtnl.RTM_NEWLINK:
-        return LinkStatus(_text(link.get("ifname")), bool(link["flags"] & IFF_UP))
-    # Only a link that is moved has the number of its new namespace (since Linux 4.15).
-    return Gone.DELETED if link.get("new_netnsid") is None else Gone.MOVED
-
-
-def _text(name: str | bytes) -> str:
-    """Return an interface's name, which the kernel does not require to be UTF-8."""
-    return name if isinstance(name, str) else name.decode(errors="replace")
+        return LinkStatus(link.name, link.up)
+    return Gone.MOVED if link.moved else Gone.DELETED
