@@ -85,7 +85,8 @@ async def _serve(
     # Imported only now, so that the agent and its forks stay small.
     from wg4netnsd.api.service import Service
     from wg4netnsd.bus.client import wait_for_bus
-    from wg4netnsd.bus.server import BusGone, NameTaken
+    from wg4netnsd.bus.connection import BusGone
+    from wg4netnsd.bus.server import NameTaken
     from wg4netnsd.engine import engine
     from wg4netnsd.tunnel import restore
 
@@ -93,7 +94,7 @@ async def _serve(
     await restore.kill_stray_engines(inherited)
     service = Service(agent, binary or engine.BINARY, directory)
     try:
-        bus = await service.start(inherited)
+        server = await service.start(inherited)
     except BusGone as error:
         log.critical("%s", error)
         return EXIT_CONFIG if isinstance(error, NameTaken) else EXIT_NO_BUS
@@ -106,7 +107,7 @@ async def _serve(
         log.info("not started by systemd: tunnels end with this process")
 
     ends = {
-        asyncio.ensure_future(bus.wait_gone()): EXIT_NO_BUS,
+        asyncio.ensure_future(server.wait_gone()): EXIT_NO_BUS,
         asyncio.ensure_future(_wait_agent_dead(agent.pid)): EXIT_FAILURE,
         stop: EXIT_SUCCESS,
     }
@@ -123,7 +124,7 @@ async def _serve(
     else:
         notify.stopping("closing all tunnels")
         await service.manager.close_all("the daemon is ending")
-    await bus.close(patiently=not handing_over)
+    await server.close(patiently=not handing_over)
     log.info("stopped")
     return status
 
@@ -144,7 +145,8 @@ async def _has_successor(status: int) -> bool:
     After a failure it will, because the unit has Restart=on-failure. If systemd then gives up, it
     drops the fds, which ends the engines. After SIGTERM it depends on systemd's current job.
     """
-    from wg4netnsd.bus.client import BusGone, get_property
+    from wg4netnsd.bus.client import get_property
+    from wg4netnsd.bus.connection import BusGone
 
     if not notify.is_supervised() or status != EXIT_SUCCESS:
         return notify.is_supervised()

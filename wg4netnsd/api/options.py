@@ -1,61 +1,68 @@
-"""The options of CreateTunnel and Reconfigure, checked once."""
+"""The options of CreateTunnel and Reconfigure: declared once, checked once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from wg4netnsd import names
-from wg4netnsd.bus.server import Variant
+from wg4netnsd.bus.codec import Variant
 from wg4netnsd.config.model import MAX_MTU, MIN_MTU
 from wg4netnsd.config.wgquick import IGNORABLE
 from wg4netnsd.errors import InvalidArgs, quote
 from wg4netnsd.tunnel.lifetime import Lifetime
 
-_SIGNATURES: Final = {
-    "name": "s",
-    "interface": "s",
-    "lifetime": "s",
-    "lease": "h",
-    "mtu": "u",
-    "wait": "s",
-    "timeout_usec": "t",
-    "ignore": "as",
-}
-_RECONFIGURE: Final = ("mtu", "ignore")
 _WAIT: Final = ("up", "handshake")
+
+
+def _type(signature: str, reconfigure: bool = False) -> dict[str, Any]:
+    """Return an option's metadata: its D-Bus type, and whether Reconfigure has it too."""
+    return {"signature": signature, "reconfigure": reconfigure}
 
 
 @dataclass(frozen=True)
 class Options:
-    """`lease` is an index into the call's fds; no `name` means one made from the namespace."""
+    """The options of CreateTunnel, by their names on the bus.
 
-    name: str | None = None
-    interface: str = "wg0"
-    lifetime: Lifetime = Lifetime.NAMESPACE
-    lease: int | None = None
-    mtu: int | None = None
-    handshake: bool = False
-    timeout_usec: int = 20_000_000  # less than a client's usual 25 s
-    ignore: tuple[str, ...] = ()
+    The contract describes them: contrib/dbus/org.wg4netns1.Manager.xml.
+    """
+
+    name: str | None = field(default=None, metadata=_type("s"))
+    """None: one made from the namespace."""
+    interface: str = field(default="wg0", metadata=_type("s"))
+    lifetime: Lifetime = field(default=Lifetime.NAMESPACE, metadata=_type("s"))
+    lease: int | None = field(default=None, metadata=_type("h"))
+    """An index into the call's fds."""
+    mtu: int | None = field(default=None, metadata=_type("u", reconfigure=True))
+    """None: the configuration's."""
+    wait: str = field(default="up", metadata=_type("s"))
+    timeout_usec: int = field(default=20_000_000, metadata=_type("t"))
+    """The default is less than the 25 s that most clients wait."""
+    ignore: tuple[str, ...] = field(default=(), metadata=_type("as", reconfigure=True))
+
+    @property
+    def handshake(self) -> bool:
+        """Whether to wait for a handshake, and so to begin one."""
+        return self.wait == "handshake"
 
 
-def parse(
-    options: dict[str, Variant], known_options: Collection[str] = _SIGNATURES.keys()
-) -> Options:
-    """Those of CreateTunnel. Raises InvalidArgs, naming the option."""
+SIGNATURES: Final = {each.name: each.metadata["signature"] for each in fields(Options)}
+"""The D-Bus type of each option."""
+
+OF_RECONFIGURE: Final = [each.name for each in fields(Options) if each.metadata["reconfigure"]]
+
+
+def parse(options: dict[str, Variant], known_options: Collection[str] = SIGNATURES) -> Options:
+    """Check the options of CreateTunnel. Raises InvalidArgs, naming the option."""
     values: dict[str, Any] = {}
-    for key, variant in options.items():
-        if key not in known_options:
+    for name, variant in options.items():
+        if name not in known_options:
             known = ", ".join(known_options)
-            raise InvalidArgs(f"unknown option {quote(key)}: expected one of {known}")
-        if variant.signature != _SIGNATURES[key]:
-            raise _refuse(key, f"expected type {_SIGNATURES[key]}, got {variant.signature[:32]}")
-        values[key] = variant.value
-    if (wait := values.pop("wait", "up")) not in _WAIT:
-        raise _refuse("wait", "expected 'up' or 'handshake'")
-    values["handshake"] = wait == "handshake"
+            raise InvalidArgs(f"unknown option {quote(name)}: expected one of {known}")
+        if variant.signature != SIGNATURES[name]:
+            raise _invalid(name, f"expected type {SIGNATURES[name]}, got {variant.signature[:32]}")
+        values[name] = variant.value
     if "lifetime" in values:
         values["lifetime"] = _lifetime(values["lifetime"])
     if "ignore" in values:
@@ -66,8 +73,8 @@ def parse(
 
 
 def parse_reconfigure(options: dict[str, Variant]) -> Options:
-    """Those of Reconfigure, a part of the others. Raises InvalidArgs, naming the option."""
-    return parse(options, _RECONFIGURE)
+    """Check the options of Reconfigure. Raises InvalidArgs, naming the option."""
+    return parse(options, OF_RECONFIGURE)
 
 
 def _lifetime(value: str) -> Lifetime:
@@ -75,24 +82,26 @@ def _lifetime(value: str) -> Lifetime:
         return Lifetime(value)
     except ValueError:
         known = " or ".join(f"'{lifetime}'" for lifetime in Lifetime)
-        raise _refuse("lifetime", f"expected {known}") from None
+        raise _invalid("lifetime", f"expected {known}") from None
 
 
 def _check(options: Options) -> None:
+    if options.wait not in _WAIT:
+        raise _invalid("wait", "expected 'up' or 'handshake'")
     if options.name is not None and not names.TUNNEL_NAME.fullmatch(options.name):
-        raise _refuse("name", "expected 1 to 48 of [A-Za-z0-9_.@-], the first a letter or digit")
+        raise _invalid("name", "expected 1 to 48 of [A-Za-z0-9_.@-], the first a letter or digit")
     if not names.INTERFACE_NAME.fullmatch(options.interface) or options.interface in (".", ".."):
-        raise _refuse("interface", "expected 1 to 15 of [A-Za-z0-9_=+.-]")
+        raise _invalid("interface", "expected 1 to 15 of [A-Za-z0-9_=+.-]")
     if (options.lifetime is Lifetime.LEASE) != (options.lease is not None):
-        raise _refuse("lease", "expected with lifetime 'lease', and only there")
+        raise _invalid("lease", "expected with lifetime 'lease', and only there")
     if options.mtu is not None and not MIN_MTU <= options.mtu <= MAX_MTU:
-        raise _refuse("mtu", f"{options.mtu}: expected {MIN_MTU} to {MAX_MTU}")
+        raise _invalid("mtu", f"{options.mtu}: expected {MIN_MTU} to {MAX_MTU}")
     if not options.timeout_usec:
-        raise _refuse("timeout_usec", "expected more than 0")
+        raise _invalid("timeout_usec", "expected more than 0")
     for key in options.ignore:
         if key.lower() not in map(str.lower, IGNORABLE):
-            raise _refuse("ignore", f"{quote(key)}: expected some of {', '.join(IGNORABLE)}")
+            raise _invalid("ignore", f"{quote(key)}: expected some of {', '.join(IGNORABLE)}")
 
 
-def _refuse(option: str, expected: str) -> InvalidArgs:
+def _invalid(option: str, expected: str) -> InvalidArgs:
     return InvalidArgs(f"option '{option}': {expected}")

@@ -1,30 +1,34 @@
-"""A method call that came in, and what it is answered with."""
+"""A method call that came in, and the reply to it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from wg4netnsd import errors
 from wg4netnsd.aio import blocking
+from wg4netnsd.bus.frames import Frame
 
 
-@dataclass
 class Call:
-    """One incoming method call. Owns the fds that came with it, until they are taken."""
+    """One incoming method call. Owns the fds that came with it, until they are popped."""
 
-    sender: str
-    path: str
-    interface: str | None
-    member: str
-    signature: str
-    body: list[Any]
-    expects_reply: bool
-    fds: list[int] = field(default_factory=list)
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.sender = frame.sender
+        self.path = frame.path
+        self.interface = frame.interface
+        self.member = frame.member
+        self.signature = frame.signature
+        self.expects_reply = frame.expects_reply
+        self.fds = frame.fds
+        self.body: list[Any] = []
+        """The arguments, once it is the call's turn."""
 
-    def take_fd(self, index: int) -> int:
-        """The fd that an `h` of the body stands for; its owner is who takes it.
+    def pop_fd(self, index: int) -> int:
+        """Return the fd that an `h` of the body stands for; the caller owns it.
 
         Raises InvalidArgs.
         """
@@ -34,7 +38,7 @@ class Call:
         return fd
 
     def close(self) -> None:
-        """Close what nobody took."""
+        """Close the fds that were not popped."""
         for index, fd in enumerate(self.fds):
             if fd >= 0:
                 self.fds[index] = -1
@@ -43,8 +47,14 @@ class Call:
 
 @dataclass
 class Reply:
-    """What a call is answered with. `fds` are closed once sent; an `h` of the body indexes them."""
+    """The answer to a call. An `h` of the body is an index into `fds`, which the reply owns."""
 
     signature: str = ""
     body: Sequence[Any] = ()
     fds: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the fds of a reply that is not sent."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []

@@ -1,50 +1,46 @@
-"""What we ask of other services on a bus, and hear of them; each time over a connection of its own.
+"""Questions to other services on a bus, and their signals. Each uses a connection of its own.
 
-On the one that server.py serves, nobody's words but the bus's count.
+On the connection that server.py serves, only the bus itself is listened to.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from wg4netnsd.bus import codec
 from wg4netnsd.bus.address import session_address
+from wg4netnsd.bus.codec import Message
 from wg4netnsd.bus.connection import (
-    NOT_CONNECTED,
+    CONNECT_TIME,
+    BusGone,
     Connection,
-    Message,
-    MessageType,
+    ErrorReply,
+    answer_within,
+    bus_call,
 )
-
-__all__ = ["BusGone", "bus_call", "get_property", "listen", "wait_for_bus"]
+from wg4netnsd.bus.frames import Frame, Malformed
 
 log = logging.getLogger(__name__)
 
-DBUS: Final = "org.freedesktop.DBus"
-DBUS_PATH: Final = "/org/freedesktop/DBus"
-CONNECT_TIME: Final = 10.0  # seconds
 ANSWER_TIME: Final = 2.0  # seconds
-
-
-class BusGone(Exception):
-    """There is no bus, it is gone, our name on it is, or it has no answer."""
 
 
 async def wait_for_bus(seconds: float) -> None:
     """Return when there is a session bus that answers, or none at all, or after `seconds`."""
     try:
-        with contextlib.closing(Connection(session_address(), patient=False)) as connection:
-            async with asyncio.timeout(seconds):
-                await connection.connect()
-    except NOT_CONNECTED as error:
+        async with answer_within(seconds):
+            connection = await Connection.connect(session_address())
+    except BusGone as error:
         log.info("there is no session bus: %s", error)
+    else:
+        connection.close()
 
 
 async def get_property(service: str, path: str, interface: str, name: str) -> Any:
-    """A property of another service's on the session bus. Raises BusGone."""
+    """Return a property of another service on the session bus. Raises BusGone."""
     question = Message(
         destination=service,
         path=path,
@@ -54,51 +50,43 @@ async def get_property(service: str, path: str, interface: str, name: str) -> An
         body=[interface, name],
     )
     try:
-        with contextlib.closing(Connection(session_address(), patient=False)) as connection:
-            async with asyncio.timeout(ANSWER_TIME):
-                await connection.connect()
-                answer = await connection.call(question)
-    except NOT_CONNECTED as error:
-        raise BusGone(f"{service}: {str(error) or type(error).__name__}") from None
-    if answer.message_type is MessageType.ERROR:
-        raise BusGone(f"{service}: {answer.error_name} for {name}")
-    return answer.body[0].value
+        async with answer_within(ANSWER_TIME):
+            connection = await Connection.connect(session_address())
+            with contextlib.closing(connection):
+                (variant,) = await connection.call(question)
+    except ErrorReply as error:
+        raise BusGone(f"{service}: {error.name} for {name}") from None
+    except BusGone as error:
+        raise BusGone(f"{service}: {error}") from None
+    return variant.value
 
 
-async def listen(address: str, rule: str, heard: Callable[[list[Any]], object]) -> NoReturn:
-    """Call `heard` with the body of each signal that is broadcast and matches; cancel it to end.
+async def listen(address: str, rule: str, on_body: Callable[[list[Any]], object]) -> NoReturn:
+    """Call `on_body` with the body of each broadcast signal that matches; cancel it to end.
 
     Raises BusGone, with the reason: there is no such bus, or it is there no longer. Receives no
     fds, as it never says that it could.
     """
 
-    def on_message(message: Message) -> None:
-        # For broadcasts the bus has checked the rule, and so who the sender is. A signal directed
-        # at us comes in any case, from anybody.
-        if message.message_type is MessageType.SIGNAL and not message.destination:
-            heard(message.body)
+    def on_signal(signal: Frame) -> None:
+        # For broadcasts the bus has checked the rule, and thereby the sender. A signal directed at
+        # us comes in any case, from anybody.
+        if signal.destination:
+            return
+        try:
+            body = codec.decode_body(signal)
+        except Malformed as error:
+            log.error("a signal from %s can't be read: %s", signal.sender, error)
+            return
+        on_body(body)
 
-    try:
-        with contextlib.closing(Connection(address, patient=False)) as connection:
-            async with asyncio.timeout(CONNECT_TIME):
-                await connection.connect()
-                connection.add_message_handler(on_message)
-                reply = await connection.call(bus_call("AddMatch", rule))
-            if reply.message_type is MessageType.ERROR:
-                raise BusGone(f"{reply.error_name} for {rule}")
-            await connection.wait_for_disconnect()
-    except NOT_CONNECTED as error:
-        raise BusGone(str(error) or type(error).__name__) from None
-    raise BusGone("disconnected")
-
-
-def bus_call(member: str, *arguments: str) -> Message:
-    """Of a method of the bus itself."""
-    return Message(
-        destination=DBUS,
-        path=DBUS_PATH,
-        interface=DBUS,
-        member=member,
-        signature="s" * len(arguments),
-        body=list(arguments),
-    )
+    async with answer_within(CONNECT_TIME):
+        connection = await Connection.connect(address)
+    with contextlib.closing(connection):
+        connection.on_signal = on_signal
+        try:
+            async with answer_within(CONNECT_TIME):
+                await connection.call(bus_call("AddMatch", rule))
+        except ErrorReply as error:
+            raise BusGone(f"{error.name} for {rule}") from None
+        raise BusGone(await connection.wait_gone())

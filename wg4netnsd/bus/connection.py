@@ -1,216 +1,207 @@
-"""dbus-next's connection to a bus: which bus, how to connect, how to read from it and write to it.
+"""A connection to a message bus: its socket, the calls that we make, and all that comes in.
 
-The only module that imports dbus-next; server.py has from here what it needs of it.
+connect(): open → authenticate → Hello
+then       _on_readable → FrameReader → on_call, on_signal, or the reply that call() waits for
+           send → Outbox → _on_writable
+until      close(), or the bus ends it; wait_gone() tells
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-import typing
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, NamedTuple
 
-from wg4netnsd.bus import frames
-
-# dbus-next imports a decorator whose removal is announced for Python 3.15.
-if not hasattr(typing, "no_type_check_decorator"):
-    vars(typing)["no_type_check_decorator"] = lambda function: function
-
-from dbus_next import Message, MessageFlag, MessageType, NameFlag, RequestNameReply, Variant
-from dbus_next._private.marshaller import Marshaller
-from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.aio import MessageBus
-from dbus_next.errors import AuthError
-from dbus_next.signature import SignatureTree
-
-__all__ = [
-    "NOT_CONNECTED",
-    "Connection",
-    "Message",
-    "MessageFlag",
-    "MessageType",
-    "NameFlag",
-    "RequestNameReply",
-    "Variant",
-    "unmarshal",
-]
+from wg4netnsd.aio import blocking
+from wg4netnsd.bus import address, codec, frames, sasl
+from wg4netnsd.bus.codec import Message
+from wg4netnsd.bus.frames import Frame
+from wg4netnsd.bus.outbox import Outbox
+from wg4netnsd.errors import LimitExceeded
 
 log = logging.getLogger(__name__)
 
-AUTH_LINE: Final = 4096
+DBUS: Final = "org.freedesktop.DBus"
+DBUS_PATH: Final = "/org/freedesktop/DBus"
 
 AT_ONCE: Final = 65536
-"""Bytes that one wake-up reads, and about what it writes: then it is the others' turn. 500 small
-calls, which take 2 ms to refuse."""
+"""Bytes that one wake-up reads: then it is the turn of others. That is 500 small calls."""
 
 MAX_UNSENT: Final = 1 << 20
-"""Bytes. While the bus has so much yet to take from us, we take no calls from it."""
+"""Bytes. While the bus has yet to take so much from us, we take no calls from it."""
 
 MAX_FDS: Final = 253
-"""SCM_MAX_FD of the kernel's: no message brings more."""
+"""The kernel's SCM_MAX_FD: no message brings more."""
 
-MAX_SIGNATURES: Final = 256
-"""Those that dbus-next may remember; it forgets none, and a variant can have any."""
-
-NOT_CONNECTED: Final = (OSError, EOFError, TimeoutError, ValueError, AuthError)
-"""What connecting raises: the socket's errors, and dbus-next's of addresses and messages."""
+CONNECT_TIME: Final = 10.0  # seconds
 
 
-class _Writer:
-    """What is to be sent, in its order.
-
-    dbus-next's own ends the connection when the socket is full, which a burst of signals can cause,
-    and does not know how much it holds.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self.unsent = 0  # bytes
-        self._connection = connection
-        self._queue: deque[tuple[bytes, Sequence[int], asyncio.Future[None] | None]] = deque()
-        self._at = 0  # how much of the first one has gone
-
-    def schedule_write(
-        self, message: Message | None = None, sent: asyncio.Future[None] | None = None
-    ) -> None:
-        """dbus-next's way in; without a message, what is there may go from now on."""
-        if message:
-            self.add(marshal(message), tuple(message.unix_fds or ()), sent)
-        elif self._queue:
-            self._connection.may_write(self._write)
-
-    def add(
-        self, data: bytes, fds: Sequence[int] = (), sent: asyncio.Future[None] | None = None
-    ) -> None:
-        self._queue.append((data, fds, sent))
-        self.unsent += len(data)
-        if len(self._queue) == 1 and self._connection.unique_name:  # not before Hello is answered
-            self._connection.may_write(self._write)
-
-    def _write(self) -> None:
-        budget = AT_ONCE
-        try:
-            while self._queue and budget > 0:
-                data, fds, sent = self._queue[0]
-                rights = []
-                if fds and not self._at:  # they go with the first byte
-                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                count = self._connection.socket.sendmsg([memoryview(data)[self._at :]], rights)
-                budget -= count
-                self.unsent -= count
-                self._at += count
-                if self._at == len(data):
-                    self._at = 0
-                    self._queue.popleft()
-                    if sent and not sent.done():
-                        sent.set_result(None)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._connection._finalize(error)
-            return
-        if not self._queue:
-            self._connection.may_write(None)
-        if self.unsent <= MAX_UNSENT:
-            self._connection.may_read()
-
-    def fail(self, error: Exception | None) -> None:
-        """The connection is over."""
-        for _, _, sent in self._queue:
-            if sent and not sent.done():
-                sent.set_exception(error or EOFError("disconnected"))
-        self._queue.clear()
+class BusGone(Exception):
+    """There is no bus, it is gone, or it does not answer."""
 
 
-class Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
-    """MessageBus with its connecting, its reading and its writing done right."""
+class ErrorReply(Exception):
+    """The answer to a call of ours is an error."""
 
-    def __init__(self, address: str, patient: bool = True, **options: Any) -> None:
-        """`patient`: connect() may wait for a bus that has too many waiting already (unix(7)).
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
-        Raises OSError if `address` is empty, as session_address() has it where there is no bus.
+
+class _Pending(NamedTuple):
+    """A call of ours that has no reply yet."""
+
+    destination: str
+    reply: asyncio.Future[list[Any]]
+
+
+class Connection:
+    """Owns the socket, and the fds of messages until they are handed on or sent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Use connect()."""
+        self.on_call: Callable[[Frame], None] = self._refuse
+        """Called with each method call that comes in. Owns its fds from then on."""
+        self.on_signal: Callable[[Frame], None] = lambda _: None
+        """Called with each signal that comes in, from anybody: unlike the match rules of the bus,
+        no rule holds for a signal that is directed at us."""
+        self._loop = asyncio.get_running_loop()
+        self._socket = sock
+        self._serial = 0
+        self._reader = frames.FrameReader()
+        self._reading = False
+        self._outbox = Outbox()
+        self._pending: dict[int, _Pending] = {}
+        self._gone = asyncio.Event()
+        self._why_gone = ""
+
+    @classmethod
+    async def connect(
+        cls, addresses: str, *, with_fds: bool = False, patient: bool = False
+    ) -> Connection:
+        """Return a connection to the first bus of the list that there is. Raises BusGone.
+
+        `with_fds`: messages may bring file descriptors. `patient`: wait for a bus that has too many
+        waiting already (unix(7)).
         """
-        if not address:
-            raise OSError("neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set")
-        self._patient = patient
-        self._frames = frames.Frames()
-        self._reading = True
-        self.take: Callable[[frames.Frame], bool] = self._refuse_call
-        # The address is only parsed by the base class; _setup_socket() below does the connecting.
-        super().__init__(bus_address=address, **options)
-        self._writer = _Writer(self)
-
-    def _setup_socket(self) -> None:
-        """Try each address of the list in turn, as the specification has it."""
-        problems = []
-        for transport, options in self._bus_address:
-            path = options.get("path") or "\0" + options.get("abstract", "")
-            if transport != "unix" or path == "\0":
-                problems.append(f"{transport}: not supported")
-                continue
-            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._sock.setblocking(self._patient)
-            try:
-                self._sock.connect(path)
-            except OSError as error:
-                self._sock.close()
-                problems.append(f"{path}: {error.strerror}")
-                continue
-            self._sock.setblocking(False)
-            self._stream = self._sock.makefile("rwb")
-            self._fd = self._sock.fileno()
-            return
-        raise OSError("; ".join(problems))
+        try:
+            connection = cls(await _open(addresses, patient))
+        except (OSError, ValueError) as error:
+            raise BusGone(str(error)) from None
+        try:
+            await sasl.authenticate(connection._socket, with_fds)
+            connection._read_on()
+            await connection.call(bus_call("Hello"))
+        except (OSError, EOFError, ErrorReply) as error:
+            connection.close()
+            raise BusGone(str(error)) from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @property
-    def socket(self) -> socket.socket:
-        sock: socket.socket = self._sock
-        return sock
+    def is_gone(self) -> bool:
+        return self._gone.is_set()
 
     @property
     def unsent(self) -> int:
         """Bytes that the bus has not taken yet."""
-        return self._writer.unsent
+        return self._outbox.unsent
 
-    def send_bytes(self, data: bytes) -> None:
-        """Send messages that are marshalled already."""
-        self._writer.add(data)
+    async def wait_gone(self) -> str:
+        """Return when the connection has ended, with the reason."""
+        await self._gone.wait()
+        return self._why_gone
 
-    def may_write(self, write: Callable[[], None] | None) -> None:
-        """Have `write` called when there is room in the socket."""
-        if write and not self._disconnected:
-            self._loop.add_writer(self._fd, write)
-        else:
-            self._loop.remove_writer(self._fd)
+    def close(self) -> None:
+        """End the connection, in any phase; may be called again. What is unsent is lost."""
+        self._end("disconnected")
 
-    def may_read(self) -> None:
-        """Go on reading, if that was paused."""
-        if not self._reading and not self._disconnected:
-            self._reading = True
-            self._loop.add_reader(self._fd, self._message_reader)
+    # ------------------------------------------------------------ what goes out
+
+    async def call(self, message: Message) -> list[Any]:
+        """Call a method and return the reply's arguments. Raises ErrorReply, BusGone."""
+        pending = _Pending(message.destination, self._loop.create_future())
+        serial = self.send(message)
+        self._pending[serial] = pending
+        if self.is_gone:
+            self._fail_pending()
+        try:
+            return await pending.reply
+        finally:
+            del self._pending[serial]
+
+    def send(self, message: Message) -> int:
+        """Send a message, after all that were sent before, and return its serial number.
+
+        Owns its fds in any case. Raises what dbus-next does at a defect of ours.
+        """
+        serial = message.serial = self.next_serial()
+        try:
+            data = codec.encode(message)
+        except BaseException:
+            for fd in message.unix_fds or ():
+                os.close(fd)
+            raise
+        self.send_bytes(data, message.unix_fds or ())
+        return serial
+
+    def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send a message that is encoded already. A connection that has ended drops it."""
+        first = not self._outbox.unsent
+        self._outbox.add(data, fds)
+        if self.is_gone:
+            self._outbox.clear()
+        elif first:
+            self._on_writable()
+            if self._outbox.unsent:
+                self._loop.add_writer(self._socket, self._on_writable)
+
+    def next_serial(self) -> int:
+        self._serial = self._serial % 0xFFFFFFFF + 1
+        return self._serial
+
+    def _on_writable(self) -> None:
+        try:
+            self._outbox.write_to(self._socket)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._end(str(error))
+            return
+        if not self._outbox.unsent:
+            self._loop.remove_writer(self._socket)
+        if not self._reading and self._outbox.unsent <= MAX_UNSENT:
+            self._read_on()
 
     # ------------------------------------------------------------ what comes in
 
-    def _message_reader(self) -> None:
-        """One read and no more: the base class goes on as long as there is something."""
-        if self.unsent > MAX_UNSENT:
+    def _read_on(self) -> None:
+        self._reading = True
+        self._loop.add_reader(self._socket, self._on_readable)
+
+    def _on_readable(self) -> None:
+        if self._outbox.unsent > MAX_UNSENT:
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._loop.remove_reader(self._socket)
             return
         try:
-            for frame in self._frames.feed(*self._receive()):
-                self._take(frame)
+            for frame in self._reader.feed(*self._receive()):
+                self._route(frame)
         except BlockingIOError:
             return
         except (OSError, EOFError, frames.Malformed) as error:
-            self._finalize(error)
+            self._end(str(error))
 
     def _receive(self) -> tuple[bytes, list[int]]:
-        data, ancillary, _flags, _ = self._sock.recvmsg(
+        """Read once. Raises EOFError when the bus has closed the connection."""
+        data, ancillary, _flags, _ = self._socket.recvmsg(
             AT_ONCE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
         )
         fds = array.array("i")
@@ -220,100 +211,124 @@ class Connection(MessageBus):  # type: ignore[misc]  # Any, to mypy
             raise EOFError("the bus has closed the connection")
         return data, list(fds)
 
-    def _take(self, frame: frames.Frame) -> None:
-        if self.take(frame) or frame.type not in (
-            frames.METHOD_RETURN,
-            frames.ERROR,
-            frames.SIGNAL,
-        ):
+    def _route(self, frame: Frame) -> None:
+        if frame.type == frames.METHOD_CALL:
+            self.on_call(frame)
+            return
+        for fd in frame.fds:  # none of our calls asks for one
+            blocking.close(fd)
+        if frame.type in (frames.METHOD_RETURN, frames.ERROR):
+            self._settle(frame)
+        elif frame.type == frames.SIGNAL:
+            self.on_signal(frame)
+
+    def _settle(self, frame: Frame) -> None:
+        """Hand a reply to the call that waits for it."""
+        destination, reply = self._pending.get(frame.reply_serial, (None, None))
+        if reply is None or reply.done():
+            return
+        if destination == DBUS and frame.sender != DBUS:
+            return  # anybody can send us a reply, and must not speak for the bus
+        if frame.type == frames.ERROR:
+            reply.set_exception(ErrorReply(frame.error_name))
             return
         try:
-            self._on_message(as_message(frame))
+            reply.set_result(codec.decode_body(frame))
         except frames.Malformed as error:
-            log.error("a message of the bus's own: %s", error)
+            reply.set_exception(BusGone(f"a reply that can't be read: {error}"))
 
-    def _refuse_call(self, frame: frames.Frame) -> bool:
-        """Of a connection that only listens."""
-        if frame.type == frames.METHOD_CALL and frame.expects_reply:
-            name, text = "org.freedesktop.DBus.Error.UnknownObject", "UnknownObject: none is here"
-            self.send_bytes(frames.error(self.next_serial(), frame, name, text))
-        return frame.type == frames.METHOD_CALL
+    def _refuse(self, call: Frame) -> None:
+        """Answer a call where nothing is served."""
+        for fd in call.fds:
+            blocking.close(fd)
+        if call.expects_reply:
+            name, text = f"{DBUS}.Error.UnknownObject", "UnknownObject: none is here"
+            self.send_bytes(codec.encode_error(call, self.next_serial(), name, text))
 
-    def _finalize(self, error: Exception | None = None) -> None:
-        super()._finalize(error)
-        self._writer.fail(error)
-        for fd in self._frames.drop():
-            os.close(fd)
+    # ------------------------------------------------------------ its end
 
-    def close(self) -> None:
-        """What disconnect() only begins, at once and in any phase."""
-        self._finalize()
-        if not self._disconnect_future.cancelled():
-            self._disconnect_future.exception()  # of the socket: who waits for the end has it
-        self._stream.close()
-        self._sock.close()
+    def _end(self, why: str) -> None:
+        if self.is_gone:
+            return
+        self._why_gone = why
+        self._gone.set()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for fd in self._reader.pop_fds():
+            blocking.close(fd)
+        self._outbox.clear()
+        self._fail_pending()
 
-    async def _auth_readline(self) -> str:
-        """The base class spins for ever at an end of file."""
-        line = b""
-        while not line.endswith(b"\r\n"):
-            data = await self._loop.sock_recv(self._sock, 1)
-            if not data or len(line) > AUTH_LINE:
-                raise EOFError("the bus broke off the authentication")
-            line += data
-        return line[:-2].decode()
+    def _fail_pending(self) -> None:
+        for _, reply in self._pending.values():
+            if not reply.done():
+                reply.set_exception(BusGone(self._why_gone))
 
 
-def marshal(message: Message) -> bytes:
-    """All of a message; its fds go beside it. Raises what dbus-next does, at a defect of ours."""
-    body = Marshaller(message.signature, message.body)
-    body.marshall()
-    fields = {
-        frames.PATH: message.path,
-        frames.INTERFACE: message.interface,
-        frames.MEMBER: message.member,
-        frames.ERROR_NAME: message.error_name,
-        frames.REPLY_SERIAL: message.reply_serial,
-        frames.DESTINATION: message.destination,
-        frames.SIGNATURE: message.signature,
-        frames.UNIX_FDS: len(message.unix_fds or ()),
-    }
-    said = {code: value for code, value in fields.items() if value}
-    kind, flags = message.message_type.value, message.flags.value
-    return frames.message(kind, flags, message.serial, said, bytes(body.buffer))
-
-
-def unmarshal(frame: frames.Frame) -> list[Any]:
-    """A message's body. Raises Malformed."""
-    if not frame.is_whole:
-        raise frames.Malformed(f"{frame.length} bytes")
-    if len(SignatureTree._cache) > MAX_SIGNATURES:
-        SignatureTree._cache.clear()
-    # Not the header: dbus-next refuses fields that it does not know, which are to be ignored.
-    reader = Unmarshaller(stream=None)
-    reader.buf, reader.endian, reader.offset = frame.data, frame.data[0], frame.body_at
+@contextlib.asynccontextmanager
+async def answer_within(seconds: float) -> AsyncIterator[None]:
+    """Raise BusGone if the block, in which the bus is asked something, takes longer."""
     try:
-        return [reader.read_argument(one) for one in SignatureTree._get(frame.signature).types]
-    except Exception as error:  # of many types, none of them documented
-        raise frames.Malformed(f"{type(error).__name__}: {error}") from None
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise BusGone(f"no answer within {seconds:g} s") from None
 
 
-def as_message(frame: frames.Frame) -> Message:
-    """What is no call, for dbus-next. Raises Malformed."""
-    body = unmarshal(frame)
+def bus_call(member: str, *arguments: str | int) -> Message:
+    """Return a call of a method of the bus itself. Integers are of D-Bus's type `u`."""
+    return Message(
+        destination=DBUS,
+        path=DBUS_PATH,
+        interface=DBUS,
+        member=member,
+        signature="".join("s" if isinstance(one, str) else "u" for one in arguments),
+        body=list(arguments),
+    )
+
+
+# ---------------------------------------------------------------- opening the socket
+
+
+async def _open(addresses: str, patient: bool) -> socket.socket:
+    """Try each address of the list in turn, as the specification has it.
+
+    Raises OSError, ValueError.
+    """
+    if not addresses:
+        raise OSError("neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set")
+    problems = []
+    for transport, options in address.parse_list(addresses):
+        path = options.get("path") or b"\0" + options.get("abstract", b"")
+        if transport != "unix" or path == b"\0":
+            problems.append(f"{transport}: not supported")
+            continue
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await _connect(sock, path, patient)
+            return sock
+        except OSError as error:
+            sock.close()
+            problems.append(f"{os.fsdecode(path)}: {error.strerror or error}")
+        except BaseException:
+            sock.close()
+            raise
+    raise OSError("; ".join(problems) or "the list of addresses is empty")
+
+
+async def _connect(sock: socket.socket, path: bytes, patient: bool) -> None:
+    """Raises OSError."""
+    sock.setblocking(False)
     try:
-        return Message(
-            message_type=MessageType(frame.type),
-            reply_serial=frame.fields.get(frames.REPLY_SERIAL),
-            sender=frame.sender or None,
-            destination=frame.destination or None,
-            path=frame.path or None,
-            interface=frame.interface,
-            member=frame.member or None,
-            error_name=frame.error_name or None,
-            signature=frame.signature,
-            body=body,
-            serial=frame.serial,
-        )
-    except Exception as error:
-        raise frames.Malformed(f"{type(error).__name__}: {error}") from None
+        sock.connect(path)
+    except BlockingIOError:
+        # Too many wait there. connect(2) alone can wait as well: the kernel has no event for it.
+        if not patient:
+            raise
+        sock.setblocking(True)
+        try:
+            await blocking.call(CONNECT_TIME, sock.connect, path)
+        except LimitExceeded as error:
+            raise OSError(error.text) from None
+        sock.setblocking(False)

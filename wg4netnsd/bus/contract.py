@@ -1,4 +1,4 @@
-"""The bus contract: the XML of contrib/dbus, from which everything else about it is read."""
+"""The bus contract, read from the XML of contrib/dbus."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STANDARD_INTERFACES: Final = """
     </signal>
   </interface>
 """
-"""What every object has, from the D-Bus specification."""
+"""The interfaces of every object, from the D-Bus specification."""
 
 OBJECT_MANAGER: Final = """
   <interface name="org.freedesktop.DBus.ObjectManager">
@@ -55,69 +55,60 @@ OBJECT_MANAGER: Final = """
     </signal>
   </interface>
 """
-"""What the root object has besides."""
+"""The root object's interface besides these."""
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodContract:
     in_signature: str
     out_signature: str
 
 
 @dataclass(frozen=True)
-class Property:
+class PropertyContract:
     signature: str
     emits: str
-    """`true`, `invalidates`, `const` or `false`, as the D-Bus specification has it."""
+    """The value of EmitsChangedSignal: `true`, `invalidates`, `const` or `false`."""
 
 
 @dataclass(frozen=True)
-class Interface:
+class InterfaceContract:
     name: str
     xml: str
-    """The <interface> element, verbatim, comments and all."""
-    methods: dict[str, Method] = field(default_factory=dict)
-    properties: dict[str, Property] = field(default_factory=dict)
+    """The <interface> element, verbatim, with its comments."""
+    methods: dict[str, MethodContract] = field(default_factory=dict)
+    properties: dict[str, PropertyContract] = field(default_factory=dict)
     signals: dict[str, str] = field(default_factory=dict)
+    """The signature of each."""
 
 
 @functools.cache
-def load(name: str) -> Interface:
-    """The interface `name`, from the file of the same name."""
+def load(name: str) -> InterfaceContract:
+    """Return the contract of interface `name`, from the file of the same name."""
     text = resource(f"dbus/{name}.xml").decode()
     start, end = text.index("<interface"), text.index("</interface>") + len("</interface>")
-    (interface,) = parse(text)
-    return Interface(
-        interface.name,
-        text[start:end],
-        interface.methods,
-        interface.properties,
-        interface.signals,
+    element = ElementTree.fromstring(text[start:end])
+    return InterfaceContract(
+        name=element.attrib["name"],
+        xml=text[start:end],
+        methods={
+            method.attrib["name"]: MethodContract(
+                _signature(method, "in"), _signature(method, "out")
+            )
+            for method in element.iter("method")
+        },
+        properties={
+            prop.attrib["name"]: PropertyContract(prop.attrib["type"], _emits(prop))
+            for prop in element.iter("property")
+        },
+        signals={
+            signal.attrib["name"]: _signature(signal, "out") for signal in element.iter("signal")
+        },
     )
 
 
-def parse(text: str) -> list[Interface]:
-    """The interfaces of an introspection document."""
-    return [
-        Interface(
-            element.attrib["name"],
-            "",
-            {
-                method.attrib["name"]: Method(_signature(method, "in"), _signature(method, "out"))
-                for method in element.iter("method")
-            },
-            {
-                prop.attrib["name"]: Property(prop.attrib["type"], _emits(prop))
-                for prop in element.iter("property")
-            },
-            {s.attrib["name"]: _signature(s, "out") for s in element.iter("signal")},
-        )
-        for element in ElementTree.fromstring(text).iter("interface")
-    ]
-
-
 def resource(path: str) -> bytes:
-    """A file of contrib/, which travels inside the package."""
+    """Return a file of contrib/, which the package contains."""
     return (importlib.resources.files("wg4netnsd") / "contrib" / path).read_bytes()
 
 

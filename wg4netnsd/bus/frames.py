@@ -1,25 +1,23 @@
-"""D-Bus messages as bytes: where one ends, who sent it, and what an error looks like.
+"""Incoming D-Bus messages: where one ends, which fds came with it, and what its header says.
 
-What a message says before its body is read and written here, and costs microseconds: dbus-next
-takes a hundred times as long to read it, and five times to write it. It also keeps a message of any
-length, remembers every signature for ever, and ends the connection at a message of an unknown type.
-Pure: sockets are connection.py's.
+dbus-next takes a hundred times as long to read a header, keeps a message of any length, and ends
+the connection at a type of message or a header field that it does not know. So it decodes bodies
+only (codec.py), and those of limited length. Pure: the socket is connection.py's.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 MAX_MESSAGE: Final = 16384
-"""Bytes of a message that is kept whole. The longest that means something brings two paths of
-PATH_MAX, 4096 each, and a few options: configurations come in files. One full of tiny variants
-takes 20 ms to unmarshal, and nothing else happens meanwhile."""
+"""Bytes of a message that is kept whole. The longest useful one has two paths of PATH_MAX, 4096
+each, and a few options: configurations come in files. One that is full of tiny variants takes 20 ms
+to decode, and nothing else happens meanwhile."""
 
 MAX_LENGTH: Final = 1 << 27
-"""Bytes, of the D-Bus specification: no bus forwards more."""
+"""Bytes. The D-Bus specification's limit: no bus forwards more."""
 
 METHOD_CALL, METHOD_RETURN, ERROR, SIGNAL = 1, 2, 3, 4
 NO_REPLY_EXPECTED: Final = 1
@@ -33,18 +31,18 @@ _FIELD_TYPES: Final = dict(enumerate(b"osssussgu", start=PATH))
 _SIZES: Final = dict(zip(b"ybnqiuhxtd", (1, 4, 2, 2, 4, 4, 4, 8, 8, 8), strict=True))
 _ALIGNMENTS: Final = _SIZES | dict(zip(b"soagv({", (4, 4, 4, 1, 1, 8, 8), strict=True))
 _MAX_DEPTH: Final = 64
-"""Of structs and variants in one another, by the specification; arrays need no look inside."""
+"""How deep the specification lets structs and variants nest; we need not look inside arrays."""
 _LENGTHS: Final = {_LITTLE: struct.Struct("<III"), _BIG: struct.Struct(">III")}
 _NUMBER: Final = {_LITTLE: struct.Struct("<I"), _BIG: struct.Struct(">I")}
 
 
 class Malformed(ValueError):
-    """What no bus would have forwarded."""
+    """A message that no bus would have forwarded."""
 
 
 @dataclass(slots=True)
 class Frame:
-    """One message, its header read. Owns `fds` until they are taken over."""
+    """One message, its header read. Owns `fds` until they are handed on."""
 
     type: int
     flags: int
@@ -85,6 +83,11 @@ class Frame:
         return self._text(ERROR_NAME)
 
     @property
+    def reply_serial(self) -> int:
+        """The serial number of the call that this answers; 0 if there is none."""
+        return int(self.fields.get(REPLY_SERIAL, 0))
+
+    @property
     def expects_reply(self) -> bool:
         return not self.flags & NO_REPLY_EXPECTED
 
@@ -102,8 +105,8 @@ class Frame:
         return value.decode(errors="replace") if isinstance(value, bytes) else ""
 
 
-class Frames:
-    """Cuts a stream into messages. What is too long to be kept is not, but for its header."""
+class FrameReader:
+    """Cuts a stream into messages. Keeps only the header of one that is too long."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -111,10 +114,10 @@ class Frames:
         self._unwanted = 0  # bytes that are still to come of a message that is not kept
 
     def feed(self, data: bytes, fds: list[int]) -> list[Frame]:
-        """The messages that are complete now. `fds` came with the data. Raises Malformed.
+        """Return the messages that are complete now. `fds` came with the data. Raises Malformed.
 
-        The kernel ends a read behind data that descriptors were sent with, and buses send each
-        message on its own: so they belong to the last message that begins in the data.
+        The kernel ends a read after data that descriptors were sent with, and buses send each
+        message on its own. So the descriptors belong to the last message that begins in the data.
         """
         unwanted = min(self._unwanted, len(data))
         self._unwanted -= unwanted
@@ -133,8 +136,8 @@ class Frames:
             frames[-1].fds += fds
         return frames
 
-    def drop(self) -> list[int]:
-        """The descriptors of what will never be complete."""
+    def pop_fds(self) -> list[int]:
+        """Return the descriptors of a message that will never be complete; now they are yours."""
         fds, self._fds = self._fds, []
         return fds
 
@@ -161,8 +164,11 @@ class Frames:
 
 
 def _fields(data: bytes, end: int, order: int) -> dict[int, bytes | int]:
-    """The header's fields, by their codes. Those that we don't know are to be ignored, says the
-    specification; of dbus-broker they may come with values of any type."""
+    """Return the header's fields by their codes.
+
+    The specification has us ignore fields that we don't know; dbus-broker passes them on whatever
+    the type of their values.
+    """
     unpack = _NUMBER[order].unpack_from
     found: dict[int, bytes | int] = {}
     at = 16
@@ -189,7 +195,7 @@ def _fields(data: bytes, end: int, order: int) -> dict[int, bytes | int]:
 
 
 def _skip(data: bytes, at: int, order: int, signature: bytes, depth: int = 0) -> int:
-    """Where values of these types end that begin at `at`, their padding included."""
+    """Return where values of these types end that begin at `at`, padding included."""
     if depth > _MAX_DEPTH:
         raise Malformed("a header field with too many types in one another")
     number = _NUMBER[order].unpack_from
@@ -217,55 +223,10 @@ def _skip(data: bytes, at: int, order: int, signature: bytes, depth: int = 0) ->
 
 
 def _end_of_type(signature: bytes) -> int:
-    """Where the first complete type in it ends."""
+    """Return where the first complete type of a signature ends."""
     at, depth = 0, 0
     while True:
         depth += (signature[at] in b"({") - (signature[at] in b")}")
         if signature[at] not in b"a" and not depth:
             return at + 1
         at += 1
-
-
-def error(serial: int, call: Frame, name: str, text: str) -> bytes:
-    """An error message that answers `call`."""
-    fields: dict[int, str | int] = {
-        ERROR_NAME: name,
-        REPLY_SERIAL: call.serial,
-        DESTINATION: call.sender,
-        SIGNATURE: "s",
-    }
-    return message(ERROR, NO_REPLY_EXPECTED, serial, fields, _string(text))
-
-
-def message(
-    kind: int, flags: int, serial: int, fields: Mapping[int, str | int], body: bytes
-) -> bytes:
-    """A whole message. `fields`: the header's, by their codes, the body's signature too."""
-    encoded = b""
-    for code, value in fields.items():
-        type_ = _FIELD_TYPES[code]
-        encoded = _padded(encoded) + bytes([code, 1, type_, 0]) + _FIELD_VALUES[type_](value)
-    # The last field's padding belongs to the header, not to the array of fields.
-    start = struct.pack("<4B3I", _LITTLE, kind, flags, 1, len(body), serial, len(encoded))
-    return _padded(start + encoded) + body
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<I", len(data)) + data + b"\0"
-
-
-def _signature(text: str) -> bytes:
-    return bytes([len(text)]) + text.encode() + b"\0"
-
-
-_FIELD_VALUES: Final[dict[int, Callable[[Any], bytes]]] = {
-    _STRING: _string,
-    _OBJECT_PATH: _string,
-    _SIGNATURE_TYPE: _signature,
-    _UINT32: struct.Struct("<I").pack,
-}
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 8)

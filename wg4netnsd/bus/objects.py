@@ -1,21 +1,18 @@
-"""The tree of objects that we export: dispatch, and the interfaces that D-Bus itself defines.
-
-An Interface binds a contract, read from its XML, to Python: method `CreateTunnel` is the coroutine
-`create_tunnel(call, …)`, property `MaxTunnels` is `read_max_tunnels()`.
-"""
+"""The objects that we export, and the interfaces that D-Bus itself defines for each of them."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from wg4netnsd import errors
 from wg4netnsd.bus import contract
-from wg4netnsd.bus.server import Bus, Call, Reply, Variant
+from wg4netnsd.bus.call import Call, Reply
+from wg4netnsd.bus.codec import Variant
+from wg4netnsd.bus.contract import InterfaceContract
+from wg4netnsd.bus.server import Server
 
 PEER: Final = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE: Final = "org.freedesktop.DBus.Introspectable"
@@ -27,119 +24,158 @@ DOCTYPE: Final = """<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Intr
 """
 
 Properties = dict[str, Variant]
+Method = Callable[..., Coroutine[Any, Any, Any]]
+M = TypeVar("M", bound=Method)
 
 
-@functools.cache
-def snake_case(name: str) -> str:
-    """`CreatedUSec` → `created_u_sec`, `EnginePID` → `engine_pid`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+def method(name: str) -> Callable[[M], M]:
+    """Mark a coroutine as the D-Bus method `name`.
+
+    It is called with the Call and the arguments, and returns the one value of the reply, None for
+    none, or a Reply.
+    """
+
+    def mark(function: M) -> M:
+        vars(function)["dbus_method"] = name
+        return function
+
+    return mark
 
 
-class Interface:
-    """One interface of one object. Subclasses have a method for each member of the contract."""
+class ExportedObject:
+    """An object with one interface, which the contract defines.
 
-    volatile: ClassVar[frozenset[str]] = frozenset()
+    A subclass names the interface, as in `class ManagerObject(ExportedObject, interface=…)`. It has
+    a coroutine marked with @method for each method of the contract, and a reader for each property;
+    a difference is a TypeError when the class is defined.
+    """
+
+    contract: ClassVar[InterfaceContract]
+    readers: ClassVar[Mapping[str, Callable[[Any], object]]]
+    """Returns the value of each property, by its D-Bus name."""
+    refreshed: ClassVar[Collection[str]] = ()
     """The properties that refresh() is for."""
+    _methods: ClassVar[dict[str, Method]]
 
-    def __init__(self, name: str) -> None:
-        self.contract = contract.load(name)
+    def __init_subclass__(cls, interface: str) -> None:
+        cls.contract = contract.load(interface)
+        cls._methods = {
+            function.dbus_method: function
+            for function in vars(cls).values()
+            if hasattr(function, "dbus_method")
+        }
+        _compare(f"{interface}'s methods", cls.contract.methods, cls._methods)
+        _compare(f"{interface}'s properties", cls.contract.properties, cls.readers)
+
+    def __init__(self, path: str, server: Server) -> None:
+        self.path = path
+        self.server = server
+        self.emits = False
+        """Whether it emits signals: from when it has been announced until it is removed."""
 
     async def call(self, call: Call) -> Reply:
-        method = self.contract.methods[call.member]
-        if call.signature != method.in_signature:
-            raise errors.InvalidArgs(
-                f"{call.member} takes ({method.in_signature}), not ({call.signature})"
-            )
-        result = await getattr(self, snake_case(call.member))(call, *call.body)
+        """Call a method of the contract. Raises InvalidArgs, and what the method raises."""
+        own = self.contract.methods[call.member]
+        _expect(call, own.in_signature)
+        result = await self._methods[call.member](self, call, *call.body)
         if isinstance(result, Reply):
             return result
-        return Reply(method.out_signature, () if result is None else (result,))
+        return Reply(own.out_signature, () if result is None else (result,))
 
     async def refresh(self) -> None:
-        """Fetch what the volatile properties are read from; never fails."""
+        """Fetch what some properties are read from; never fails."""
 
     def get(self, name: str) -> Variant:
-        """A property's value now. Raises UnknownProperty."""
+        """Return a property's value now. Raises UnknownProperty."""
         if name not in self.contract.properties:
             raise errors.UnknownProperty(f"{self.contract.name} has no property '{name}'")
-        value = getattr(self, f"read_{snake_case(name)}")()
-        return Variant(self.contract.properties[name].signature, value)
+        return Variant(self.contract.properties[name].signature, self.readers[name](self))
 
     def get_all(self) -> Properties:
         return {name: self.get(name) for name in self.contract.properties}
 
+    def emit_signal(self, name: str, *body: Any) -> None:
+        """Emit a signal of the contract."""
+        if self.emits:
+            own = self.contract
+            self.server.emit(self.path, own.name, name, own.signals[name], *body)
 
-class Tree:
-    """The exported objects, by path; its root has the ObjectManager."""
+    def emit_changed(self, names: Iterable[str]) -> None:
+        """Emit PropertiesChanged: with the values, or as invalidated, as the contract says."""
+        if not self.emits:
+            return
+        values: Properties = {}
+        invalidated: list[str] = []
+        for name in names:
+            match self.contract.properties[name].emits:
+                case "true":
+                    values[name] = self.get(name)
+                case "invalidates":
+                    invalidated.append(name)
+        body = (self.contract.name, values, invalidated)
+        self.server.emit(self.path, PROPERTIES, "PropertiesChanged", "sa{sv}as", *body)
+
+
+def _compare(what: str, agreed: Iterable[str], declared: Iterable[str]) -> None:
+    if difference := set(agreed) ^ set(declared):
+        raise TypeError(f"{what}: contract and code differ in {', '.join(sorted(difference))}")
+
+
+class ObjectTree:
+    """The exported objects by their paths. The root has the ObjectManager."""
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._objects: dict[str, Interface] = {}
+        self._objects: dict[str, ExportedObject] = {}
         self._announced: set[str] = set()
-        self._bus: Bus | None = None
+        self._server: Server | None = None
 
-    def attach(self, bus: Bus) -> None:
-        """From here on, tell the bus what changes."""
-        self._bus = bus
+    def attach(self, server: Server) -> None:
+        """Emit signals from now on; objects that were added before are taken as known."""
+        self._server = server
+        for path in self._announced:
+            self._objects[path].emits = True
 
-    def add(self, path: str, interface: Interface) -> None:
+    def add(self, added: ExportedObject) -> None:
         """Export an object, and announce it as soon as what it stands for is under way.
 
-        Of what changes before, nobody needs to be told: the announcement has all values.
+        Changes before that need no signal: the announcement has all values.
         """
-        self._objects[path] = interface
-        if path != self._root:
-            asyncio.get_running_loop().call_soon(self._announce, path, interface)
+        self._objects[added.path] = added
+        if added.path != self._root:
+            asyncio.get_running_loop().call_soon(self._announce, added)
 
-    def _announce(self, path: str, interface: Interface) -> None:
-        """From the root: GDBus clients look nowhere else."""
-        if self._objects.get(path) is not interface:
+    def _announce(self, added: ExportedObject) -> None:
+        if self._objects.get(added.path) is not added:
             return  # it has gone already
-        self._announced.add(path)
-        everything = {interface.contract.name: interface.get_all()}
-        self.emit(self._root, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, everything)
+        self._announced.add(added.path)
+        added.emits = self._server is not None
+        everything = {added.contract.name: added.get_all()}
+        self._emit("InterfacesAdded", "oa{sa{sv}}", added.path, everything)
 
     def remove(self, path: str) -> None:
-        name = self._objects.pop(path).contract.name
+        removed = self._objects.pop(path)
+        removed.emits = False
         if path in self._announced:
             self._announced.remove(path)
-            self.emit(self._root, OBJECT_MANAGER, "InterfacesRemoved", "oas", path, [name])
+            self._emit("InterfacesRemoved", "oas", path, [removed.contract.name])
 
-    def signal(self, path: str, member: str, *body: Any) -> None:
-        """Emit a signal of the object's own interface."""
-        if path in self._announced:
-            own = self._objects[path].contract
-            self.emit(path, own.name, member, own.signals[member], *body)
+    def _emit(self, member: str, signature: str, *body: Any) -> None:
+        """Emit a signal of the ObjectManager, at the root: GDBus looks nowhere else."""
+        if self._server:
+            self._server.emit(self._root, OBJECT_MANAGER, member, signature, *body)
 
-    def changed(self, path: str, properties: Iterable[str]) -> None:
-        """PropertiesChanged: with the value, or as invalidated, as the contract says."""
-        if path not in self._announced:
-            return
-        interface = self._objects[path]
-        values: Properties = {}
-        invalidated: list[str] = []
-        for name in properties:
-            match interface.contract.properties[name].emits:
-                case "true":
-                    values[name] = interface.get(name)
-                case "invalidates":
-                    invalidated.append(name)
-        name = interface.contract.name
-        self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", name, values, invalidated)
+    # ------------------------------------------------------------ calls
 
-    def emit(self, path: str, interface: str, member: str, signature: str, *body: Any) -> None:
-        if self._bus:
-            self._bus.emit(path, interface, member, signature, *body)
-
-    async def serve(self, call: Call) -> Reply:
-        """The handler of a Bus."""
+    async def call(self, call: Call) -> Reply:
+        """Call the method that a client asks for. Raises errors.Error."""
         children = self._children(call.path)
         exported = self._objects.get(call.path)
         if exported is None and not children:
             raise errors.UnknownObject(f"no object {call.path}")
         match call.interface, call.member:
             case ((None | "org.freedesktop.DBus.Peer"), "Ping" | "GetMachineId"):
-                return self._peer(call)
+                return _peer(call)
             case ((None | "org.freedesktop.DBus.Introspectable"), "Introspect"):
                 _expect(call, "")
                 return Reply("s", (self._introspect(call.path, exported, children),))
@@ -158,12 +194,14 @@ class Tree:
         raise errors.UnknownMethod(f"{call.path} has no method {interface}{call.member}")
 
     def _children(self, path: str) -> list[str]:
-        """The next parts of the paths below `path`; busctl finds its way by them."""
+        """Return the next parts of the paths below `path`; busctl finds its way by them."""
         prefix = path.rstrip("/") + "/"
         below = (p.removeprefix(prefix) for p in self._objects if p.startswith(prefix))
         return sorted({rest.partition("/")[0] for rest in below})
 
-    def _introspect(self, path: str, exported: Interface | None, children: Iterable[str]) -> str:
+    def _introspect(
+        self, path: str, exported: ExportedObject | None, children: Iterable[str]
+    ) -> str:
         interfaces = contract.STANDARD_INTERFACES
         if path == self._root:
             interfaces += contract.OBJECT_MANAGER
@@ -173,22 +211,23 @@ class Tree:
         return f"{DOCTYPE}<node>{interfaces}{nodes}</node>\n"
 
     async def _managed(self) -> dict[str, dict[str, Properties]]:
-        await asyncio.gather(*(interface.refresh() for interface in self._objects.values()))
+        await asyncio.gather(*(exported.refresh() for exported in self._objects.values()))
         # Meanwhile some may have come or gone, and been announced as such.
         return {
-            path: {interface.contract.name: interface.get_all()}
-            for path, interface in self._objects.items()
+            path: {exported.contract.name: exported.get_all()}
+            for path, exported in self._objects.items()
             if path != self._root
         }
 
-    def _peer(self, call: Call) -> Reply:
-        _expect(call, "")
-        if call.member == "Ping":
-            return Reply()
-        return Reply("s", (Path("/etc/machine-id").read_text().strip(),))
+
+def _peer(call: Call) -> Reply:
+    _expect(call, "")
+    if call.member == "Ping":
+        return Reply()
+    return Reply("s", (Path("/etc/machine-id").read_text().strip(),))
 
 
-async def _properties(call: Call, exported: Interface) -> Reply:
+async def _properties(call: Call, exported: ExportedObject) -> Reply:
     _expect(call, {"Get": "ss", "GetAll": "s", "Set": "ssv"}[call.member])
     interface = call.body[0]
     if interface in (PEER, INTROSPECTABLE, PROPERTIES, OBJECT_MANAGER) and call.member == "GetAll":
@@ -196,7 +235,7 @@ async def _properties(call: Call, exported: Interface) -> Reply:
     if interface not in ("", exported.contract.name):
         raise errors.UnknownInterface(f"{call.path} has no interface {interface}")
     name = "" if call.member == "GetAll" else call.body[1]
-    if not name or name in exported.volatile:
+    if not name or name in exported.refreshed:
         await exported.refresh()
     if not name:
         return Reply("a{sv}", (exported.get_all(),))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -25,42 +27,56 @@ LONG: Final = 16384
 PARSE_TIME: Final = 30.0  # seconds
 
 
-async def read_fd(fd: int) -> bytes:
-    """All that `fd` holds or, if it is a pipe, brings. Closes it.
+async def load_fd(fd: int, ignore: Collection[str]) -> Config:
+    """Read all that `fd` holds or, if it is a pipe, brings, and parse it. Closes `fd`.
 
     Raises InvalidConfig, LimitExceeded, Timeout.
     """
-    if fdpath.is_memfd(fd):
-        try:
-            return _read_and_close(fd)  # in memory: a thread would only cost time
+    if fdpath.is_memfd(fd) and os.fstat(fd).st_size <= LONG:
+        try:  # in memory and short: a thread would only cost time
+            return wgquick.parse(_read_and_close(fd), ignore)
         except OSError as error:
             raise InvalidConfig(f"config: {error.strerror}") from None
+    begun = False
+
+    def read() -> bytes:
+        nonlocal begun
+        begun = True
+        return _read_and_close(fd)
+
     try:
-        return await _read(_read_and_close, fd)
-    except LimitExceeded:  # so nobody has begun to
-        blocking.close(fd)
+        return await _load(read, ignore)
+    except LimitExceeded:
+        if not begun:
+            blocking.close(fd)
         raise
 
 
-async def read_path(path: str) -> bytes:
-    """The file's bytes. Raises InvalidConfig, InvalidArgs, LimitExceeded, Timeout.
+async def load_path(path: str, ignore: Collection[str]) -> Config:
+    """Read the file and parse it. Raises InvalidConfig, InvalidArgs, LimitExceeded, Timeout.
 
     A file of another user is refused: who may write it would decide where our packets go.
     """
     fdpath.refuse_relative(path, "config_path")
-    return await _read(_open_and_read, path)
+    return await _load(lambda: _open_and_read(path), ignore)
 
 
-async def parse(data: bytes, ignore: Collection[str]) -> Config:
-    """wgquick.parse(), which takes long for a long text: then aside from the event loop."""
-    if len(data) <= LONG:
-        return wgquick.parse(data, ignore)
-    return await blocking.call(PARSE_TIME, wgquick.parse, data, ignore)
+async def _load(read: Callable[[], bytes], ignore: Collection[str]) -> Config:
+    """Read and parse in one thread, each within its time."""
+    loop = asyncio.get_running_loop()
 
+    def load() -> Config:
+        text = read()
+        loop.call_soon_threadsafe(begin_to_parse)
+        return wgquick.parse(text, ignore)
 
-async def _read(function: Callable[..., bytes], source: int | str) -> bytes:
+    def begin_to_parse() -> None:
+        with contextlib.suppress(RuntimeError):  # nobody waits for it any more
+            deadline.reschedule(loop.time() + PARSE_TIME)
+
     try:
-        return await blocking.call(READ_TIME + 1, function, source)
+        async with asyncio.timeout(READ_TIME + 1) as deadline:
+            return await blocking.call(READ_TIME + 1 + PARSE_TIME, load)
     except TimeoutError:
         raise Timeout(f"config: no end of file within {READ_TIME:g} s") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from wg4netnsd.bus import client
 from wg4netnsd.bus.address import system_address
+from wg4netnsd.bus.connection import BusGone
 from wg4netnsd.kernel.syscalls import (
     TFD_CLOEXEC,
     TFD_NONBLOCK,
@@ -136,7 +137,7 @@ class SuspendWatch:
         try:
             address = system_address()
             await client.listen(address, _PREPARE_FOR_SLEEP, self._on_prepare_for_sleep)
-        except client.BusGone as error:
+        except BusGone as error:
             log.info("logind is not watched, only the kernel's clocks: system bus: %s", error)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from wg4netnsd.aio import fdpath
 from wg4netnsd.api import options
-from wg4netnsd.bus.server import Variant
+from wg4netnsd.bus.codec import Variant
 from wg4netnsd.config.model import Config
 from wg4netnsd.config.wgquick import parse
 from wg4netnsd.errors import InvalidArgs, InvalidConfig, may_hold_key, quote

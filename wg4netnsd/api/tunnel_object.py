@@ -1,0 +1,206 @@
+"""The object of one tunnel, with the interface org.wg4netns1.Tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar, Final
+
+from wg4netnsd import errors, names
+from wg4netnsd.api import options
+from wg4netnsd.api.options import Options
+from wg4netnsd.bus.call import Call, Reply
+from wg4netnsd.bus.codec import Variant
+from wg4netnsd.bus.objects import ExportedObject, method
+from wg4netnsd.bus.server import Server
+from wg4netnsd.config import reader
+from wg4netnsd.config.model import Config
+from wg4netnsd.peers.peer import Handshake, PeerView
+from wg4netnsd.peers.rate_limit import Report
+from wg4netnsd.peers.state import PeerState
+from wg4netnsd.tunnel.lifecycle import State
+from wg4netnsd.tunnel.manager import Manager
+from wg4netnsd.tunnel.tunnel import Tunnel
+
+NO_LIMIT: Final = (1 << 64) - 1
+
+CHANGES: Final = {
+    "state": ["State", "Peers"],
+    "public_key": ["PublicKey"],
+    "listen_port": ["ListenPort"],
+    "engine_pid": ["EnginePID"],
+    "restart_count": ["RestartCount"],
+    "error": ["LastError"],
+    "peers": ["Peers"],
+    "mtu": ["Mtu"],
+    "addresses": ["Addresses"],
+    "dns": ["Dns"],
+    "interface": ["Interface"],
+    "link_state": ["LinkState"],
+}
+"""The attributes of a tunnel that can change, and the properties that each is seen in."""
+
+
+class TunnelObject(ExportedObject, interface=names.TUNNEL):
+    """Also observes its tunnel, and emits a signal for each change."""
+
+    _tunnel: Tunnel
+
+    readers: ClassVar[Mapping[str, Callable[[TunnelObject], object]]] = {
+        "Name": lambda self: self._tunnel.spec.name,
+        "NetnsId": lambda self: list(self._tunnel.netns_id),
+        "Interface": lambda self: self._tunnel.link.name,
+        "LinkState": lambda self: self._tunnel.link.state,
+        "Lifetime": lambda self: self._tunnel.spec.lifetime,
+        "CreatedUSec": lambda self: self._tunnel.created_usec,
+        "ResolvConf": lambda self: str(self._tunnel.resolv_conf.path),
+        "State": lambda self: self._tunnel.state,
+        "PublicKey": lambda self: self._tunnel.engine.public_key,
+        "ListenPort": lambda self: self._tunnel.engine.listen_port,
+        "Mtu": lambda self: self._tunnel.spec.mtu,
+        "Addresses": lambda self: [str(address) for address in self._tunnel.spec.addresses],
+        "Dns": lambda self: [str(entry) for entry in self._tunnel.spec.dns],
+        "EnginePID": lambda self: self._tunnel.engine.pid,
+        "RestartCount": lambda self: self._tunnel.restart_count,
+        "LastError": lambda self: _error(self._tunnel.error),
+        "Peers": lambda self: self._peers(),
+    }
+    refreshed = ("Peers",)
+
+    def __init__(self, tunnel: Tunnel, manager: Manager, server: Server) -> None:
+        super().__init__(path_of(tunnel), server)
+        self._tunnel = tunnel
+        self._manager = manager
+
+    @method("Close")
+    async def close(self, _call: Call) -> None:
+        await self._manager.close(self._tunnel, "closed by request")
+
+    @method("Restart")
+    async def restart(self, _call: Call) -> None:
+        await self._tunnel.restart()
+
+    @method("Reconfigure")
+    async def reconfigure(
+        self, call: Call, config_fd: int, raw_options: dict[str, Variant]
+    ) -> None:
+        asked = options.parse_reconfigure(raw_options)
+        config = await reader.load_fd(call.pop_fd(config_fd), asked.ignore)
+        await self._reconfigure(asked, config)
+
+    @method("ReconfigureFromPath")
+    async def reconfigure_from_path(
+        self, _call: Call, config_path: str, raw_options: dict[str, Variant]
+    ) -> None:
+        asked = options.parse_reconfigure(raw_options)
+        await self._reconfigure(asked, await reader.load_path(config_path, asked.ignore))
+
+    async def _reconfigure(self, asked: Options, config: Config) -> None:
+        await self._tunnel.reconfigure(config, asked.mtu)
+
+    @method("WaitForState")
+    async def wait_for_state(self, call: Call, states: list[str], timeout_usec: int) -> str:
+        unknown = [state for state in states if state not in set(State)]
+        if unknown or not states:
+            known = ", ".join(State)
+            raise errors.InvalidArgs(f"states: expected some of {known}")
+        seconds = None if timeout_usec == NO_LIMIT else timeout_usec / 1e6
+        try:
+            async with asyncio.timeout(seconds):
+                with self.server.cancelled_without_client(call):
+                    return await self._tunnel.lifecycle.wait_for({State(state) for state in states})
+        except TimeoutError:
+            name, state = self._tunnel.spec.name, self._tunnel.state
+            raise errors.Timeout(f"'{name}' is {state} after {seconds:g} s") from None
+
+    @method("GetPeers")
+    async def get_peers(self, _call: Call) -> dict[str, dict[str, Variant]]:
+        await self._tunnel.status()
+        return self._peers()
+
+    @method("OpenNetns")
+    async def open_netns(self, _call: Call) -> Reply:
+        return Reply("h", (0,), [self._tunnel.open_netns()])
+
+    async def refresh(self) -> None:
+        """Have the engine report its counters; without an engine there are none."""
+        with contextlib.suppress(errors.Error):
+            await self._tunnel.status()
+
+    def _peers(self) -> dict[str, dict[str, Variant]]:
+        return {key: _peer(self._tunnel.peers[key]) for key in self._tunnel.peers}
+
+    # ------------------------------------------------------------ observer.TunnelObserver
+
+    def state_changed(self, new: State, old: State, reason: str) -> None:
+        self.emit_signal("StateChanged", new, old, reason)
+
+    def properties_changed(self, attributes: Collection[str]) -> None:
+        self.emit_changed(prop for name in attributes for prop in CHANGES[name])
+
+    def handshake(self, public_key: str, report: Report[Handshake]) -> None:
+        details = {
+            "role": Variant("s", report.new.role),
+            "endpoint": Variant("s", self._tunnel.peers[public_key].endpoint),
+            "missed": Variant("u", report.missed),
+        }
+        self.emit_signal("Handshake", public_key, report.new.realtime_usec, details)
+
+    def peer_state_changed(self, public_key: str, report: Report[PeerState]) -> None:
+        peer = self._tunnel.peers[public_key]
+        details = {
+            "endpoint": Variant("s", peer.endpoint),
+            "last_handshake_usec": Variant("t", peer.last_handshake_usec),
+            "missed": Variant("u", report.missed),
+        }
+        self.emit_signal("PeerStateChanged", public_key, report.new, report.old, details)
+
+    def peer_endpoint_changed(self, public_key: str, report: Report[str]) -> None:
+        details = {"missed": Variant("u", report.missed)}
+        self.emit_signal("PeerEndpointChanged", public_key, report.new, report.old, details)
+
+    def peers_changed(self) -> None:
+        self.emit_changed(["Peers"])
+
+
+def path_of(tunnel: Tunnel) -> str:
+    """Return the path of a tunnel's object."""
+    return names.tunnel_path(tunnel.spec.name)
+
+
+def close_with_client(tunnel: Tunnel, server: Server) -> None:
+    """Close a tunnel of lifetime `client` when its client leaves the bus.
+
+    The client of a bus that has been started anew since has left.
+    """
+
+    def close() -> None:
+        tunnel.close("its client left the bus")
+
+    bus_id, client = tunnel.spec.client.split()
+    if bus_id != server.bus_id:
+        close()
+        return
+    server.on_client_gone(client, close)
+    tunnel.call_at_end(lambda: server.forget_client(client, close))
+
+
+def _error(error: errors.Error | None) -> list[str]:
+    return [error.dbus_name, str(error)] if error else ["", ""]
+
+
+def _peer(peer: PeerView) -> dict[str, Variant]:
+    configured, status = peer.configured, peer.status
+    networks = status.allowed_ips if status else [str(n) for n in configured.allowed_ips]
+    return {
+        "endpoint": Variant("s", peer.endpoint),
+        "endpoint_host": Variant("s", str(configured.endpoint or "")),
+        "endpoint_error": Variant("s", peer.lookup_error),
+        "allowed_ips": Variant("as", networks),
+        "state": Variant("s", peer.state),
+        "last_handshake_usec": Variant("t", peer.last_handshake_usec),
+        "rx_bytes": Variant("t", status.rx_bytes if status else 0),
+        "tx_bytes": Variant("t", status.tx_bytes if status else 0),
+        "persistent_keepalive": Variant("q", configured.persistent_keepalive),
+    }
