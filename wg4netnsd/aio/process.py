@@ -37,7 +37,7 @@ class Process:
     def describe_exit(self) -> str:
         """Say how the process ended, for error texts."""
         if not self.exited.is_set():
-            return "closed its sockets, but has not ended"
+            return "still runs, but its connection is broken"
         match self._child.returncode if self._child else None:
             case None:
                 return "ended"
