@@ -148,7 +148,7 @@ def host_address(message: bytes, known: Collection[HostAddress]) -> HostAddress 
 
 def default_route(message: bytes) -> DefaultRoute | None:
     """Return the default route that a message is about; None if it is about something else."""
-    # By hand, since hosts may have thousands of other routes: this takes 1 µs, decoding takes 50.
+    # By hand, since a host may have thousands of other routes: 0.1 µs each instead of 14 µs.
     family, prefixlen = message[NLMSGHDR.size], message[NLMSGHDR.size + 1]  # in struct rtmsg
     if prefixlen != 0 or family not in (socket.AF_INET, socket.AF_INET6):
         return None

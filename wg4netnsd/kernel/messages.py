@@ -81,8 +81,9 @@ def local_address(address: Any) -> str:
 class LinkInfo(NamedTuple):
     """A link's name and status, read by hand from an RTM_NEWLINK or RTM_DELLINK.
 
-    Such a message has some 40 attributes, and pyroute2 makes an object of each. For the four
-    messages of a create that takes 0.4 ms to 0.8 ms, and this takes 0.05 ms.
+    Such a message has some 40 attributes, and pyroute2 makes an object of each. That takes 80 µs,
+    and 200 µs to 300 µs in a child that was just forked or on a busy machine; this takes 12 µs. A
+    create waits for three such messages.
     """
 
     family: int
