@@ -9,7 +9,7 @@ from support.namespaces import Namespace
 from support.processes import PATIENCE
 from wg4netnsd.agent.client import Agent, NewInterface
 from wg4netnsd.agent.protocol import CreateInterface, InterfaceSettings
-from wg4netnsd.tunnel.link_watch import Gone, LinkStatus, LinkWatch
+from wg4netnsd.tunnel.link_watch import LinkEnd, LinkStatus, LinkWatch
 from wg4netnsd.tunnel.netns import Netns
 
 NAME: Final = "wg0"
@@ -40,7 +40,7 @@ class Watching:
     def __init__(self, agent: Agent, inside: Namespace, *, pins: bool) -> None:
         self.agent, self.inside = agent, inside
         self._loop = asyncio.new_event_loop()
-        self._told: list[LinkStatus | Gone] = []
+        self._told: list[LinkStatus | LinkEnd] = []
         self._watch: LinkWatch | None = None
         self.tun_fd, self.watched = self._loop.run_until_complete(create(agent, inside, pins=pins))
 
@@ -69,7 +69,7 @@ class Watching:
         self.watch()
         return LinkStatus(self.watched.link.name, self.watched.link.up)
 
-    def told(self, last: LinkStatus | Gone) -> list[LinkStatus | Gone]:
+    def told(self, last: LinkStatus | LinkEnd) -> list[LinkStatus | LinkEnd]:
         """What is told up to this."""
 
         async def wait() -> None:

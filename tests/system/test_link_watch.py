@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from support.processes import open_fds, wait_for
 from wg4netnsd.agent.client import Agent
 from wg4netnsd.kernel import tun
 from wg4netnsd.tunnel import link_watch
-from wg4netnsd.tunnel.link_watch import Gone, LinkStatus
+from wg4netnsd.tunnel.link_watch import LinkEnd, LinkStatus
 from wg4netnsd.tunnel.netns import Netns
 
 UP, DOWN = LinkStatus(NAME, True), LinkStatus(NAME, False)
@@ -150,26 +151,41 @@ def test_a_bridge_of_that_index_in_another_namespace(
     assert sibling.told(LAST) == [LAST]
 
 
+FORGE = """
+import socket, struct
+with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as forger:
+    forger.sendto(struct.pack("=IHHIIBxHiII", 32, 17, 0, 0, 0, 0, 0xFFFE, {index}, 0, 0), (0, 1))
+"""
+
+
+def test_only_the_kernel_is_believed(subject: Watching) -> None:
+    """The namespace's root may send an RTM_DELLINK to the group that we listen to."""
+    index = subject.watched.link.ifindex
+    subject.inside.check(sys.executable, "-c", FORGE.format(index=index))
+    subject.owner("ip link set wg0 name last")
+    assert subject.told(LAST) == [LAST]
+
+
 # ---------------------------------------------------------------- ends
 
 
 def test_deleted(subject: Watching) -> None:
     subject.owner("ip link del wg0")
-    assert subject.told(Gone.DELETED) == [DOWN, Gone.DELETED]
+    assert subject.told(LinkEnd.DELETED) == [DOWN, LinkEnd.DELETED]
     assert tun.is_gone(subject.tun_fd)
 
 
 def test_moved_and_back(subject: Watching, other: Callable[[Watching], Other]) -> None:
     elsewhere = other(subject)
     subject.owner(f"ip link set wg0 netns {to(elsewhere)}")
-    assert subject.told(Gone.MOVED) == [DOWN, Gone.MOVED]
+    assert subject.told(LinkEnd.MOVED) == [DOWN, LinkEnd.MOVED]
     there = Netns.of_tun(subject.tun_fd)
     assert there.id != subject.inside.id
     there.close()
     assert subject.watch_anew() == DOWN
     elsewhere.check("ip", "link", "set", NAME, "up")
     elsewhere.check("ip", "link", "set", NAME, "netns", str(subject.inside.pid))
-    assert subject.told(Gone.MOVED) == [UP, DOWN, Gone.MOVED]
+    assert subject.told(LinkEnd.MOVED) == [UP, DOWN, LinkEnd.MOVED]
     assert subject.watch_anew() == DOWN
     subject.owner("ip link set wg0 up", "ip link set wg0 name last")
     assert subject.told(LAST) == [UP, LAST]
@@ -179,29 +195,29 @@ def test_moved_to_where_it_ends(subject: Watching, other: Callable[[Watching], O
     """Watched there, neither kind keeps that namespace alive: the TUN is not from there."""
     elsewhere = other(subject)
     subject.owner(f"ip link set wg0 netns {to(elsewhere)}")
-    subject.told(Gone.MOVED)
+    subject.told(LinkEnd.MOVED)
     subject.watch_anew()
     elsewhere.end()
-    assert subject.told(Gone.ENDED) == [Gone.ENDED]
+    assert subject.told(LinkEnd.ENDED) == [LinkEnd.ENDED]
 
 
 def test_its_last_process_leaves(sibling: Watching) -> None:
     sibling.inside.empty()
-    assert sibling.told(Gone.ENDED) == [Gone.ENDED]
+    assert sibling.told(LinkEnd.ENDED) == [LinkEnd.ENDED]
     wait_for(lambda: tun.is_gone(sibling.tun_fd), "so does the interface")
 
 
 def test_its_last_process_is_killed(sibling: Watching) -> None:
     sibling.inside.holder.kill()
     sibling.inside.empty()
-    assert sibling.told(Gone.ENDED) == [Gone.ENDED]
+    assert sibling.told(LinkEnd.ENDED) == [LinkEnd.ENDED]
 
 
 def test_a_nested_one_ends(watching: Make, namespace: MakeNamespace) -> None:
     subject = watching(False, namespace(nested=True))
     subject.watch()
     subject.inside.empty()
-    assert subject.told(Gone.ENDED) == [UP, Gone.ENDED]
+    assert subject.told(LinkEnd.ENDED) == [UP, LinkEnd.ENDED]
 
 
 def test_its_last_fd_is_closed(sibling: Watching) -> None:
@@ -212,7 +228,7 @@ def test_its_last_fd_is_closed(sibling: Watching) -> None:
         kept.close()
     finally:
         os.close(fd)
-    assert sibling.told(Gone.ENDED) == [Gone.ENDED]
+    assert sibling.told(LinkEnd.ENDED) == [LinkEnd.ENDED]
 
 
 def test_it_is_unmounted(sibling: Watching) -> None:
@@ -233,7 +249,7 @@ def test_it_is_unmounted(sibling: Watching) -> None:
     kept.close()
     mounter.stdin.write("\n")
     mounter.stdin.flush()
-    assert sibling.told(Gone.ENDED) == [Gone.ENDED]
+    assert sibling.told(LinkEnd.ENDED) == [LinkEnd.ENDED]
     mounter.communicate()
 
 
@@ -267,7 +283,7 @@ def test_watched_anew_it_is_told_as_it_is(subject: Watching) -> None:
 def test_watched_anew_it_ends(sibling: Watching) -> None:
     sibling.watch_anew()
     sibling.inside.empty()
-    assert sibling.told(Gone.ENDED) == [Gone.ENDED]
+    assert sibling.told(LinkEnd.ENDED) == [LinkEnd.ENDED]
 
 
 @pytest.fixture(params=[True, False], ids=["in place", "sibling"])
@@ -284,19 +300,19 @@ def test_overrun_it_is_told_as_it_is(overrun: Watching) -> None:
     overrun.watch()
     assert overrun.told(LAST) == [LAST]
     overrun.owner("ip link del last")
-    assert overrun.told(Gone.DELETED)[-1:] == [Gone.DELETED]
+    assert overrun.told(LinkEnd.DELETED)[-1:] == [LinkEnd.DELETED]
 
 
 def test_overrun_and_deleted(overrun: Watching) -> None:
     overrun.owner("ip link del last")
     overrun.watch()
-    assert overrun.told(Gone.DELETED) == [Gone.DELETED]
+    assert overrun.told(LinkEnd.DELETED) == [LinkEnd.DELETED]
 
 
 def test_overrun_and_moved(overrun: Watching, other: Callable[[Watching], Other]) -> None:
     overrun.owner(f"ip link set last netns {to(other(overrun))}")
     overrun.watch()
-    assert overrun.told(Gone.MOVED) == [Gone.MOVED]
+    assert overrun.told(LinkEnd.MOVED) == [LinkEnd.MOVED]
 
 
 def test_overrun_and_ended(watching: Make) -> None:
@@ -307,7 +323,7 @@ def test_overrun_and_ended(watching: Make) -> None:
     subject.inside.empty()
     wait_for(lambda: tun.is_gone(subject.tun_fd), "the namespace ends")
     subject.watch()
-    assert subject.told(Gone.ENDED) == [Gone.ENDED]
+    assert subject.told(LinkEnd.ENDED) == [LinkEnd.ENDED]
 
 
 # ---------------------------------------------------------------- what a message means
@@ -335,18 +351,18 @@ NSID_0 = struct.pack("=4xHHi", 8, 1, 0)
         (NEWLINK, link(8), 0, None),
         (NEWLINK, link(7), 1, None),
         (NEWLINK, link(7, socket.AF_BRIDGE), 0, None),
-        (DELLINK, link(7), 0, Gone.DELETED),
-        (DELLINK, link(7) + struct.pack("=HHi", 8, 45, 0), 0, Gone.MOVED),  # IFLA_NEW_NETNSID
+        (DELLINK, link(7), 0, LinkEnd.DELETED),
+        (DELLINK, link(7) + struct.pack("=HHi", 8, 45, 0), 0, LinkEnd.MOVED),  # IFLA_NEW_NETNSID
         (DELLINK, link(7, socket.AF_BRIDGE), 0, None),
         (DELLINK, link(7), 1, None),
-        (DELNSID, NSID_0, None, Gone.ENDED),
+        (DELNSID, NSID_0, None, LinkEnd.ENDED),
         (DELNSID, NSID_0, 0, None),
         (DELNSID, struct.pack("=4xHHi", 8, 1, 1), None, None),
         (NEWNSID, NSID_0, None, None),
     ],
 )
 def test_messages(
-    kind: int, body: bytes, sender: int | None, expected: LinkStatus | Gone | None
+    kind: int, body: bytes, sender: int | None, expected: LinkStatus | LinkEnd | None
 ) -> None:
     assert link_watch.understand(message(kind, body), sender, 7, 0) == expected
 

@@ -99,7 +99,7 @@ class LinkInfo(NamedTuple):
         family, _, ifindex, flags, _ = IFINFOMSG.unpack_from(message, NLMSGHDR.size)
         attributes = {}
         offset = NLMSGHDR.size + IFINFOMSG.size
-        while offset < len(message):
+        while offset + RTATTR.size <= len(message):
             length, kind = RTATTR.unpack_from(message, offset)
             attributes[kind] = message[offset + RTATTR.size : offset + length]
             offset += max(RTATTR.size, length + 3 & ~3)

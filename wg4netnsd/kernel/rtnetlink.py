@@ -88,8 +88,8 @@ class InstalledRoute(NamedTuple):
     def restore(self) -> NetlinkRequest:
         """Set the route again as it was, if it is gone and if that is still possible.
 
-        The kernel's own message is the request, as for `ip route restore`: pyroute2 does not
-        encode every attribute that it decodes, so a route would lose some of them.
+        The kernel's own message is the request, as for `ip route restore`. pyroute2 would drop
+        the attributes that it does not know, such as RTA_NH_ID.
         """
         encoded = bytearray(self.encoded)
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK | _ADD

@@ -18,7 +18,7 @@ from wg4netnsd.aio import blocking
 from wg4netnsd.aio.tasks import log_failure
 from wg4netnsd.kernel import tun
 from wg4netnsd.systemd.journal import TunnelLog
-from wg4netnsd.tunnel.link_watch import Gone, LinkStatus, LinkWatch
+from wg4netnsd.tunnel.link_watch import LinkEnd, LinkStatus, LinkWatch
 from wg4netnsd.tunnel.netns import Netns
 
 VERDICT_TIME: Final = 1.0
@@ -175,9 +175,9 @@ class Link:
             self.state = state
             self._report_change(f"{self.name} is {state}")
 
-    def _on_gone(self, why: Gone) -> None:
+    def _on_gone(self, why: LinkEnd) -> None:
         closed_by_us = self.tun_fd < 0
-        if why is Gone.MOVED and not closed_by_us:
+        if why is LinkEnd.MOVED and not closed_by_us:
             self._watch = None
             self._restart_watch()
             return

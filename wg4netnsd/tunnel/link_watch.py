@@ -1,6 +1,6 @@
 """Watch an interface that its namespace's owner may rename, take down, move or delete.
 
-kernel ── socket of agent/watch.py ──► LinkWatch ──► changed(status)… gone(why)
+kernel ── socket of agent/watch.py ──► LinkWatch ──► changed(status)… ended(why)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LinkStatus(NamedTuple):
     up: bool
 
 
-class Gone(StrEnum):
+class LinkEnd(StrEnum):
     """Why an interface is no longer in its namespace."""
 
     MOVED = "the interface was moved to another namespace"
@@ -36,9 +36,9 @@ class Gone(StrEnum):
 
 
 class LinkWatch:
-    """Call `changed` when the interface's name or IFF_UP changes, and `gone` when it has left.
+    """Call `changed` when the interface's name or IFF_UP changes, and `ended` at its end.
 
-    `gone` is called once, when the interface is no longer in its namespace. The watch owns the
+    `ended` is called once, when the interface is no longer in its namespace. The watch owns the
     socket until then, or until it is closed, and sleeps while nothing happens to this interface.
     """
 
@@ -47,7 +47,7 @@ class LinkWatch:
         watched: WatchedLink,
         tun_fd: int,
         changed: Callable[[LinkStatus], object],
-        gone: Callable[[Gone], object],
+        ended: Callable[[LinkEnd], object],
     ) -> None:
         """Start to watch, in a running event loop; the TUN's fd stays the caller's."""
         link = watched.link
@@ -56,7 +56,7 @@ class LinkWatch:
         self._nsid = link.nsid
         self._tun_fd = tun_fd
         self._changed = changed
-        self._gone = gone
+        self._ended = ended
         self._socket = socket.socket(fileno=watched.fd)
         asyncio.get_running_loop().add_reader(self._socket, self._on_message)
 
@@ -68,11 +68,13 @@ class LinkWatch:
 
     def _on_message(self) -> None:
         try:
-            datagram, ancillary, *_ = self._socket.recvmsg(65536, socket.CMSG_SPACE(4))
+            datagram, ancillary, _, (port, _) = self._socket.recvmsg(65536, socket.CMSG_SPACE(4))
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             self._ask_again()
+            return
+        if port:  # not the kernel's: the namespace's root may send to RTMGRP_LINK, too
             return
         # One message. The kernel adds its namespace only if that is not the socket's (netlink(7)).
         sender = struct.unpack("i", ancillary[0][2])[0] if ancillary else None
@@ -80,12 +82,12 @@ class LinkWatch:
             case LinkStatus() as status if status != self.status:
                 self.status = status
                 self._changed(status)
-            case Gone() as why:
+            case LinkEnd() as why:
                 self._end(why)
             case OSError(errno=errno.EINVAL):  # the socket's namespace no longer knows this nsid
-                self._end(Gone.ENDED)
+                self._end(LinkEnd.ENDED)
             case OSError(errno=errno.ENODEV):
-                self._end(Gone.DELETED if tun.is_gone(self._tun_fd) else Gone.MOVED)
+                self._end(LinkEnd.DELETED if tun.is_gone(self._tun_fd) else LinkEnd.MOVED)
             case OSError() as refusal:
                 raise refusal
 
@@ -101,14 +103,14 @@ class LinkWatch:
                 self._socket.recv(1)
         self._socket.send(get_link(index=self._ifindex, nsid=self._nsid).encoded)
 
-    def _end(self, why: Gone) -> None:
+    def _end(self, why: LinkEnd) -> None:
         self.close()
-        self._gone(why)
+        self._ended(why)
 
 
 def understand(
     message: bytes, sender: int | None, ifindex: int, nsid: int | None
-) -> LinkStatus | Gone | OSError | None:
+) -> LinkStatus | LinkEnd | OSError | None:
     """Return what a message says about an interface in namespace `nsid`; None if nothing.
 
     `sender` is the message's namespace, or None for the socket's own, which also answers requests.
@@ -121,7 +123,7 @@ def understand(
     if kind == rtnl.RTM_DELNSID:
         # Other namespaces have numbers of their own for the same namespaces.
         ended = sender is None and messages.decode(message).get_attr("NETNSA_NSID") == nsid
-        return Gone.ENDED if ended else None
+        return LinkEnd.ENDED if ended else None
     if kind not in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK) or sender not in (None, nsid):
         return None
     link = LinkInfo.of(message)
@@ -129,4 +131,4 @@ def understand(
         return None
     if kind == rtnl.RTM_NEWLINK:
         return LinkStatus(link.name, link.up)
-    return Gone.MOVED if link.moved else Gone.DELETED
+    return LinkEnd.MOVED if link.moved else LinkEnd.DELETED
