@@ -52,7 +52,7 @@ class Interface:
             inside.close()
 
     def refused(self, new: InterfaceSettings) -> str:
-        """The error's text of a change that must fail and leave all as it was."""
+        """Try a change that must fail and leave everything as it was; return the error's text."""
         before = self.state()
         with pytest.raises(errors.TunFailed) as refusal:
             self.change(new)
@@ -60,12 +60,12 @@ class Interface:
         return str(refusal.value)
 
     def addresses(self) -> list[str]:
-        """In the kernel's order, by family."""
+        """Return the addresses by family, in the kernel's order."""
         (shown,) = self.namespace.ip("address", "show", "dev", NAME)
         return [f"{each['local']}/{each['prefixlen']}" for each in shown["addr_info"]]
 
     def routes(self, details: bool = False) -> set[Any]:
-        """Those of the main table, as (destination, who made it) or with all that is told."""
+        """Return the main table's routes: destination and protocol, or everything that `ip` shows."""
         shown = [
             {**each, "dst": _network(each["dst"], family)}
             for family in ("-4", "-6")
@@ -82,7 +82,7 @@ class Interface:
         return self.mtu(), self.addresses(), self.routes(details=True)
 
     def shape(self) -> tuple[int, set[str], set[Any]]:
-        """The state without what depends on the order in which the addresses came."""
+        """Return the state without anything that depends on the order of adding addresses."""
         return self.mtu(), set(self.addresses()), self.routes()
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ Make = Callable[[InterfaceSettings], Interface]
 
 
 def run(inside: Namespace, *commands: str) -> None:
-    """As the namespace's owner."""
+    """Run a command as the namespace's owner."""
     for command in commands:
         inside.check(*command.split())
 

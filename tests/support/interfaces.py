@@ -19,7 +19,7 @@ SETTINGS: Final = InterfaceSettings(1420, ["10.0.0.1/24", "fd00::1/64"], ["0.0.0
 async def create(
     agent: Agent, inside: Namespace, *, pins: bool, settings: InterfaceSettings = SETTINGS
 ) -> NewInterface:
-    """The interface, configured; nothing of ours but its TUN may keep the namespace alive."""
+    """Create and configure the interface; of our fds, only its TUN may pin the namespace."""
     target = Netns.identify(inside.open())
     try:
         async with agent.create(target.fd, CreateInterface(NAME, settings, pins)) as asked:
@@ -35,7 +35,7 @@ async def create(
 
 
 class Watching:
-    """An interface and what is told of it."""
+    """An interface and the reports about it."""
 
     def __init__(self, agent: Agent, inside: Namespace, *, pins: bool) -> None:
         self.agent, self.inside = agent, inside
@@ -45,7 +45,7 @@ class Watching:
         self.tun_fd, self.watched = self._loop.run_until_complete(create(agent, inside, pins=pins))
 
     def watch(self) -> None:
-        """Have what happens told, from what is told by `watched` on."""
+        """Begin to collect reports: all changes since `watched`."""
 
         async def begin() -> LinkWatch:
             return LinkWatch(self.watched, self.tun_fd, self._told.append, self._told.append)
@@ -63,14 +63,14 @@ class Watching:
         self._loop.run_until_complete(end())
 
     def watch_anew(self) -> LinkStatus:
-        """As a daemon that has nothing but the TUN."""
+        """Watch again, like a daemon that has only the TUN."""
         self._end_watch()
         self.watched = self._loop.run_until_complete(self.agent.watch(self.tun_fd))
         self.watch()
         return LinkStatus(self.watched.link.name, self.watched.link.up)
 
     def told(self, last: LinkStatus | LinkEnd) -> list[LinkStatus | LinkEnd]:
-        """What is told up to this."""
+        """Wait for the report `last`; return all reports up to it."""
 
         async def wait() -> None:
             deadline = time.monotonic() + PATIENCE
@@ -83,7 +83,7 @@ class Watching:
         return told
 
     def owner(self, *commands: str) -> None:
-        """What the namespace's owner does."""
+        """Run commands as the namespace's owner."""
         for command in commands:
             self.inside.check(*command.split())
 

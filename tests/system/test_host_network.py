@@ -1,4 +1,4 @@
-"""The host's network moves: real netlink in a namespace of the test's own, and the logic alone."""
+"""Changes of the host's network: real ones in the test's own namespace, and the logic alone."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ from wg4netnsd.host.network import (
     host_state,
 )
 
-# Tells what HostNetwork tells, a line each; ends with its standard input.
+# Prints each reason that HostNetwork gives, in a line; ends with its standard input.
 WATCH = """
 import asyncio, sys
 from wg4netnsd.host.network import HostNetwork
@@ -53,7 +53,7 @@ asyncio.run(watch())
 
 
 class Watcher:
-    """A process in the namespace that watches it."""
+    """A process that watches the namespace it is in."""
 
     def __init__(self, inside: Namespace) -> None:
         command = inside.command(sys.executable, "-W", "error", "-c", WATCH)
@@ -67,7 +67,7 @@ class Watcher:
         return self.process.stdout.readline().strip()
 
     def end(self) -> list[str]:
-        """What it told that nobody has read."""
+        """End the process; return the lines that nobody has read."""
         rest, _ = self.process.communicate(timeout=10)
         assert self.process.returncode == 0
         return rest.splitlines()
@@ -91,14 +91,14 @@ def host(namespace: MakeNamespace) -> Namespace:
 
 @pytest.fixture
 def watcher(host: Namespace) -> Iterator[Watcher]:
-    """Whose every line a test has to account for."""
+    """A watcher; the test has to read all of its lines."""
     started = Watcher(host)
     yield started
     assert started.end() == []
 
 
 def told_at_once(inside: Namespace, *changes: str) -> list[str]:
-    """What a watcher tells until it has told something, and then ends."""
+    """Make the changes, wait for a watcher's first line, end it, and return all of its lines."""
     watcher = Watcher(inside)
     for change in changes:
         ip(inside, change)
@@ -139,7 +139,7 @@ def test_the_default_route_comes_changes_and_goes(host: Namespace, first: str, s
 
 
 def test_a_link_goes_down(host: Namespace) -> None:
-    """The kernel notifies nobody of the IPv4 route that goes with it."""
+    """The kernel sends no notification for the IPv4 route that goes with it."""
     ip(host, "route add default via 192.0.2.1")
     ip(host, "address del 2001:db8::2/64 dev up0")  # whose end would be notified of
     assert told_at_once(host, "link set up0 down") == [ROUTE_CHANGED]
@@ -194,8 +194,7 @@ def test_an_ipv6_address_counts_once_it_is_known_to_be_unique(
     ],
 )
 def test_what_changes_nothing(host: Namespace, change: str) -> None:
-    """Then only what follows is told: a change of the other kind, as it could not be told from it
-    otherwise."""
+    """Only the next change is reported. That is of the other kind, to tell the reports apart."""
     ip(host, "route add default via 192.0.2.1 metric 7")
     if change.startswith("address"):
         what_does, told = "route add default via 192.0.2.9 metric 3", ROUTE_CHANGED
@@ -216,7 +215,7 @@ def test_a_burst_is_told_at_once_and_once_more(host: Namespace, watcher: Watcher
 
 
 def test_what_an_overrun_has_lost_is_found(host: Namespace, watcher: Watcher) -> None:
-    """The socket is full of what changes nothing; what matters is lost."""
+    """The socket is full of changes that do not count, and the one that counts is lost."""
     (pid,) = host.processes() - {host.pid}
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -230,7 +229,7 @@ def test_what_an_overrun_has_lost_is_found(host: Namespace, watcher: Watcher) ->
 
 
 def drops(pid: int) -> int:
-    """Notifications that the process's socket had no room for."""
+    """Return how many notifications the process's socket had no room for."""
     lines = Path(f"/proc/{pid}/net/netlink").read_text().splitlines()
     columns = lines[0].split()
     sockets = [dict(zip(columns, line.split(), strict=True)) for line in lines[1:]]
@@ -239,7 +238,7 @@ def drops(pid: int) -> int:
 
 
 class Clock:
-    """Time as a test has it go by."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0

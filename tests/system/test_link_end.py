@@ -1,4 +1,4 @@
-"""A link that is closed is gone, also where another process has its TUN a moment longer."""
+"""A closed link is gone, even if another process holds its TUN a moment longer."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What the namespace's owner does to the interface is told, each edge once, and nothing else."""
+"""The watch reports each change that the owner makes to the interface once, and nothing else."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ Make = Callable[..., Watching]
 
 @pytest.fixture
 def watching(agent: Agent, namespace: MakeNamespace) -> Iterator[Make]:
-    """Makes an interface in a namespace of its own, with all that was told until it was up."""
+    """A function that makes an interface in a namespace of its own."""
     before = open_fds(os.getpid())
     with contextlib.ExitStack() as stack:
 
@@ -45,7 +45,7 @@ def watching(agent: Agent, namespace: MakeNamespace) -> Iterator[Make]:
 
 @pytest.fixture(params=[True, False], ids=["in place", "sibling"])
 def subject(request: pytest.FixtureRequest, watching: Make) -> Watching:
-    """An interface that is up, and nothing of that is left to be told."""
+    """An interface that is up; all reports about that have been read."""
     made = watching(request.param)
     made.watch()
     assert made.told(UP) == [UP]
@@ -96,7 +96,7 @@ def other() -> Iterator[Callable[[Watching], Other]]:
 
 
 def to(other: Other) -> str:
-    """What `ip link set … netns` takes."""
+    """Return the argument for `ip link set … netns`."""
     return str(other.holder.pid)
 
 
@@ -159,7 +159,7 @@ with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as 
 
 
 def test_only_the_kernel_is_believed(subject: Watching) -> None:
-    """The namespace's root may send an RTM_DELLINK to the group that we listen to."""
+    """The namespace's root may send an RTM_DELLINK to the group that the watch listens to."""
     index = subject.watched.link.ifindex
     subject.inside.check(sys.executable, "-c", FORGE.format(index=index))
     subject.owner("ip link set wg0 name last")
@@ -192,7 +192,7 @@ def test_moved_and_back(subject: Watching, other: Callable[[Watching], Other]) -
 
 
 def test_moved_to_where_it_ends(subject: Watching, other: Callable[[Watching], Other]) -> None:
-    """Watched there, neither kind keeps that namespace alive: the TUN is not from there."""
+    """No watch keeps the second namespace alive, since the TUN was not opened there."""
     elsewhere = other(subject)
     subject.owner(f"ip link set wg0 netns {to(elsewhere)}")
     subject.told(LinkEnd.MOVED)
@@ -232,7 +232,7 @@ def test_its_last_fd_is_closed(sibling: Watching) -> None:
 
 
 def test_it_is_unmounted(sibling: Watching) -> None:
-    """As `ip netns` and container runtimes keep one."""
+    """`ip netns` and container runtimes keep a namespace alive by a mount."""
     script = """
         mount -t tmpfs none /mnt && touch /mnt/ns && mount --bind /proc/self/ns/net /mnt/ns &&
         exec unshare --net sh -c 'echo mounted && read _ && umount /mnt/ns && exec cat'
@@ -256,7 +256,7 @@ def test_it_is_unmounted(sibling: Watching) -> None:
 def test_the_end_of_a_namespace_that_only_the_owner_numbers(
     sibling: Watching, other: Callable[[Watching], Other]
 ) -> None:
-    """The kernel tells us of the numbers in the owner's namespace too, and theirs may be ours."""
+    """The kernel also reports numbers in the owner's namespace, and they may equal ours."""
     elsewhere = other(sibling)
     sibling.owner("ip link add one type veth peer two", f"ip link set two netns {to(elsewhere)}")
     (one,) = sibling.inside.ip("link", "show", "dev", "one")
@@ -288,7 +288,7 @@ def test_watched_anew_it_ends(sibling: Watching) -> None:
 
 @pytest.fixture(params=[True, False], ids=["in place", "sibling"])
 def overrun(request: pytest.FixtureRequest, watching: Make) -> Watching:
-    """One whose socket has no room for what happens, and not yet anybody who reads it."""
+    """An interface whose socket is too small for all reports, and which nobody reads yet."""
     made = watching(request.param)
     with socket.socket(fileno=os.dup(made.watched.fd)) as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the kernel takes its minimum

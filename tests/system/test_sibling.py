@@ -1,4 +1,4 @@
-"""A TUN that keeps its namespace alive, and one from a sibling, which does not."""
+"""A TUN that keeps its namespace alive, and one from a sibling namespace, which does not."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ both_ways = pytest.mark.parametrize("pins", [True, False], ids=["in place", "sib
 
 @pytest.fixture
 def agent(agent: Agent) -> Iterator[Agent]:
-    """An agent. Nothing is left of what it was asked, but what the test closes."""
+    """An agent. Its requests leave nothing behind except what the test closes."""
     before = open_fds(os.getpid())
     yield agent
     assert open_fds(os.getpid()) == before
@@ -51,7 +51,7 @@ def made(agent: Agent, inside: Namespace, pins: bool) -> Iterator[NewInterface]:
 
 
 def shape(inside: Namespace) -> tuple[Any, ...]:
-    """All of the interface that anybody inside could tell, but for its age and its index."""
+    """Everything that can be seen of the interface from inside, except its age and index."""
     (link,) = inside.ip("-details", "link", "show", "dev", NAME)
     (addresses,) = inside.ip("address", "show", "dev", NAME)
     routes = [inside.ip(family, "route", "show", "table", "all") for family in ("-4", "-6")]
@@ -215,7 +215,7 @@ def own_agent() -> Iterator[Agent]:
 
 
 def test_nobody_of_its_user_sees_inside(own_agent: Agent) -> None:
-    """Nor does root of a namespace that a child of it has entered (ptrace(2))."""
+    """Nor does root of a namespace that the agent's child has entered (ptrace(2))."""
     assert os.listdir("/proc/self/fd")
     (child,) = wait_for(lambda: children(own_agent.pid), "the next request's child is there")
     for pid in (own_agent.pid, child):
@@ -224,7 +224,7 @@ def test_nobody_of_its_user_sees_inside(own_agent: Agent) -> None:
 
 
 def test_it_keeps_nothing_that_it_inherits(own_agent: Agent) -> None:
-    """/proc does not show its fds to us; but a pipe tells when its last writer is gone."""
+    """/proc does not show us its fds, but a pipe reports when its last writer is gone."""
     ours, theirs = os.pipe()
     high = os.dup2(theirs, 200)
     second = Agent(*agents.fork())
@@ -241,7 +241,7 @@ def test_it_keeps_nothing_that_it_inherits(own_agent: Agent) -> None:
 
 
 def forks_may(agent: Agent, succeed: bool) -> None:
-    """By the limit of processes that its user may have."""
+    """Let the agent's forks succeed or fail, by the limit on its user's processes."""
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.prlimit(agent.pid, resource.RLIMIT_NPROC, (hard if succeed else 0, hard))
 
@@ -253,7 +253,7 @@ def test_an_agent_that_cannot_fork_says_so(
     inside, other = namespace(), namespace()
 
     async def refused() -> int:
-        """How many of three at once."""
+        """Send three requests at once; return how many were refused."""
         began = time.monotonic()
         asked = (create(own_agent, other, pins=pins) for _ in range(3))
         answers = await asyncio.gather(*asked, return_exceptions=True)

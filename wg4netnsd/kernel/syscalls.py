@@ -1,4 +1,4 @@
-"""What Python 3.11 has no function for, one tiny wrapper a syscall."""
+"""System calls that Python 3.11 has no function for, one small wrapper each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def ioctl(fd: int, request: int, argument: int | bytes, operation: str) -> int:
-    """ioctl(2), whose OSError names the operation. Returns an fd for some requests, else 0."""
+    """ioctl(2). Its OSError names the operation. Returns an fd for some requests, else 0."""
     try:
         result = fcntl.ioctl(fd, request, argument)
     except OSError as error:
@@ -41,17 +41,17 @@ def ioctl(fd: int, request: int, argument: int | bytes, operation: str) -> int:
 
 
 def setns(fd: int, nstype: int) -> None:
-    """setns(2); Python has it from 3.12 on."""
+    """setns(2), which Python has since 3.12."""
     _check(_libc.setns(fd, nstype), "setns")
 
 
 def unshare(flags: int) -> None:
-    """unshare(2); Python has it from 3.12 on."""
+    """unshare(2), which Python has since 3.12."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-    """mount(2). What the flags make it ignore may be empty."""
+    """mount(2). Arguments that the flags make it ignore may be empty."""
     texts = [os.fsencode(text) for text in (source, target, kind)]
     result = _libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(options))
     _check(result, f"mount {target}")
@@ -64,25 +64,25 @@ def prctl(option: int, argument: int | bytes) -> None:
 
 
 def timerfd_create(clock: int, flags: int) -> int:
-    """timerfd_create(2); Python has it from 3.13 on."""
+    """timerfd_create(2), which Python has since 3.13."""
     return _check(_libc.timerfd_create(clock, flags), "timerfd_create")
 
 
 def timerfd_settime(fd: int, flags: int, seconds: int) -> None:
-    """timerfd_settime(2), for a timer that ends once."""
+    """timerfd_settime(2) for a timer that expires once."""
     end = _Itimerspec(it_value=_Timespec(tv_sec=seconds))
     _check(_libc.timerfd_settime(fd, flags, ctypes.byref(end), None), "timerfd_settime")
 
 
 def adjtimex() -> bytes:
-    """adjtimex(2) that changes nothing: the struct timex of linux/timex.h."""
-    timex = ctypes.create_string_buffer(208)  # of 64-bit machines
+    """adjtimex(2) that changes nothing. Returns the struct timex of linux/timex.h."""
+    timex = ctypes.create_string_buffer(208)  # its size on 64-bit machines
     _check(_libc.adjtimex(timex), "adjtimex")
     return timex.raw
 
 
 def landlock_version() -> int:
-    """Of the Landlock that the kernel has: landlock_create_ruleset(2) with a flag for that."""
+    """Return the kernel's Landlock ABI version: landlock_create_ruleset(2) with a flag."""
     flag = ctypes.c_uint32(LANDLOCK_CREATE_RULESET_VERSION)
     result = _libc.syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flag)
     return _check(result, "landlock_create_ruleset")
@@ -97,7 +97,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 def _check(result: int, operation: str) -> int:
-    """The result of a function of the C library's, which has errno if it is negative."""
+    """Return the result of a C library function; raise OSError by errno if it is negative."""
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), operation)

@@ -1,4 +1,4 @@
-"""What a TUN's fd tells about its interface, from whatever namespace one asks."""
+"""A TUN's fd as the source of facts about its interface, from any namespace."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ IFREQ_SIZE: Final = 40  # struct ifreq of linux/if.h; it begins with a name of 1
 
 
 def is_gone(tun_fd: int) -> bool:
-    """Has the interface been deleted under its fd? (tun_chr_poll() then gives EPOLLERR.)"""
+    """Has the interface been deleted while its fd is open? tun_chr_poll() then gives EPOLLERR."""
     poll = select.poll()
     poll.register(tun_fd, select.POLLIN)
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def name(tun_fd: int) -> str:
-    """The interface's name now, as the namespace's owner may rename it; empty where it is gone."""
+    """Return the interface's name, which the namespace's owner may change; empty if it is gone."""
     try:
         answer = fcntl.ioctl(tun_fd, TUNGETIFF, bytes(IFREQ_SIZE))
     except OSError as error:
@@ -33,14 +33,14 @@ def name(tun_fd: int) -> str:
 
 
 def netns_fd(tun_fd: int) -> int:
-    """A new fd of the namespace that the interface is in, close-on-exec as the kernel makes it.
+    """Open the namespace that the interface is in; the kernel makes the fd close-on-exec.
 
-    Raises OSError: EBADFD, or EINVAL for a moment, when the interface or its namespace has ended
-    (and EINVAL before Linux 5.2, which does not know the request).
+    Raises OSError if the interface or its namespace has ended: EBADFD, or EINVAL for a moment.
+    Linux before 5.2 does not know the request: EINVAL.
     """
     return ioctl(tun_fd, TUNGETDEVNETNS, 0, "TUNGETDEVNETNS")
 
 
 def home_fd(tun_fd: int) -> int:
-    """A new fd of the namespace that the TUN was opened in, and keeps alive. Raises OSError."""
+    """Open the namespace that the TUN was opened in and keeps alive. Raises OSError."""
     return ioctl(tun_fd, SIOCGSKNS, 0, "SIOCGSKNS")

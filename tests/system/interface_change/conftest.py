@@ -26,7 +26,7 @@ def tunnel(agent: Agent, inside: Namespace) -> Iterator[Make]:
 
 @pytest.fixture
 def changed_as_created(tunnel: Make, agent: Agent, namespace: Any) -> Callable[..., Interface]:
-    """Changes through the settings given; each must look as if it had been made so."""
+    """Change an interface to each of the settings; it must look as if created with them."""
 
     def check(*stations: InterfaceSettings) -> Interface:
         subject = tunnel(stations[0])

@@ -1,4 +1,4 @@
-"""A running interface gets other settings: the result is the same as if it had been made so."""
+"""A running interface gets other settings: the result is as if it was created with them."""
 
 from ipaddress import ip_interface
 from typing import Any
@@ -131,7 +131,7 @@ NETWORKS = [
 
 
 def consistent(mtu: int, addresses: list[str], networks: list[str]) -> InterfaceSettings:
-    """What a Config would ask for: no IPv6 below 1280, no route that an address implies."""
+    """Settings as a Config asks for them: no IPv6 below 1280, no route that an address implies."""
     connected = {str(ip_interface(address).network) for address in addresses}
     routes = [network for network in networks if network not in connected]
     if mtu < 1280:

@@ -1,4 +1,4 @@
-"""A running interface is refused other settings: all or nothing."""
+"""A refused change leaves a running interface as it was."""
 
 import asyncio
 import errno
@@ -19,7 +19,7 @@ from wg4netnsd.agent.protocol import InterfaceSettings
 
 @pytest.fixture
 def other(inside: Namespace) -> str:
-    """Another interface of the namespace."""
+    """Another interface in the namespace."""
     run(inside, "ip link add other type veth peer other-peer", "ip link set other up")
     return "other"
 
@@ -65,7 +65,7 @@ def test_an_mtu_that_the_kernel_refuses(tunnel: Make) -> None:
 
 
 def test_the_way_back_may_fail_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there can be there again, as far as we know the kernel; so it is no kernel here."""
+    """As far as we know, the kernel takes back what it had; so this is not the kernel."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory", "address 10.0.0.1/24 on wg0")
@@ -114,7 +114,7 @@ def test_an_agent_that_is_gone(inside: Namespace) -> None:
 
 
 def test_a_cancelled_change_is_over(tunnel: Make, inside: Namespace, agent: Agent) -> None:
-    """Made or not made, but nothing comes later: whoever has cancelled it waits for its end."""
+    """Cancelling waits for the change's end: it is made or not, but nothing happens later."""
     subject = tunnel(of("10.0.0.1/24"))
     (child,) = wait_for(lambda: children(agent.pid), "the agent's next child is there")
 

@@ -1,4 +1,4 @@
-"""A running interface gets other settings: what stays is never away, nor what its owner added."""
+"""A change never interrupts settings that stay, nor those that the owner added."""
 
 import itertools
 import select
@@ -46,7 +46,7 @@ def _readable(stream: Any) -> bool:
 
 
 def test_a_stream_over_what_stays_goes_on(tunnel: Make, inside: Namespace) -> None:
-    """The kernel answers for both ends; what counts is that neither end is torn down."""
+    """The kernel answers for both ends; the test is that neither connection breaks."""
     subject = tunnel(of("10.0.0.1/24", "10.0.0.2/24", "fd00::2/64"))
     command = ["python3", "-c", _ECHO]
     stream = inside.popen(*command, stdin=-1, stdout=-1)
