@@ -65,7 +65,7 @@ class Interface:
         return [f"{each['local']}/{each['prefixlen']}" for each in shown["addr_info"]]
 
     def routes(self, details: bool = False) -> set[Any]:
-        """Return the main table's routes: destination and protocol, or everything that `ip` shows."""
+        """Return the main table's routes: destination and protocol, or all that `ip` shows."""
         shown = [
             {**each, "dst": _network(each["dst"], family)}
             for family in ("-4", "-6")
