@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "wg4netnsd"
 
 LAYERS = (
-    {"names"},
+    {"names", "text"},
     {"errors"},
     {"kernel"},
     {"aio"},

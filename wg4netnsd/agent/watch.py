@@ -60,7 +60,7 @@ def _find_link(asking: Netlink, tun_fd: int, nsid: int | None) -> InterfaceLink:
         answer = asking.find(name, nsid) if name else None
         if answer and tun.name(tun_fd) == name:
             link = LinkInfo.of(answer)
-            return InterfaceLink(link.ifindex, nsid, name, link.up)
+            return InterfaceLink(link.ifindex, nsid, link.name, link.up)
     raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), f"link {name}")
 
 

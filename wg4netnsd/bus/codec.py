@@ -11,6 +11,7 @@ import typing
 from typing import Any, Final
 
 from wg4netnsd.bus.frames import Frame, Malformed
+from wg4netnsd.text import safe
 
 # dbus-next imports a decorator whose removal is announced for Python 3.15.
 if not hasattr(typing, "no_type_check_decorator"):
@@ -41,9 +42,29 @@ _PLACEHOLDER: Final = 0xFFFFFFFF  # its bytes are no UTF-8, so no text of the me
 def encode(message: Message) -> bytes:
     """Return the whole message; its fds go beside it.
 
-    Raises what dbus-next does if the body is not of the signature: a defect of ours.
+    Every text that leaves us passes here: the bus disconnects a client whose text has a NUL or is
+    not UTF-8. Raises what dbus-next does if the body is not of the signature: a defect of ours.
     """
+    message.body = _safe(message.body)
     return bytes(message._marshall(negotiate_unix_fd=True))
+
+
+def _safe(value: Any) -> Any:
+    """Return a value with safe text in it only."""
+    match value:
+        case str():
+            return safe(value)
+        case list():
+            return [_safe(each) for each in value]
+        case tuple():
+            return tuple(_safe(each) for each in value)
+        case dict():
+            return {_safe(key): _safe(each) for key, each in value.items()}
+        case Variant():
+            cleaned = _safe(value.value)
+            return value if cleaned == value.value else Variant(value.signature, cleaned)
+        case _:
+            return value
 
 
 def encode_error(call: Frame, serial: int, name: str, text: str) -> bytes:

@@ -33,6 +33,7 @@ from wg4netnsd.bus.connection import (
     bus_call,
 )
 from wg4netnsd.bus.frames import Frame
+from wg4netnsd.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -271,5 +272,4 @@ def _one_line(text: str) -> str:
     of its own into the log, nor to the terminal that prints the error."""
     if len(text) > MAX_TEXT // 2:  # the mistake often comes last
         text = f"{text[: MAX_TEXT // 4]}…{text[-MAX_TEXT // 4 :]}"
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return shown[:MAX_TEXT]
+    return printable(text)[:MAX_TEXT]

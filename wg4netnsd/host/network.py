@@ -19,7 +19,13 @@ from typing import Any, Final, NamedTuple, Protocol
 from wg4netnsd.kernel import messages
 from wg4netnsd.kernel.messages import NLMSGHDR, LinkInfo
 from wg4netnsd.kernel.pyroute import rtnl
-from wg4netnsd.kernel.rtnetlink import RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST, Netlink
+from wg4netnsd.kernel.rtnetlink import (
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTN_UNICAST,
+    Netlink,
+    receive,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +80,16 @@ class HostNetwork:
 
     def _on_notification(self) -> None:
         try:
-            datagram = self._socket.recv(65536)
+            received = receive(self._socket)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             log.debug("the host's network changes too fast: some notifications were lost")
             self._coalescer.ask()
             return
+        if received is None:
+            return
+        datagram, _ = received
         if any(contradicts(message, self._known) for message in messages.split(datagram)):
             self._coalescer.ask()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Self
 
 from wg4netnsd.kernel.pyroute import ifaddrmsg, ifinfmsg, netlink, nsidmsg, rtmsg, rtnl
+from wg4netnsd.text import printable
 
 NLMSGHDR: Final = struct.Struct("=IHHII")  # linux/netlink.h: length, type, flags, sequence, port
 # linux/rtnetlink.h: family, type, index, flags, mask of flags; and an attribute's length and type.
@@ -90,6 +91,7 @@ class LinkInfo(NamedTuple):
     """AF_UNSPEC, or AF_BRIDGE in a message about a bridge's port."""
     ifindex: int
     name: str
+    """To be shown: escaped where it is not printable."""
     up: bool
     moved: bool
     """In an RTM_DELLINK: the link is in another namespace now (since Linux 4.15)."""
@@ -103,6 +105,7 @@ class LinkInfo(NamedTuple):
             length, kind = RTATTR.unpack_from(message, offset)
             attributes[kind] = message[offset + RTATTR.size : offset + length]
             offset += max(RTATTR.size, length + 3 & ~3)
-        # The kernel does not require a name to be UTF-8.
-        name = attributes.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+        # The kernel takes any bytes as a name, except a slash, a colon and white space.
+        raw_name = attributes.get(IFLA_IFNAME, b"").rstrip(b"\0")
+        name = printable(raw_name.decode(errors="surrogateescape"))
         return cls(family, ifindex, name, bool(flags & IFF_UP), IFLA_NEW_NETNSID in attributes)

@@ -44,6 +44,7 @@ RTM_F_CLONED: Final = 0x200  # a cached route, as for a path's MTU, that nobody 
 NETNSA_NSID_NOT_ASSIGNED: Final = 2**32 - 1  # linux/net_namespace.h: -1
 DEFAULT_METRIC: Final = {4: 0, 6: 1024}  # IP6_RT_PRIO_USER of linux/ipv6_route.h
 ANY_ADDRESS: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+KERNEL_PORT: Final = 0  # netlink(7); all other sockets have another one
 EVERY_ERROR: Final = range(1, 4096)  # MAX_ERRNO of linux/err.h
 
 _NEW: Final = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
@@ -103,12 +104,27 @@ class InstalledRoute(NamedTuple):
 # ---------------------------------------------------------------- the socket
 
 
+def receive(listening: socket.socket) -> tuple[bytes, int | None] | None:
+    """Return a notification and its namespace's number; None if it is not the kernel's.
+
+    Root of a namespace may send to its groups, too. The number is None if the namespace is the
+    socket's own: the kernel adds it only otherwise (netlink(7)). Raises OSError.
+    """
+    datagram, ancillary, _, (port, _) = listening.recvmsg(65536, socket.CMSG_SPACE(4))
+    if port != KERNEL_PORT:
+        return None
+    return datagram, struct.unpack("i", ancillary[0][2])[0] if ancillary else None
+
+
 class Netlink:
     """A socket in the namespace that we are in."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.bind((0, 0))
+        # With the kernel as its peer the socket takes messages of nobody else (netlink_unicast()):
+        # root of the namespace that we are in could send some.
+        self._socket.connect((KERNEL_PORT, 0))
 
     def __enter__(self) -> Self:
         return self
@@ -232,7 +248,9 @@ _cached: Final = functools.lru_cache(maxsize=64)
 @_cached
 def get_link(*, name: str = "", index: int = 0, nsid: int | None = None) -> NetlinkRequest:
     """Ask for an interface by its name or index, in the namespace `nsid` if that is given."""
-    attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", name)] if name else []
+    attributes: list[tuple[str, Any]] = (
+        [("IFLA_IFNAME", name.encode(errors="surrogateescape"))] if name else []
+    )
     if nsid is not None:
         attributes.append(("IFLA_IF_NETNSID", nsid))  # since Linux 4.16
     encoded = encode(rtnl.RTM_GETLINK, 0, {"index": index}, *attributes)

@@ -29,7 +29,7 @@ def name(tun_fd: int) -> str:
         if error.errno != errno.EBADFD:
             raise
         return ""
-    return answer[:16].rstrip(b"\0").decode()
+    return answer[:16].rstrip(b"\0").decode(errors="surrogateescape")
 
 
 def netns_fd(tun_fd: int) -> int:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from wg4netnsd.errors import redact
+from wg4netnsd.text import safe
 
 SOCKET: Final = "/run/systemd/journal/socket"  # of the journal's native protocol
 
@@ -81,7 +82,7 @@ class _Text(logging.Formatter):
     """A formatter that redacts, and begins with the tunnel and peer that the record is about."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return safe(redact(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = _prefix(record) + record.message

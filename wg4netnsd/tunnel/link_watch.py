@@ -10,16 +10,20 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from wg4netnsd.agent.client import WatchedLink
 from wg4netnsd.kernel import messages, tun
 from wg4netnsd.kernel.messages import LinkInfo
 from wg4netnsd.kernel.pyroute import netlink, rtnl
-from wg4netnsd.kernel.rtnetlink import get_link
+from wg4netnsd.kernel.rtnetlink import get_link, receive
+
+BURST: Final = 10
+WINDOW: Final = 1.0  # seconds
+"""The owner may change the interface as fast as the kernel can. So many messages are handled in a
+window; then it is the interface's status at the window's end that counts."""
 
 
 class LinkStatus(NamedTuple):
@@ -57,28 +61,39 @@ class LinkWatch:
         self._tun_fd = tun_fd
         self._changed = changed
         self._ended = ended
+        self._left = 0  # messages to handle in this window
+        self._window_end = 0.0
+        self._pause: asyncio.TimerHandle | None = None
         self._socket = socket.socket(fileno=watched.fd)
         asyncio.get_running_loop().add_reader(self._socket, self._on_message)
 
     def close(self) -> None:
         """Stop watching; may be called again."""
+        if self._pause:
+            self._pause.cancel()
         if self._socket.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
 
     def _on_message(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._window_end:
+            self._left, self._window_end = BURST, loop.time() + WINDOW
+        if not self._left:
+            loop.remove_reader(self._socket)
+            self._pause = loop.call_at(self._window_end, self._resume)
+            return
+        self._left -= 1
         try:
-            datagram, ancillary, _, (port, _) = self._socket.recvmsg(65536, socket.CMSG_SPACE(4))
+            received = receive(self._socket)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             self._ask_again()
             return
-        if port:  # not the kernel's: the namespace's root may send to RTMGRP_LINK, too
+        if received is None:
             return
-        # One message. The kernel adds its namespace only if that is not the socket's (netlink(7)).
-        sender = struct.unpack("i", ancillary[0][2])[0] if ancillary else None
-        match understand(datagram, sender, self._ifindex, self._nsid):
+        match understand(*received, self._ifindex, self._nsid):
             case LinkStatus() as status if status != self.status:
                 self.status = status
                 self._changed(status)
@@ -91,8 +106,13 @@ class LinkWatch:
             case OSError() as refusal:
                 raise refusal
 
+    def _resume(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._socket, self._on_message)
+        self._ask_again()
+
     def _ask_again(self) -> None:
-        """Ask for the interface's status after messages were lost.
+        """Ask for the interface's status after messages were lost or left unread.
 
         The kernel would drop its answer too if the socket were not empty (NETLINK_S_CONGESTED).
         Asking about another namespace than the socket's takes CAP_NET_ADMIN there, which we have
