@@ -6,8 +6,9 @@ package main
 import (
 	"errors"
 	"fmt"
-	"math"
+	"os"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 	"unsafe"
@@ -22,9 +23,14 @@ import (
 // apply to all its threads for good:
 //
 //   - No other process of the same user can read its memory, and no core dump has it.
-//   - It cannot open or change a file, or run a program.
-//   - It cannot use TCP, or make a Unix socket: over one, the session bus would do
-//     outside the sandbox whatever is denied inside.
+//   - It cannot open, change, find or watch a file, or run a program.
+//   - It cannot signal or slow down another process, or share memory with it.
+//   - It can use no other protocol than UDP, and cannot make a Unix socket: over one, the
+//     session bus would do outside the sandbox whatever is denied inside.
+//
+// Landlock denies what is new in later kernels, and what a list of system calls may lack.
+// The list denies what Landlock does not cover, or not in the kernel at hand: Debian 12's
+// Landlock lets a process truncate files and signal others.
 //
 // The process continues without a part that the kernel lacks, or that a container's
 // filter of system calls refuses. Each such part is returned as an error that begins
@@ -111,38 +117,9 @@ func landlock(what uintptr) (uintptr, syscall.Errno) {
 	return answer, errno
 }
 
-// deniedSystemCalls need no privilege, and no Go runtime uses them. It is not a list of
-// allowed calls, because a later Go's runtime may use others than today's.
-var deniedSystemCalls = []uint32{
-	// Other programs, and namespaces: in a new user namespace many more calls are allowed.
-	unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_UNSHARE, unix.SYS_SETNS,
-	// Other processes' memory and descriptors.
-	unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_PIDFD_GETFD,
-	// Files' modes, which Landlock does not protect.
-	unix.SYS_FCHMODAT, unix.SYS_FCHMODAT2,
-	// A Unix socket, from which sendto(2) and connect(2) reach other processes.
-	unix.SYS_SOCKETPAIR,
-	// Large parts of the kernel with a history of holes.
-	unix.SYS_IO_URING_SETUP, unix.SYS_BPF, unix.SYS_PERF_EVENT_OPEN, unix.SYS_USERFAULTFD,
-	unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY,
-}
-
-// allowedSockets are UDP and rtnetlink. The latter reports changes of routes
-// (device/sticky_linux.go).
-var allowedSockets = []struct{ family, argument, mask, value uint32 }{
-	{unix.AF_INET, 1, sockTypeMask, unix.SOCK_DGRAM},
-	{unix.AF_INET6, 1, sockTypeMask, unix.SOCK_DGRAM},
-	{unix.AF_NETLINK, 2, math.MaxUint32, unix.NETLINK_ROUTE},
-}
-
-const sockTypeMask = 0xf // the kernel's SOCK_TYPE_MASK: without SOCK_CLOEXEC and SOCK_NONBLOCK
-
 var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
 
-// deniedOnAMD64 are fork, vfork and chmod. arm64 only has the calls that replaced them.
-var deniedOnAMD64 = []uint32{57, 58, 90}
-
-// denySystemCalls makes some system calls fail with EPERM, in all threads.
+// denySystemCalls makes some system calls fail with EPERM or EACCES, in all threads.
 func denySystemCalls() (lacks []error) {
 	if err := filterSystemCalls(); err != nil {
 		lacks = append(lacks, fmt.Errorf("seccomp: %w", err))
@@ -155,7 +132,7 @@ func filterSystemCalls() error {
 	if !ok {
 		return errors.New("this architecture's numbers are not known")
 	}
-	instructions, err := bpf.Assemble(systemCallFilter(arch))
+	instructions, err := bpf.Assemble(systemCallFilter(arch, uint32(os.Getpid())))
 	if err != nil {
 		return err
 	}
@@ -178,7 +155,7 @@ func filterSystemCalls() error {
 	return nil
 }
 
-func systemCallFilter(arch uint32) []bpf.Instruction {
+func systemCallFilter(arch, pid uint32) []bpf.Instruction {
 	const (
 		number, architecture = 0, 4 // in struct seccomp_data
 		firstX32             = 1 << 30
@@ -187,12 +164,15 @@ func systemCallFilter(arch uint32) []bpf.Instruction {
 		return bpf.LoadAbsolute{Off: 16 + 8*n, Size: 4}
 	}
 	allow := bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
-	deny := bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
-	pretendAbsence := bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)}
+	fail := func(errno syscall.Errno) bpf.Instruction {
+		return bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(errno)}
+	}
+	deny := fail(unix.EPERM)
 
-	denied := deniedSystemCalls
+	files, denied := deniedFileCalls, deniedSystemCalls
 	if arch == unix.AUDIT_ARCH_X86_64 {
-		denied = append(denied[:len(denied):len(denied)], deniedOnAMD64...)
+		files = slices.Concat(files, deniedFileCallsOnAMD64)
+		denied = slices.Concat(denied, deniedOnAMD64)
 	}
 	filter := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: architecture, Size: 4},
@@ -202,13 +182,34 @@ func systemCallFilter(arch uint32) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: firstX32, SkipTrue: 1}, // x32 has the same calls under other numbers
 		deny,
 	}
+	for _, call := range files {
+		filter = append(filter, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: call, SkipTrue: 1}, fail(unix.EACCES))
+	}
 	for _, call := range denied {
 		filter = append(filter, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: call, SkipTrue: 1}, deny)
+	}
+	for _, allowed := range onItself(pid) {
+		filter = append(filter,
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: allowed.call, SkipTrue: 4},
+			argument(0),
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: allowed.self, SkipTrue: 1},
+			allow,
+			deny,
+		)
+	}
+	for _, operation := range deniedOperations {
+		filter = append(filter,
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: operation.call, SkipTrue: 4},
+			argument(1),
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: operation.number, SkipTrue: 1},
+			deny,
+			bpf.LoadAbsolute{Off: number, Size: 4},
+		)
 	}
 	filter = append(filter,
 		// clone3's flags are in memory, where a filter cannot read them. Go falls back to clone.
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_CLONE3, SkipTrue: 1},
-		pretendAbsence,
+		fail(unix.ENOSYS),
 
 		// clone may make threads, but not processes.
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_CLONE, SkipTrue: 4},
@@ -223,10 +224,12 @@ func systemCallFilter(arch uint32) []bpf.Instruction {
 	for _, socket := range allowedSockets {
 		filter = append(filter,
 			argument(0),
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.family, SkipTrue: 4},
-			argument(socket.argument),
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.family, SkipTrue: 6},
+			argument(1),
 			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: socket.mask},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.value, SkipTrue: 1},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.kind, SkipTrue: 3},
+			argument(2),
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.protocol, SkipTrue: 1},
 			allow,
 		)
 	}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -23,20 +24,27 @@ import (
 // The test starts itself again as the process that enters the sandbox: it cannot leave it.
 func init() {
 	if path := os.Getenv("TRY_SANDBOX"); path != "" {
-		if !trySandbox(path) {
+		if !trySandbox(path, os.Getenv("PARTS")) {
 			os.Exit(1)
 		}
 		os.Exit(0)
 	}
 }
 
+// The whole of it, and each part alone: an older kernel has one that covers less, or none.
 func TestSandbox(t *testing.T) {
+	for _, parts := range []string{"both", "Landlock", "seccomp"} {
+		t.Run(parts, func(t *testing.T) { testSandbox(t, parts) })
+	}
+}
+
+func testSandbox(t *testing.T, parts string) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{"TRY_SANDBOX=" + path}
+	cmd.Env = []string{"TRY_SANDBOX=" + path, "PARTS=" + parts}
 	if output, err := cmd.CombinedOutput(); err != nil || string(output) != "tried in 4 threads\n" {
 		t.Errorf("%v:\n%s", err, output)
 	}
@@ -69,12 +77,12 @@ func TestAllOfLandlock(t *testing.T) {
 // An attempt is something that each sandboxed thread tries, and the expected result.
 type attempt struct {
 	what     string
-	landlock uintptr // the version that denies it; 0 if another part of the sandbox does
+	landlock uintptr // the version that denies it; 0 if only another part of the sandbox does
 	want     syscall.Errno
 	try      func() error
 }
 
-func trySandbox(path string) (ok bool) {
+func trySandbox(path, parts string) (ok bool) {
 	version, _ := landlock(unix.LANDLOCK_CREATE_RULESET_VERSION)
 	errata, _ := landlock(landlockCreateRulesetErrata)
 	if int(version) < 0 {
@@ -96,12 +104,12 @@ func trySandbox(path string) (ok bool) {
 			return err
 		}
 	}
-	parent := uintptr(os.Getpid())
+	itself, parent := uintptr(os.Getpid()), os.Getppid()
 	call := func(number uintptr, arguments ...uintptr) func() error {
 		return func() error {
 			arguments := append(arguments, make([]uintptr, 5)...)
 			_, _, errno := unix.RawSyscall6(number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], 0)
-			if pid, _, _ := unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0); pid != parent {
+			if pid, _, _ := unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0); pid != itself {
 				unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0) // we are a child that should not exist
 			}
 			if errno != 0 {
@@ -131,6 +139,8 @@ func trySandbox(path string) (ok bool) {
 		{"bind TCP", 4, unix.EACCES, func() error { return unix.Bind(tcp, address) }},
 		{"connect TCP", 4, unix.EACCES, func() error { return unix.Connect(tcp, address) }},
 
+		{"signal a process", 6, unix.EPERM, func() error { return unix.Kill(parent, 0) }},
+
 		{"be dumped", 0, 0, is(unix.PR_GET_DUMPABLE, 0)},
 		{"get privileges", 0, 0, is(unix.PR_GET_NO_NEW_PRIVS, 1)},
 		{"execve", 0, unix.EPERM, call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&program[0])))},
@@ -158,9 +168,7 @@ func trySandbox(path string) (ok bool) {
 		{"read what is open", 0, 0, func() error { _, err := unix.Pread(file, make([]byte, 4), 0); return err }},
 		{"signal a thread", 0, 0, func() error { return unix.Tgkill(os.Getpid(), os.Getpid(), unix.SIGURG) }},
 	}
-	if int(errata) > 0 && errata&mendedSignalsBetweenThreads != 0 {
-		attempts = append(attempts, attempt{"signal a process", 6, unix.EPERM, func() error { return unix.Kill(os.Getppid(), 0) }})
-	}
+	attempts = append(attempts, deniedByCalls(path, file, call, socket)...)
 	if noTUN == nil {
 		attempts = append(attempts, attempt{"ioctl on a device", 0, 0, func() error {
 			_, err := unix.IoctlGetUint32(tun, unix.TUNGETFEATURES)
@@ -171,7 +179,24 @@ func trySandbox(path string) (ok bool) {
 		attempts = append(attempts,
 			attempt{"fork", 0, unix.EPERM, call(deniedNumber("fork"))},
 			attempt{"chmod(2)", 0, unix.EPERM, call(deniedNumber("chmod"))},
+			attempt{"open(2)", 0, unix.EACCES, call(uintptr(deniedFileCallsOnAMD64[0]), uintptr(unsafe.Pointer(&program[0])))},
 			attempt{"getpid of x32", 0, unix.EPERM, call(unix.SYS_GETPID | 1<<30)})
+	}
+
+	// denies tells whether these parts of the sandbox have the attempt's result.
+	denies := func(a attempt) bool {
+		byLandlock := 0 < a.landlock && a.landlock <= version
+		if a.what == "signal a process" && (int(errata) < 0 || errata&mendedSignalsBetweenThreads == 0) {
+			byLandlock = false
+		}
+		switch onlyLandlock := strings.HasSuffix(a.what, " TCP"); parts { // of a socket from before
+		case "Landlock":
+			return byLandlock || a.want == 0
+		case "seccomp":
+			return !onlyLandlock && a.what != "be dumped"
+		default:
+			return !onlyLandlock || byLandlock
+		}
 	}
 
 	var threads sync.Map
@@ -179,7 +204,7 @@ func trySandbox(path string) (ok bool) {
 		threads.Store(unix.Gettid(), nil)
 		ok = true
 		for _, a := range attempts {
-			if a.landlock > version {
+			if !denies(a) {
 				continue
 			}
 			want := error(nil)
@@ -208,7 +233,16 @@ func trySandbox(path string) (ok bool) {
 		go inThread(ready)
 		<-ready
 	}
-	for _, lack := range append(denyFiles(), denySystemCalls()...) {
+	var lacks []error
+	if parts == "seccomp" {
+		syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	} else {
+		lacks = denyFiles()
+	}
+	if parts != "Landlock" {
+		lacks = append(lacks, denySystemCalls()...)
+	}
+	for _, lack := range lacks {
 		if !errors.Is(lack, unix.ENOSYS) && !errors.Is(lack, unix.EOPNOTSUPP) { // unless the kernel is too old
 			fmt.Println(lack)
 			return false
@@ -225,6 +259,74 @@ func trySandbox(path string) (ok bool) {
 	threads.Range(func(any, any) bool { count++; return true })
 	fmt.Printf("tried in %d threads\n", count)
 	return ok
+}
+
+// deniedByCalls are attempts that Landlock does not deny, in any version.
+func deniedByCalls(path string, file int, call func(uintptr, ...uintptr) func() error, socket func(int, int, int) func() error) []attempt {
+	name := uintptr(unsafe.Pointer(&append([]byte(path), 0)[0]))
+	attribute := uintptr(unsafe.Pointer(&[]byte("user.a\x00")[0]))
+	queue := uintptr(unsafe.Pointer(&[]byte("queue\x00")[0]))
+	buffer := make([]byte, 512)
+	into := uintptr(unsafe.Pointer(&buffer[0]))
+	itself, parent, here := uintptr(os.Getpid()), uintptr(os.Getppid()), ^uintptr(99) // AT_FDCWD
+	all := []attempt{
+		{"signal its group", 0, unix.EPERM, call(unix.SYS_KILL, 0, 0)},
+		{"signal all", 0, unix.EPERM, call(unix.SYS_KILL, ^uintptr(0), 0)},
+		{"tgkill another", 0, unix.EPERM, call(unix.SYS_TGKILL, parent, parent, 0)},
+		{"tkill", 0, unix.EPERM, call(unix.SYS_TKILL, parent, 0)},
+		{"rt_sigqueueinfo", 0, unix.EPERM, call(unix.SYS_RT_SIGQUEUEINFO, parent, 0, into)},
+		{"rt_tgsigqueueinfo", 0, unix.EPERM, call(unix.SYS_RT_TGSIGQUEUEINFO, parent, parent, 0, into)},
+		{"pidfd_open", 0, unix.EPERM, call(unix.SYS_PIDFD_OPEN, parent)},
+		{"pidfd_send_signal", 0, unix.EPERM, call(unix.SYS_PIDFD_SEND_SIGNAL, uintptr(file))},
+		{"fcntl, an owner", 0, unix.EPERM, call(unix.SYS_FCNTL, uintptr(file), unix.F_SETOWN, parent)},
+		{"fcntl, an owner's signal", 0, unix.EPERM, call(unix.SYS_FCNTL, uintptr(file), unix.F_SETSIG, 9)},
+		{"ioctl, an owner", 0, unix.EPERM, call(unix.SYS_IOCTL, uintptr(file), fioSetOwn, into)},
+		{"setpriority", 0, unix.EPERM, call(unix.SYS_SETPRIORITY, unix.PRIO_PROCESS, parent, 19)},
+		{"ioprio_set", 0, unix.EPERM, call(unix.SYS_IOPRIO_SET, 1, parent, 3<<13)},
+		{"sched_setscheduler", 0, unix.EPERM, call(unix.SYS_SCHED_SETSCHEDULER, parent, 5, into)},
+		{"sched_setaffinity", 0, unix.EPERM, call(unix.SYS_SCHED_SETAFFINITY, parent, 8, into)},
+		{"another's limits", 0, unix.EPERM, call(unix.SYS_PRLIMIT64, parent, unix.RLIMIT_NOFILE, 0, into)},
+
+		{"setxattr", 0, unix.EPERM, call(unix.SYS_SETXATTR, name, attribute, attribute, 1)},
+		{"fsetxattr", 0, unix.EPERM, call(unix.SYS_FSETXATTR, uintptr(file), attribute, attribute, 1)},
+		{"getxattr", 0, unix.EPERM, call(unix.SYS_GETXATTR, name, attribute)},
+		{"listxattr", 0, unix.EPERM, call(unix.SYS_LISTXATTR, name)},
+		{"removexattr", 0, unix.EPERM, call(unix.SYS_REMOVEXATTR, name, attribute)},
+		{"utimensat", 0, unix.EPERM, call(unix.SYS_UTIMENSAT, here, name)},
+		{"fchownat", 0, unix.EPERM, call(unix.SYS_FCHOWNAT, here, name, uintptr(os.Getuid()), ^uintptr(0))},
+		{"fchown", 0, unix.EPERM, call(unix.SYS_FCHOWN, uintptr(file), ^uintptr(0), ^uintptr(0))},
+		{"fchmod", 0, unix.EPERM, call(unix.SYS_FCHMOD, uintptr(file), 0o600)},
+		{"stat", 0, unix.EPERM, call(unix.SYS_NEWFSTATAT, here, name, into)},
+		{"statx", 0, unix.EPERM, call(unix.SYS_STATX, here, name, 0, 0, into)},
+		{"statfs", 0, unix.EPERM, call(unix.SYS_STATFS, name, into)},
+		{"access", 0, unix.EPERM, call(unix.SYS_FACCESSAT, here, name)},
+		{"readlink", 0, unix.EPERM, call(unix.SYS_READLINKAT, here, name, into, 9)},
+		{"chdir", 0, unix.EPERM, call(unix.SYS_CHDIR, name)},
+		{"name_to_handle_at", 0, unix.EPERM, call(unix.SYS_NAME_TO_HANDLE_AT, here, name, into, into)},
+		{"open_tree", 0, unix.EPERM, call(unix.SYS_OPEN_TREE, here, name)},
+		{"inotify", 0, unix.EPERM, call(unix.SYS_INOTIFY_INIT1)},
+		{"fanotify", 0, unix.EPERM, call(unix.SYS_FANOTIFY_INIT, 0x200)},
+
+		{"shmget", 0, unix.EPERM, call(unix.SYS_SHMGET, 0, 4096, 0o600)},
+		{"semget", 0, unix.EPERM, call(unix.SYS_SEMGET, 0, 1, 0o600)},
+		{"msgget", 0, unix.EPERM, call(unix.SYS_MSGGET, 0, 0o600)},
+		{"mq_open", 0, unix.EPERM, call(unix.SYS_MQ_OPEN, queue, unix.O_RDONLY)},
+		{"UDP-Lite", 0, unix.EPERM, socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)},
+		{"UDP-Lite over IPv6", 0, unix.EPERM, socket(unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)},
+		{"ping", 0, unix.EPERM, socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP)},
+
+		{"UDP as Go makes it", 0, 0, socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)},
+		{"its own limits", 0, 0, call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, 0, into)},
+		{"signal itself", 0, 0, call(unix.SYS_KILL, itself, 0)},
+		{"fstat", 0, 0, call(unix.SYS_FSTAT, uintptr(file), into)},
+		{"fcntl", 0, 0, func() error { _, err := unix.FcntlInt(uintptr(file), unix.F_GETFL, 0); return err }},
+	}
+	if runtime.GOARCH == "amd64" {
+		for _, number := range deniedOnAMD64[3:] {
+			all = append(all, attempt{fmt.Sprint("call ", number), 0, unix.EPERM, call(uintptr(number), name, into, into)})
+		}
+	}
+	return all
 }
 
 func deniedNumber(name string) uintptr {
