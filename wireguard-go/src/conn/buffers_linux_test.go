@@ -136,3 +136,32 @@ func TestTrainsTooLong(t *testing.T) {
 		t.Errorf("%d packets, %v", n, err)
 	}
 }
+
+// FuzzReceive receives any batch of datagrams into small buffers. Each must come out, with
+// the address of its sender.
+func FuzzReceive(f *testing.F) {
+	seedBatches(f)
+	bind := NewStdNetBind().(*StdNetBind)
+	trains := makeTrains()
+	sizes, eps := make([]int, IdealBatchSize), make([]Endpoint, IdealBatchSize)
+	f.Fuzz(func(t *testing.T, data, control, data2, control2 []byte) {
+		if max(len(data), len(data2)) > maxTrainLen {
+			return
+		}
+		bufs := make([][]byte, IdealBatchSize)
+		read := batch{{data, control}, {data2, control2}}
+		n, err := bind.receiveIP(read, nil, trains, bufs, sizes, eps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got, first [][]byte
+		for i := range n {
+			got = append(got, bufs[i][:sizes[i]])
+			if eps[i].(*StdNetEndpoint).Port() == 1 {
+				first = append(first, got[i])
+			}
+		}
+		compare(t, got, read.datagrams())
+		compare(t, first, read[:1].datagrams())
+	})
+}
