@@ -9,7 +9,7 @@ Go is taken from PATH if it is new enough, else from PyPI: the version in wiregu
 To change the Go code:
 
   ./build.py --source /tmp/wg     unpack the source with all our changes
-  ... edit, and `go test -ldflags=-checklinkname=0 ./...` in /tmp/wg ...
+  ... edit, and `CGO_ENABLED=0 go test -ldflags=-checklinkname=0 ./...` in /tmp/wg ...
   scripts/save-patches /tmp/wg    write wireguard-go/src and both patches
 
 wireguard-go/README.md tells how to move to a newer upstream. This file is also the wheel's build
@@ -51,6 +51,8 @@ MODULE = "golang.zx2c4.com/wireguard"
 GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 LINKING = "-checklinkname=0"  # device/idle.go sets a variable of Go's runtime
 PATCHED_PACKAGES = (".", "./conn", "./device", "./ipc", "./tun")
+CONCURRENT_PACKAGES = (".", "./conn", "./device")
+SLOW_AND_ALONE = "^(TestTrieRandom|TestFormatting)$"  # in one goroutine
 
 
 class BuildError(Exception):
@@ -65,8 +67,12 @@ def main() -> None:
             patches = () if args.stock else PATCHES[:1] if args.without_buffers else PATCHES
             if args.source:
                 go.source(args.source, patches)
-            elif args.test or args.check:
-                go.test(patches, check=args.check)
+            elif args.check:
+                go.check(patches)
+            elif args.test or args.race:
+                go.test(patches, race=args.race)
+            elif args.fuzz:
+                go.fuzz(patches, args.fuzz)
             else:
                 tags = "wg_short_timers" if args.short_timers else ""
                 go.build(args.output, args.arch or target_arch(), patches, tags)
@@ -88,6 +94,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--without-buffers", action="store_true", help=without)
     instead = parser.add_argument_group("instead of a build").add_mutually_exclusive_group()
     instead.add_argument("--test", action="store_true", help="run the Go tests")
+    race = "run those that are concurrent under the race detector, which needs a C compiler"
+    instead.add_argument("--race", action="store_true", help=race)
+    fuzz = "run each fuzz test for so long; what fails stays in build/fuzz"
+    instead.add_argument("--fuzz", type=int, metavar="SECONDS", help=fuzz)
     instead.add_argument("--check", action="store_true", help="run `go vet`, and check the format")
     unpack_only = "unpack the source into DIR, a new directory"
     instead.add_argument("--source", type=Path, metavar="DIR", help=unpack_only)
@@ -147,12 +157,29 @@ class Go:
         copy(source / "wireguard-go", beside)
         beside.replace(output)
 
-    def test(self, patches: Patches, check: bool = False) -> None:
-        """Run the Go tests, or only check how the code is written."""
+    def test(self, patches: Patches, race: bool = False) -> None:
         tree = self.source(self.scratch / "source", patches)
-        if not check:
-            self.run("test", "-v", f"-ldflags={LINKING}", *PATCHED_PACKAGES, cwd=tree)
-            return
+        flags = ("-v", f"-ldflags={LINKING}")
+        if race:
+            only = ("-race", f"-skip={SLOW_AND_ALONE}", *CONCURRENT_PACKAGES)
+            self.run("test", *flags, *only, cwd=tree, CGO_ENABLED="1")
+        else:
+            self.run("test", *flags, *PATCHED_PACKAGES, cwd=tree)
+
+    def fuzz(self, patches: Patches, seconds: int) -> None:
+        tree = ROOT / "build" / "fuzz"
+        shutil.rmtree(tree, ignore_errors=True)
+        self.source(tree, patches)
+        for file in own_files(OWN_FILES, patches):
+            package = f"./{file.parent.relative_to(OWN_FILES)}"
+            for name in re.findall(r"^func (Fuzz\w+)\(", file.read_text(), re.MULTILINE):
+                print(f"build.py: {package} {name}", flush=True)
+                flags = (f"-ldflags={LINKING}", "-run=^$", f"-fuzz=^{name}$")
+                times = (f"-fuzztime={seconds}s", "-fuzzminimizetime=1s")
+                self.run("test", *flags, *times, package, cwd=tree)
+
+    def check(self, patches: Patches) -> None:
+        tree = self.source(self.scratch / "source", patches)
         # Not copylocks: upstream's device/pools_test.go copies a lock.
         self.run("vet", "-copylocks=false", *PATCHED_PACKAGES, cwd=tree)
         # Upstream's test formats every file as gofmt does; not every Go comes with a gofmt.

@@ -112,10 +112,23 @@ def test_stock_is_unpatched(tmp_path: Path) -> None:
 def test_go_tests_pass(options: tuple[str, ...]) -> None:
     """Upstream's and our own, also without the patch that a newer upstream may not take."""
     files = [f for f in OWN_FILES.rglob("*_test.go") if not (options and "buffers" in f.name)]
-    ours = {test for f in files for test in re.findall(r"^func (Test\w+)\(t ", f.read_text(), re.M)}
+    ours = {test for f in files for test in names_of_tests(f.read_text())}
     passed = re.findall(r"^--- PASS: (\w+)", run_build("--test", *options), re.M)
     assert ours
     assert ours - set(passed) <= {"TestTrainsTooLong"}  # not every kernel makes such trains
+
+
+def names_of_tests(text: str) -> list[str]:
+    """The names of its tests; a fuzz test runs with its seeds."""
+    return re.findall(r"^func ((?:Test|Fuzz)\w+)\([tf] ", text, re.M)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("gcc") or shutil.which("clang")), reason="cgo needs a C compiler"
+)
+def test_go_code_has_no_data_race() -> None:
+    compiler = {} if shutil.which("gcc") else {"CC": "clang"}
+    assert "--- PASS: TestConcurrencySafety" in run_build("--race", **compiler)
 
 
 # The source: upstream's, our own files, the patches

@@ -58,9 +58,9 @@ func TestUAPIErrorsQuoteNoKey(t *testing.T) {
 	const secret = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U"
 	var log strings.Builder
 	logf := func(format string, args ...any) { fmt.Fprintf(&log, format+"\n", args...) }
-	dev := NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewDefaultBind(), NewLogger(LogLevelSilent, ""))
+	logger := &Logger{Verbosef: DiscardLogf, Errorf: logf}
+	dev := NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewDefaultBind(), logger)
 	defer dev.Close()
-	dev.log = &Logger{Verbosef: DiscardLogf, Errorf: logf}
 
 	peer := "public_key=" + strings.Repeat("01", 32) + "\n"
 	for _, request := range []string{
