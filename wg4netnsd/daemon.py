@@ -91,6 +91,7 @@ async def _serve(
     from wg4netnsd.tunnel import restore
 
     stop = _stop_on_signals()
+    agent_dead = asyncio.create_task(_wait_agent_dead(agent.pid))
     await restore.kill_stray_engines(inherited)
     service = Service(agent, binary or engine.BINARY, directory)
     try:
@@ -108,7 +109,7 @@ async def _serve(
 
     ends = {
         asyncio.ensure_future(server.wait_gone()): EXIT_NO_BUS,
-        asyncio.ensure_future(_wait_agent_dead(agent.pid)): EXIT_FAILURE,
+        agent_dead: EXIT_FAILURE,
         stop: EXIT_SUCCESS,
     }
     status = await _first_end(ends)
