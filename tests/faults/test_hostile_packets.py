@@ -89,6 +89,29 @@ def test_packets_of_a_namespace_do_not_end_the_engine(
     client.close_tunnel(path)
 
 
+SEND_TOO_LARGE = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for _ in range(1000):
+        sender.sendto(bytes(65480), (sys.argv[1], 7))
+"""
+
+
+def test_errors_that_packets_cause_are_logged_rarely(
+    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
+) -> None:
+    """The interface's owner may let it take packets that fit into no datagram."""
+    inside = namespace()
+    path = client.create(inside, stage.conf(0), wait="handshake")
+    before = len(daemon.log.splitlines())
+    inside.ip("link", "set", "wg0", "mtu", "65535")
+    inside.check("python3", "-c", SEND_TOO_LARGE, stage.far.ipv4)
+    wait_for(lambda: "message too long" in daemon.log, "it says why nothing is sent")
+    ping(inside, stage.far.ipv4)
+    assert len(daemon.log.splitlines()) - before < 30
+    client.close_tunnel(path)
+
+
 class Engine:
     """An engine without a daemon and a TUN, which has one peer."""
 

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
@@ -32,6 +34,7 @@ const (
 // and so does systemd while the daemon is away: no engine outlives both.
 func runSupervised() {
 	logger := device.NewLogger(device.LogLevelError, "")
+	logger.Errorf = paced(logger.Errorf)
 	fail := func(operation string, err error) {
 		logger.Errorf("Failed to %s: %v", operation, err)
 		os.Exit(ExitSetupFailed)
@@ -105,6 +108,33 @@ func neverWaitForLog() {
 		unix.SetNonblock(fd, true) // the runtime believes that they block, so EAGAIN is final
 	}
 }
+
+// paced lets maxLines pass within logWindow. A neighbour can cause an error with each packet,
+// for example if the interface's MTU is larger than a datagram, and a line costs its reader
+// more than us.
+func paced(logf func(string, ...any)) func(string, ...any) {
+	var mu sync.Mutex
+	var lines int
+	var end time.Time
+	return func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); !now.Before(end) {
+			if lines > maxLines {
+				logf("%d more lines were left out", lines-maxLines)
+			}
+			lines, end = 0, now.Add(logWindow)
+		}
+		if lines++; lines <= maxLines {
+			logf(format, args...)
+		}
+	}
+}
+
+const (
+	maxLines  = 20
+	logWindow = 10 * time.Second
+)
 
 // receiveFD waits for a message with one descriptor. It returns io.EOF if no more will come.
 func receiveFD(socket int) (int, error) {

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -123,5 +124,16 @@ func TestForeignTUN(t *testing.T) {
 	case event := <-tdev.Events():
 		t.Errorf("event %v from an unmonitored TUN", event)
 	case <-time.After(10 * time.Millisecond):
+	}
+}
+
+func TestPacedLog(t *testing.T) {
+	var lines []string
+	logf := paced(func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) })
+	for i := range 1000 {
+		logf("line %d", i)
+	}
+	if len(lines) != maxLines || lines[maxLines-1] != fmt.Sprintf("line %d", maxLines-1) {
+		t.Errorf("%q", lines)
 	}
 }
