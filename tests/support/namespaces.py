@@ -71,8 +71,17 @@ class Namespace:
         return subprocess.Popen(self.command(*command), **{"text": True} | options)
 
     def ip(self, *arguments: str) -> Any:
-        """What `ip -json` tells from inside."""
-        return json.loads(self.check("ip", "-json", *arguments) or "[]")
+        """What `ip -json` tells from inside, once no address there is tentative any more.
+
+        The kernel begins with each IPv6 address so, also where it need not be probed, and looks at
+        it a moment later (addrconf_dad_work()).
+        """
+
+        def settled() -> str:
+            shown = self.check("ip", "-json", *arguments) or "[]"
+            return "" if '"tentative"' in shown else shown
+
+        return json.loads(wait_for(settled, "no address is tentative"))
 
     def links(self) -> dict[str, Any]:
         return {each["ifname"]: each for each in self.ip("link", "show")}
