@@ -42,13 +42,14 @@ _wg4netnsctl_options() { # COMMAND
         run) _wg4netnsctl_offer "-h --help $new --share-pids --" ;;
         up) _wg4netnsctl_offer "-h --help $new --foreground --json" ;;
         attach) _wg4netnsctl_offer "-h --help $new --json --lifetime --netns --pid" ;;
-        exec) _wg4netnsctl_offer '-h --help --' ;;
+        exec) _wg4netnsctl_offer '-h --help --trust-root --' ;;
+        shell) _wg4netnsctl_offer '-h --help --trust-root' ;;
         list) _wg4netnsctl_offer '-h --help -q --quiet --json' ;;
         show | doctor) _wg4netnsctl_offer '-h --help --json' ;;
         monitor) _wg4netnsctl_offer '-h --help --full --json' ;;
         reload) _wg4netnsctl_offer "-h --help $file" ;;
         setup) _wg4netnsctl_offer '-h --help --remove' ;;
-        down | shell | restart | wg) _wg4netnsctl_offer '-h --help' ;;
+        down | restart | wg) _wg4netnsctl_offer '-h --help' ;;
         '') _wg4netnsctl_offer '-h --help --version' ;;
     esac
 }
@@ -74,11 +75,11 @@ _wg4netnsctl_operand() { # COMMAND NUMBER
 }
 
 _wg4netnsctl_conf() { # names in the user's directory, and files
-    local directory=${XDG_CONFIG_HOME:-$HOME/.config}/wg4netnsd known=() path
+    local directory=${XDG_CONFIG_HOME:-$HOME/.config}/wg4netnsd path
     for path in "$directory"/*.conf; do
-        [[ ! -e $path ]] || known+=("$(basename "$path" .conf)")
+        path=${path##*/}
+        _wg4netnsctl_add "${path%.conf}"
     done
-    _wg4netnsctl_offer "${known[*]}"
     _wg4netnsctl_files '!*.conf'
 }
 
@@ -91,10 +92,17 @@ _wg4netnsctl_files() { # [PATTERN of files to leave out]
 }
 
 _wg4netnsctl_offer() { # WORDS separated by blanks
-    local word
-    while read -r word; do
-        COMPREPLY+=("$word")
-    done < <(compgen -W "$1" -- "$cur")
+    local words word
+    read -r -d '' -a words <<<"$1"
+    for word in "${words[@]}"; do
+        _wg4netnsctl_add "$word"
+    done
+}
+
+_wg4netnsctl_add() { # WORD
+    # Not by `compgen -W`, which expands it: $(…) in a file's name would be run. Nor may it have
+    # characters that mean something once it is on the command line, without quotes.
+    [[ $1 != "$cur"* || $1 == *[!A-Za-z0-9_.@-]* ]] || COMPREPLY+=("$1")
 }
 
 complete -F _wg4netnsctl wg4netnsctl

@@ -87,6 +87,8 @@ complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l mtu -x -d 
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l ignore -x \
     -a "FwMark PostDown PostUp PreDown PreUp SaveConfig Table" -d "Ignore this key of the file"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run" -l share-pids -d "Stay in the current PID namespace"
+complete -c wg4netnsctl -n "__wg4netnsctl_of exec shell" -l trust-root \
+    -d "Enter a namespace whose root can take over what runs there"
 complete -c wg4netnsctl -n "__wg4netnsctl_of up" -l foreground -d "Stay in the foreground and end with the tunnel"
 complete -c wg4netnsctl -n "__wg4netnsctl_of attach" -l pid -x -a "(__fish_complete_pids)" \
     -d "PID of a process in the namespace"

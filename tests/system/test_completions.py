@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable
 from pathlib import Path
@@ -14,57 +12,15 @@ from support.bus import Client
 from support.daemon import Daemon
 from support.manager import ctl
 from support.namespaces import Namespace
+from support.shells import bash, fish, output, zsh
 from support.stage import Stage
 from wg4netnsd.config.wgquick import IGNORABLE
 from wg4netnsd.ctl.program import parser
 
 pytestmark = pytest.mark.distribution
 
-INSTALLED = Path(sys.prefix) / "share"
-BASH = """
-. /usr/share/bash-completion/bash_completion
-. "$1"
-compopt() { :; } # works only in a completion by readline
-COMP_LINE=$2 COMP_POINT=${#2} COMP_WORDS=("${@:3}") COMP_CWORD=$(($# - 3))
-_wg4netnsctl
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-
-
 Offered = Callable[..., list[set[str]]]
 """The words offered for each command line; these lack the first word."""
-
-
-def bash(lines: list[str]) -> list[list[str]]:
-    program = INSTALLED / "bash-completion/completions/wg4netnsctl"
-    offered = []
-    for line in lines:
-        words = re.findall(r"=|[^\s=]+", line)  # the = is one of COMP_WORDBREAKS
-        if line.endswith((" ", "=")):
-            words.append("")
-        offered.append(output("bash", "-c", BASH, "bash", program, line, *words).splitlines())
-    return offered
-
-
-def zsh(lines: list[str]) -> list[list[str]]:
-    capture = Path(__file__).parents[1] / "support/complete.zsh"
-    printed = output("zsh", "-f", capture, INSTALLED / "zsh/site-functions", *lines)
-    return [re.findall("<(.*?)>", part) for part in printed.split("~end~")[:-1]]
-
-
-def fish(lines: list[str]) -> list[list[str]]:
-    program = INSTALLED / "fish/vendor_completions.d/wg4netnsctl.fish"
-    complete = "source $argv[1]; complete -C $argv[2]"
-    return [
-        re.findall(r"^[^\t\n]+", output("fish", "--no-config", "-c", complete, program, line), re.M)
-        for line in lines
-    ]
-
-
-def output(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stderr == ""
-    return done.stdout
 
 
 @pytest.fixture(params=[bash, zsh, fish], ids=lambda shell: shell.__name__)
@@ -134,7 +90,11 @@ def test_tunnels(
     one = ("exec ", "shell ", "show ", "reload ", "restart ", "wg ")
     assert offered(*many, *one) == [{"office"}] * 8
     for found in offered("shell office ", "restart office "):
-        assert found <= {"-h", "--help"}  # zsh offers these when nothing else is left
+        assert found <= {
+            "-h",
+            "--help",
+            "--trust-root",
+        }  # zsh offers these when nothing else is left
 
 
 def test_what_is_run_is_completed_as_by_itself(offered: Offered, home: Path) -> None:
