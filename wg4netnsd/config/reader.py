@@ -53,10 +53,7 @@ async def load_fd(fd: int, ignore: Collection[str]) -> Config:
 
 
 async def load_path(path: str, ignore: Collection[str]) -> Config:
-    """Read the file and parse it. Raises InvalidConfig, InvalidArgs, LimitExceeded, Timeout.
-
-    A file of another user is refused: who may write it would decide where our packets go.
-    """
+    """Read the file and parse it. Raises InvalidConfig, InvalidArgs, LimitExceeded, Timeout."""
     fdpath.refuse_relative(path, "config_path")
     return await _load(lambda: _open_and_read(path), ignore)
 
@@ -91,19 +88,18 @@ def _open_and_read(path: str) -> bytes:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise LimitExceeded(f"{path}: {error.strerror}") from None
         raise InvalidConfig(f"{path}: {error.strerror}") from None
-    status = os.fstat(fd)
-    if status.st_uid not in (os.geteuid(), 0):
-        os.close(fd)
-        raise InvalidConfig(f"{path}: owned by uid {status.st_uid}: expected a file of yours")
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         log.warning("%s holds a private key and others may read it: chmod 600", path)
-    return _read_and_close(fd)
+    return _read_and_close(fd, path)
 
 
-def _read_and_close(fd: int) -> bytes:
+def _read_and_close(fd: int, name: str = "config") -> bytes:
     try:
         status = os.fstat(fd)
         mode = status.st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+            raise InvalidConfig("config: neither a file nor a pipe")
+        _refuse_others(status, name)
         if stat.S_ISREG(mode):
             if status.st_size > wgquick.MAX_SIZE:
                 raise LimitExceeded(
@@ -111,11 +107,23 @@ def _read_and_close(fd: int) -> bytes:
                 )
             # From its beginning: a memfd's position is where its writer left it.
             return os.pread(fd, wgquick.MAX_SIZE + 1, 0)
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-            return _read_stream(fd)
-        raise InvalidConfig("config: neither a file nor a pipe")
+        return _read_stream(fd)
     finally:
         os.close(fd)
+
+
+def _refuse_others(status: os.stat_result, name: str) -> None:
+    """Raise InvalidConfig if another user but root owns the file, or may write to it.
+
+    Whoever may write to it decides where our packets go. What has no name, such as a memfd, or is a
+    socket can't be opened by others, whatever its mode.
+    """
+    if status.st_uid not in (os.geteuid(), 0):
+        raise InvalidConfig(f"{name}: owned by uid {status.st_uid}: expected a file of yours")
+    openable = status.st_nlink and not stat.S_ISSOCK(status.st_mode)
+    if openable and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise InvalidConfig(f"{name}: others may write to it (mode {mode:04o}): use 'chmod 600'")
 
 
 def _read_stream(fd: int) -> bytes:
