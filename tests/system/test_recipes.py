@@ -4,26 +4,21 @@ Each of them runs `ip link` behind the tunnel. The `ip` that they find here also
 server there is, and speaks to the far end.
 """
 
-import os
 import re
-import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.bus import Bus
-from support.containers import archive
 from support.daemon import Daemon
 from support.journal import Journal
 from support.processes import wait_for
+from support.recipes import ANNOTATION, Host, recipes
 from support.stage import Stage
 
 pytestmark = pytest.mark.distribution
 
-PAGE = Path(__file__).parents[2] / "docs/containers.md"
 DNS, HOST, NONE = "198.51.100.53", "127.0.0.1", ""
 
 NAME_SERVERS = {
@@ -36,70 +31,6 @@ NAME_SERVERS = {
     "Unshare": [DNS, HOST],
 }
 """Which each `ip link` of a recipe finds."""
-
-IP = """#!/bin/sh
-links=$(busybox ip "$@" | sed -n 's/^[0-9]*: \\([^:]*\\):.*/\\1/p')
-server=$(sed -n 's/^nameserver //p' /etc/resolv.conf 2>/dev/null)
-answer=$(echo knock | busybox nc -w 10 198.51.100.1 7)
-echo "seen:" $links "|$server|$answer"
-"""
-
-
-def recipes() -> dict[str, list[str]]:
-    """The page's headings, and the commands below each."""
-    _, *sections = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)
-    return {
-        section.partition("\n")[0]: re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
-        for section in sections
-    }
-
-
-class Host:
-    """Runs commands as a user who has office.conf, an image `busybox`, and a podman that works
-    without systemd."""
-
-    def __init__(self, directory: Path, conf: str) -> None:
-        self.home = directory / "home"
-        configuration, programs = self.home / ".config", self.home / "bin"
-        for each in (configuration / "wg4netnsd", configuration / "containers", programs):
-            each.mkdir(parents=True)
-        (configuration / "wg4netnsd/office.conf").touch(mode=0o600)
-        (configuration / "wg4netnsd/office.conf").write_text(conf)
-        (configuration / "containers/containers.conf").write_text(
-            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-        )
-        (configuration / "containers/storage.conf").write_text('[storage]\ndriver = "vfs"\n')
-        (programs / "ip").write_text(IP)
-        (programs / "ip").chmod(0o755)
-        self.environment = os.environ | {
-            "HOME": str(self.home),
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "XDG_RUNTIME_DIR": str(directory),
-        }
-        image = archive(self.home / "image", ip=str(programs / "ip"))
-        self.check(f"podman import {image} busybox")
-
-    def run(self, commands: str) -> "subprocess.CompletedProcess[str]":
-        with tempfile.TemporaryDirectory(dir=self.home) as directory:
-            return subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", commands],
-                env=self.environment,
-                cwd=directory,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-
-    def check(self, commands: str) -> str:
-        """What they print."""
-        done = self.run(commands)
-        assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    def close(self) -> None:
-        """What is left of podman."""
-        pause = Path(self.environment["XDG_RUNTIME_DIR"]) / "libpod/tmp/pause.pid"
-        os.kill(int(pause.read_text()), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +68,7 @@ def test_a_recipe(daemon: Daemon, host: Host, heading: str) -> None:
 def test_a_container_that_the_hook_refuses_does_not_start(daemon: Daemon, host: Host) -> None:
     set_up, *_ = recipes()["Podman, with a hook"]
     host.check(set_up)
-    start = "podman run --rm --network none --annotation org.wg4netns={} busybox echo {}"
+    start = f"podman run --rm --network none --annotation {ANNOTATION}={{}} busybox echo {{}}"
     assert host.check(start.format("office", "started")) == "started\n"
 
     journal = Journal()
@@ -182,13 +113,14 @@ def test_the_hook_follows_no_link_of_the_image(daemon: Daemon, host: Host) -> No
         podman commit --quiet link linked
         podman rm link"""
     )
-    start = "podman run --rm --network none --annotation org.wg4netns=office linked true"
+    start = f"podman run --rm --network none --annotation {ANNOTATION}=office linked true"
     assert host.run(start).returncode != 0
     assert not (host.home / "made").exists()
 
 
 def test_you_may_enter_what_podman_made(daemon: Daemon, host: Host) -> None:
     *start, end = recipes()["Podman, by hand"]
-    printed = host.check("".join([*start, "wg4netnsctl exec office -- ip link\n", end]))
+    enter = "wg4netnsctl exec --trust-root office -- sh -s link <~/bin/ip\n"
+    printed = host.check("".join([*start, enter, end]))
     _, from_outside = re.findall(r"^seen: (.*)$", printed, re.M)
     assert from_outside == f"lo wg0 |{DNS}|knock"
