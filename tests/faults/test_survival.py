@@ -113,6 +113,18 @@ def test_resolv_conf_stays_where_it_is_bound(
         assert list((installed.runtime / "wg4netnsd").iterdir()) == []
 
 
+def test_whether_root_is_trusted(installed: UserManager, namespace: MakeNamespace) -> None:
+    with Client(installed.address) as client:
+        paths = {
+            trusted: client.create(namespace(), Secrets().conf(), trust_root=trusted)
+            for trusted in (True, False)
+        }
+        crash(installed)
+        for trusted, path in paths.items():
+            assert client.get(path, "RootTrusted") is trusted
+            client.close_tunnel(path)
+
+
 def test_stop_ends_everything(installed: UserManager, up: Up) -> None:
     installed.systemctl("stop", UNIT)
     assert_nothing_left(installed)

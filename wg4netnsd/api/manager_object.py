@@ -121,6 +121,7 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
                 mtu_option=asked.mtu,
                 handshake=asked.handshake,
                 client=f"{self.server.bus_id} {call.sender}" if ends_with_client else "",
+                root_trusted=asked.trust_root,
             )
             tunnel = self._manager.create(spec, namespace, lease)
             stack.pop_all()

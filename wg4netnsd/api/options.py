@@ -40,6 +40,7 @@ class Options:
     timeout_usec: int = field(default=20_000_000, metadata=_type("t"))
     """The default is less than the 25 s that most clients wait."""
     ignore: tuple[str, ...] = field(default=(), metadata=_type("as", reconfigure=True))
+    trust_root: bool = field(default=False, metadata=_type("b"))
 
     @property
     def handshake(self) -> bool:

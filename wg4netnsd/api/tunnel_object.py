@@ -53,6 +53,7 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
         "Interface": lambda self: self._tunnel.link.name,
         "LinkState": lambda self: self._tunnel.link.state,
         "Lifetime": lambda self: self._tunnel.spec.lifetime,
+        "RootTrusted": lambda self: self._tunnel.spec.root_trusted,
         "CreatedUSec": lambda self: self._tunnel.created_usec,
         "ResolvConf": lambda self: str(self._tunnel.resolv_conf.path),
         "State": lambda self: self._tunnel.state,

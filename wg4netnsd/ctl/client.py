@@ -174,7 +174,7 @@ class Client:
         """Return a tunnel's properties. Raises Failure."""
         (variants,) = self.call(path, PROPERTIES, "GetAll", "s", names.TUNNEL, start=False)
         found = plain(variants)
-        if not found.get("ResolvConf"):
+        if "RootTrusted" not in found:
             text = "the running daemon is of an earlier version"
             raise Failure(text, "'systemctl --user restart wg4netnsd' replaces it; tunnels stay up")
         return found

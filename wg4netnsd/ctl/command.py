@@ -14,11 +14,12 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from wg4netnsd.ctl import mounts
-from wg4netnsd.ctl.failure import NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED, complain
-from wg4netnsd.kernel.syscalls import PR_SET_PDEATHSIG, mount, prctl
+from wg4netnsd.ctl.failure import DOCTOR, NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED, complain
+from wg4netnsd.kernel.syscalls import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, mount, prctl
 
 _PASSED_ON: Final = {
     signal.SIGHUP,
@@ -49,11 +50,11 @@ def replace(command: list[str], hint: str = "") -> NoReturn:
         _end(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE)
 
 
-def run(command: list[str], *, new_pids: bool) -> int:
+def run(command: list[str], *, new_pids: bool, enter_root: Callable[[], None] | None = None) -> int:
     """Run the command; return its exit status, or 128 plus the number of the signal that ended it.
 
     `new_pids`: our next child will be the first process of a PID namespace; it becomes its init,
-    and the command is a child of that.
+    and the command is a child of that. `enter_root`: called by init instead of mounting /proc.
     """
     _reset_signals()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
@@ -63,7 +64,7 @@ def run(command: list[str], *, new_pids: bool) -> int:
         os.close(alive)
         _end_with_parent(ended)
         if new_pids:
-            _be_init(command, mask)
+            _be_init(command, mask, enter_root or _mount_proc)
         _start(command, mask)
     os.close(ended)
     return _attend(child)
@@ -79,13 +80,20 @@ def _end_with_parent(ended: int) -> None:
     os.close(ended)
 
 
-def _be_init(command: list[str], mask: set[int]) -> NoReturn:
+def _mount_proc() -> None:
+    """Cover the inherited /proc, which shows the processes of the old namespace."""
     try:
-        # The inherited /proc shows the processes of the old namespace.
         mount("proc", "/proc", "proc")
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}", NOT_STARTED, "--share-pids works without it")
     mounts.reenter_directory()
+
+
+def _be_init(command: list[str], mask: set[int], enter_root: Callable[[], None]) -> NoReturn:
+    try:
+        enter_root()
+    except OSError as error:
+        _end(f"{error.filename}: {error.strerror}", NOT_STARTED, DOCTOR)
     child = os.fork()
     if child == 0:
         _start(command, mask)
@@ -94,6 +102,7 @@ def _be_init(command: list[str], mask: set[int]) -> NoReturn:
 
 def _start(command: list[str], mask: set[int]) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    prctl(PR_SET_DUMPABLE, 1)  # else /proc/self is root's, which _reset_locale() reads
     replace(command)
 
 

@@ -38,7 +38,7 @@ def conf_path(conf: str) -> str:
 
 @contextmanager
 def open_conf(conf: str) -> Iterator[Conf]:
-    """Open the configuration, for the daemon to read; `/dev/stdin` and pipes work too.
+    """Open the configuration, for the daemon to check and read; `/dev/stdin` and pipes work too.
 
     InvalidConfig that is raised in the block gets the path.
     """
@@ -49,8 +49,8 @@ def open_conf(conf: str) -> Iterator[Conf]:
         hint = "" if path == conf else f"'{conf}' is a name; paths contain / or end in {SUFFIX}"
         raise of_kernel(error, hint, INVALID_CONFIG) from None
     status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-        complain(f"warning: {path}: others may read it or write to it: use 'chmod 600'")
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o044:
+        complain(f"warning: {path}: others may read it: use 'chmod 600'")
     try:
         yield Conf(fd, path, os.path.basename(path).removesuffix(SUFFIX))
     except Failure as failure:

@@ -74,7 +74,8 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
         client = at_end.enter_context(Client())
         lease = os.pidfd_open(os.getpid())
         name = create.suggested_name(conf.name)
-        asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
+        more = {"lifetime": ("s", "lease"), "lease": ("h", lease), "trust_root": ("b", True)}
+        asked = create.options(arguments, name, **more)
         namespaces.make()
         at_end.callback(_close)
         netns = namespaces.current_netns()

@@ -36,20 +36,20 @@ from typing import Final
 
 from wg4netnsd.ctl import mounts
 from wg4netnsd.ctl.sshconfig import RootFile
-from wg4netnsd.kernel.syscalls import MS_BIND, MS_RDONLY, mount
+from wg4netnsd.kernel.syscalls import MS_RDONLY, mount
 
 _EMPTIED: Final = ("avahi-daemon", "systemd/resolve")
 """Directories in /run. With our nsswitch.conf the C library does not ask there, but a program with
 its own nsswitch.conf may."""
 
 
-def confine(resolv_conf: str, copied: Collection[RootFile] = ()) -> None:
+def confine(resolv_conf: str | bytes, copied: Collection[RootFile] = ()) -> None:
     """Make this process and its descendants use the file `resolv_conf` for look-ups, and see copies
     that we own instead of the root-owned files in `copied`.
 
     Call mounts.isolate() before; needs CAP_SYS_ADMIN in the user namespace that owns the mount
-    namespace. Later writes to resolv_conf show, a file that replaces it does not. Raises OSError
-    that names the operation.
+    namespace. Later writes to resolv_conf show, a file that replaces it does not; bytes are a text
+    that stays. Raises OSError that names the operation.
     """
     _cover_etc(resolv_conf, copied)
     for run in {os.path.realpath("/run"), os.path.realpath("/var/run")}:
@@ -81,17 +81,18 @@ def restrict_hosts(nsswitch: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _cover_etc(resolv_conf: str, copied: Collection[RootFile]) -> None:
+def _cover_etc(resolv_conf: str | bytes, copied: Collection[RootFile]) -> None:
     # SUSE has the defaults in /usr, used unless /etc has the file.
     nsswitch = restrict_hosts(_read("/etc/nsswitch.conf") or _read("/usr/etc/nsswitch.conf"))
+    path, text = ("", resolv_conf) if isinstance(resolv_conf, bytes) else (resolv_conf, b"")
     with (
-        mounts.open_fd(resolv_conf, os.O_PATH) as source,
+        mounts.open_fd(path or "/", os.O_PATH) as source,
         mounts.open_fd("/etc", os.O_DIRECTORY) as etc,
         _copies(copied) as copies,
     ):
         mounts.cover_with_tmpfs("/etc")
         _write("/etc/nsswitch.conf", nsswitch.encode(errors="surrogateescape"))
-        _write("/etc/resolv.conf", b"")
+        _write("/etc/resolv.conf", text)
         try:
             # Two lower layers and no upper one: the first has our files, the second the host's.
             layers = f"lowerdir=/etc:/proc/self/fd/{etc}"
@@ -102,11 +103,11 @@ def _cover_etc(resolv_conf: str, copied: Collection[RootFile]) -> None:
             # Before Linux 5.11 only root may mount an overlay.
             mounts.bind_all(etc, "/etc", without=("nsswitch.conf", "resolv.conf"))
             mounts.forbid_writing("/etc")
-        mount(f"/proc/self/fd/{source}", "/etc/resolv.conf", "", MS_BIND)
+        if path:
+            mounts.bind_file(source, "/etc/resolv.conf")
         for path, copy in copies.items():
             with contextlib.suppress(OSError):  # it is gone; ssh copes, or says so
-                mount(f"/proc/self/fd/{copy}", path, "", MS_BIND)
-                mounts.forbid_writing(path)
+                mounts.bind_file(copy, path)
 
 
 @contextlib.contextmanager

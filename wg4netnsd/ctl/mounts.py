@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Collection, Iterator
 from typing import Final
 
 from wg4netnsd.kernel.syscalls import (
     MS_BIND,
     MS_NODEV,
+    MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
     MS_REC,
@@ -58,9 +60,49 @@ def cover_with_tmpfs(path: str) -> None:
     mount("tmpfs", path, "tmpfs", FLAGS, "mode=0755")
 
 
-def forbid_writing(path: str) -> None:
-    """Make a mount read-only; the mounts in it stay as they are."""
-    mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | FLAGS)
+def forbid_writing(path: str, more: int = 0) -> None:
+    """Make a mount read-only, with `more` flags; the mounts in it stay as they are."""
+    mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | FLAGS | more)
+
+
+def bind_file(source: int, target: str) -> None:
+    """Bind the file of the fd `source` to `target`, read-only.
+
+    A flag that its mount has outside can't be cleared here, so we set all of them.
+    """
+    mount(f"/proc/self/fd/{source}", target, "", MS_BIND)
+    forbid_writing(target, MS_NOEXEC)
+
+
+def renew_sysfs() -> None:
+    """Have /sys show the interfaces of our network namespace only; what is mounted in it stays.
+
+    A sysfs shows those of the namespace that it was mounted in, so the inherited one has the
+    host's. Containers often hide a part of theirs; the kernel then refuses another one, and it
+    stays (mount_too_revealing() in fs/namespace.c).
+    """
+    inside = [path for path in _mount_points() if path.startswith("/sys/")]
+    with contextlib.suppress(OSError), open_fd("/sys", os.O_DIRECTORY) as covered:
+        try:
+            mount("sysfs", "/sys", "sysfs", FLAGS | MS_NOEXEC)
+        except PermissionError:  # the inherited one may not be written to
+            mount("sysfs", "/sys", "sysfs", FLAGS | MS_NOEXEC | MS_RDONLY)
+        for path in inside:
+            if not any(path.startswith(f"{other}/") for other in inside):  # those come along
+                source = f"/proc/self/fd/{covered}/{path.removeprefix('/sys/')}"
+                with contextlib.suppress(OSError):
+                    mount(source, path, "", MS_BIND | MS_REC)
+
+
+def _mount_points() -> list[str]:
+    """Where something is mounted; the kernel escapes blanks and \\ (proc_pid_mountinfo(5))."""
+    with open("/proc/self/mountinfo", encoding="latin-1") as file:
+        found = [line.split(" ")[4] for line in file]
+    return [os.fsdecode(_unescape(path.encode("latin-1"))) for path in found]
+
+
+def _unescape(path: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), path)
 
 
 @contextlib.contextmanager

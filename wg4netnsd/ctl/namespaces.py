@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 from wg4netnsd.ctl.failure import DOCTOR, Failure, of_kernel
 from wg4netnsd.ctl.mounts import isolate as isolate_mounts
@@ -73,25 +74,50 @@ def current_netns() -> int:
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def enter(netns: int) -> None:
-    """Enter the user namespace that owns `netns`, then `netns`, then a new mount namespace.
+def identify(netns: int) -> tuple[int, int]:
+    """Its device and inode numbers, as in the property NetnsId."""
+    status = os.fstat(netns)
+    return status.st_dev, status.st_ino
 
-    We stay the same user; the namespace's map decides on our uid inside. Raises Failure.
+
+def is_owner_ours(netns: int) -> bool:
+    """Are we in the user namespace that owns `netns`, and so within reach of its root already?
+
+    Raises Failure if that user namespace is not below ours.
     """
+    with _owner(netns) as owner:
+        return os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+
+
+@contextlib.contextmanager
+def _owner(netns: int) -> Iterator[int]:
+    """Open the user namespace that owns `netns`. Raises Failure, also for errors in the block."""
+    owner = -1
     try:
         owner = ioctl(netns, NS_GET_USERNS, 0, "NS_GET_USERNS")
-        try:
-            setns(owner, CLONE_NEWUSER)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # we are in it already
-                raise
-        finally:
-            os.close(owner)
-        setns(netns, CLONE_NEWNET)
-        unshare(CLONE_NEWNS)
-        isolate_mounts()
+        yield owner
     except OSError as error:
         if error.errno == errno.EPERM:
             text = "the namespace's owner is not a user namespace of yours"
             raise Failure(text, "it can be entered only from outside that user namespace") from None
         raise of_kernel(error) from None
+    finally:
+        if owner >= 0:
+            os.close(owner)
+
+
+def enter(netns: int, more: int = 0) -> None:
+    """Enter the user namespace that owns `netns`, then `netns`, then a new mount namespace.
+
+    `more`: flags of further new namespaces. We stay the same user; the namespace's map decides on
+    our uid inside. Raises Failure.
+    """
+    with _owner(netns) as owner:
+        try:
+            setns(owner, CLONE_NEWUSER)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # we are in it already
+                raise
+        setns(netns, CLONE_NEWNET)
+        unshare(CLONE_NEWNS | more)
+        isolate_mounts()

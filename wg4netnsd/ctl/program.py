@@ -159,8 +159,14 @@ def _attach(command: ArgumentParser) -> None:
 
 
 def _exec(command: ArgumentParser) -> None:
+    _add_trust_root(command)
     _add_name(command)
     _add_command(command)
+
+
+def _shell(command: ArgumentParser) -> None:
+    _add_trust_root(command)
+    _add_name(command)
 
 
 def _list(command: ArgumentParser) -> None:
@@ -229,6 +235,14 @@ def _add_mtu_and_ignore(command: ArgumentParser) -> None:
 def _add_conf(command: ArgumentParser, **more: Any) -> None:
     text = "wg-quick file; a bare NAME means ~/.config/wg4netnsd/NAME.conf"
     command.add_argument("conf", metavar="CONF", help=text, **more)
+
+
+def _add_trust_root(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--trust-root",
+        action="store_true",
+        help="enter a namespace that was attached, whose root can take over what runs there",
+    )
 
 
 def _add_name(command: ArgumentParser, **more: Any) -> None:
@@ -303,7 +317,7 @@ _COMMANDS: Final = {
         lambda command: command.add_argument("names", nargs="+", metavar="NAME", type=_name),
     ),
     "exec": _Command("run:execute", "run a command in a tunnel's namespace", _exec),
-    "shell": _Command("run:shell", "run your shell in a tunnel's namespace", _add_name),
+    "shell": _Command("run:shell", "run your shell in a tunnel's namespace", _shell),
     "list": _Command("show:run_list", "list the tunnels, one per line", _list),
     "show": _Command("show:run_show", "show tunnels and their peers, like 'wg show'", _show),
     "monitor": _Command(

@@ -23,7 +23,9 @@ def run(arguments: Arguments) -> int:
         files = sshconfig.root_files()
         path, client = _up(arguments)
         with client:
-            create.warn_of_error(_prepare(client, path, files))
+            tunnel = client.tunnel(path)
+        create.warn_of_error(tunnel)
+        prepare(tunnel, tunnel["ResolvConf"], files)
         from wg4netnsd.ctl import command
 
         return command.run(arguments.command, new_pids=not arguments.share_pids)
@@ -40,7 +42,8 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
         netns = namespaces.current_netns()
         # The inode makes the name unique; a PID would be unique only in its PID namespace.
         name = create.suggested_name(conf.name, f"-{os.fstat(netns).st_ino}")
-        asked = create.options(arguments, name, lifetime=("s", "lease"), lease=("h", lease))
+        more = {"lifetime": ("s", "lease"), "lease": ("h", lease), "trust_root": ("b", True)}
+        asked = create.options(arguments, name, **more)
         reply = create.begin(client, netns, conf, asked)
         os.close(netns)
         os.close(lease)
@@ -50,25 +53,44 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
         return create.finish(reply, asked), client
 
 
-def execute(arguments: Arguments) -> None:
-    """Become a command in a tunnel's namespace."""
+def execute(arguments: Arguments) -> int:
+    """Run a command in a tunnel's namespace: become it, unless the namespace is someone else's."""
     with _before_command():
         files = sshconfig.root_files()
         with Client() as client:
             path = client.find_tunnel(arguments.name)
             netns = client.open_netns(path)
-            namespaces.enter(netns)
-            os.close(netns)
-            _prepare(client, path, files)
-        from wg4netnsd.ctl import command
+            tunnel = client.tunnel(path)
+        if tuple(tunnel["NetnsId"]) != namespaces.identify(netns):
+            raise Failure(f"'{arguments.name}' was replaced by another tunnel meanwhile")
+        if not tunnel["RootTrusted"] and not namespaces.is_owner_ours(netns):
+            if not arguments.trust_root:
+                raise _untrusted(arguments.name)
+            from wg4netnsd.ctl import guest
 
-        command.replace(arguments.command)
+            return guest.run(arguments.command, netns, tunnel, files)
+
+        namespaces.enter(netns)
+        os.close(netns)
+        prepare(tunnel, tunnel["ResolvConf"], files)
+    from wg4netnsd.ctl import command
+
+    return command.replace(arguments.command)
 
 
-def shell(arguments: Arguments) -> None:
-    """Become the user's shell in a tunnel's namespace."""
+def _untrusted(name: str) -> Failure:
+    text = f"wg4netnsctl did not make the namespace of '{name}': its root could take over a command"
+    hint = (
+        "'podman exec' and the like run a command of the container's own; --trust-root runs one of "
+        "the host's there if you trust the namespace's root, see wg4netnsctl(1)"
+    )
+    return Failure(text, hint)
+
+
+def shell(arguments: Arguments) -> int:
+    """Run the user's shell in a tunnel's namespace."""
     arguments.command = [os.environ.get("SHELL") or "/bin/sh"]
-    execute(arguments)
+    return execute(arguments)
 
 
 @contextlib.contextmanager
@@ -83,13 +105,11 @@ def _before_command() -> Iterator[None]:
         raise
 
 
-def _prepare(client: Client, path: str, files: list[RootFile]) -> dict[str, Any]:
-    """Set up look-ups, directory and environment for the command. Returns the tunnel's
-    properties."""
+def prepare(tunnel: dict[str, Any], resolv_conf: str | bytes, files: list[RootFile]) -> None:
+    """Set up look-ups, /sys, directory and environment; lookups.confine() has `resolv_conf`."""
     from wg4netnsd.ctl import lookups
 
-    tunnel = client.tunnel(path)
-    lookups.confine(tunnel["ResolvConf"], files)
+    lookups.confine(resolv_conf, files)
+    mounts.renew_sysfs()
     mounts.reenter_directory()
     os.environ[TUNNEL_VARIABLE] = tunnel["Name"]
-    return tunnel

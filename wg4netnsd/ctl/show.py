@@ -23,6 +23,7 @@ _KEYS: Final = {
     "link_state": "LinkState",
     "netns_id": "NetnsId",
     "lifetime": "Lifetime",
+    "root_trusted": "RootTrusted",
     "created_usec": "CreatedUSec",
     "public_key": "PublicKey",
     "listen_port": "ListenPort",

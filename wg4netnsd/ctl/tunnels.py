@@ -25,9 +25,9 @@ def up(arguments: Arguments) -> int:
         return foreground.run(arguments)
     with create.open_conf(arguments.conf) as conf, Client() as client:
         namespaces.make()
-        asked = create.options(
-            arguments, create.suggested_name(conf.name), lifetime=("s", "persistent")
-        )
+        # The user namespace has no process: whoever enters it later comes from us.
+        more = {"lifetime": ("s", "persistent"), "trust_root": ("b", True)}
+        asked = create.options(arguments, create.suggested_name(conf.name), **more)
         _create(client, arguments, namespaces.current_netns(), conf, asked)
     return 0
 

@@ -8,14 +8,16 @@ import os
 from typing import Final
 
 CLONE_NEWNS: Final = 0x00020000  # linux/sched.h
+CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 NS_GET_NSTYPE: Final = 0xB703
 SIOCGSKNS: Final = 0x894C  # linux/sockios.h
-MS_RDONLY, MS_NOSUID, MS_NODEV = 1 << 0, 1 << 1, 1 << 2  # linux/mount.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1 << 0, 1 << 1, 1 << 2, 1 << 3  # linux/mount.h
 MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 1 << 5, 1 << 12, 1 << 14, 1 << 19
+MNT_DETACH: Final = 2  # linux/fs.h
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
@@ -26,6 +28,7 @@ TUNGETDEVNETNS: Final = 0x54E3
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 
 SYS_LANDLOCK_CREATE_RULESET: Final = 444  # asm-generic/unistd.h
+SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1  # linux/landlock.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,6 +58,17 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
     texts = [os.fsencode(text) for text in (source, target, kind)]
     result = _libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(options))
     _check(result, f"mount {target}")
+
+
+def umount(target: str, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2); the C library has no function for it."""
+    number = SYS_PIVOT_ROOT[os.uname().machine]
+    _check(_libc.syscall(number, os.fsencode(new), os.fsencode(old)), "pivot_root")
 
 
 def prctl(option: int, argument: int | bytes) -> None:

@@ -60,6 +60,7 @@ class Record(BaseModel):
     client: str
     mtu_option: int | None
     handshake: bool
+    root_trusted: bool = False  # records of earlier versions lack it
     config: str = Field(repr=False)  # wg-quick's format
     change: PendingChange | None  # in progress: it may be applied in part
     netns: tuple[int, int]  # device and inode
@@ -79,6 +80,7 @@ class Record(BaseModel):
                 "client": spec.client,
                 "mtu_option": spec.mtu_option,
                 "handshake": spec.handshake,
+                "root_trusted": spec.root_trusted,
                 "config": wgquick.render(spec.config),
                 "change": changing_to
                 and PendingChange(
@@ -97,6 +99,7 @@ class Record(BaseModel):
             config=_parse(self.config),
             mtu_option=self.mtu_option,
             handshake=self.handshake,
+            root_trusted=self.root_trusted,
         )
 
     def changing_to(self) -> Spec | None:

@@ -22,6 +22,7 @@ class Spec:
     mtu_option: int | None = None  # overrides the configuration's MTU
     handshake: bool = False  # begin a handshake with each peer at once
     client: str = ""  # for Lifetime.CLIENT: the bus's ID and the client's name on it
+    root_trusted: bool = False  # the creator has the namespace for itself; we only pass this on
 
     mtu: int = field(init=False)
     """The interface's MTU in bytes."""

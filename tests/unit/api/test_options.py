@@ -31,9 +31,10 @@ FLAGS = {
     "ignore": "--ignore PostUp",
 }
 """An option of wg4netnsctl for each that a creator on the command line can choose. The lifetime
-follows from the command, but for attach; only a program has a lease to pass."""
+follows from the command, but for attach, and so does who is root in the namespace; only a program
+has a lease to pass."""
 
-WITHOUT_FLAG = {"lifetime", "lease"}
+WITHOUT_FLAG = {"lifetime", "lease", "trust_root"}
 
 SECONDS = Options().timeout_usec // 10**6
 DEFAULTS = {"interface": Options().interface, "timeout_usec": str(SECONDS)}
