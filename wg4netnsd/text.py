@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 _UNSAFE: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but tab and newline, and what no UTF-8 has."""
+"""Control characters except tab and newline, and surrogates, which UTF-8 cannot encode."""
 
 
 def safe(text: str) -> str:

@@ -19,7 +19,7 @@ from support.crowd import CLOSED, Outcomes, by_clients, engines_of, interfaces, 
 from support.daemon import Daemon
 from support.fds import memfd, opened, pipe
 from support.namespaces import MakeNamespace, Namespace
-from support.processes import children, open_fds, stopped, wait_for
+from support.processes import children, is_alive, open_fds, stopped, wait_for
 from support.stage import Stage
 from support.tunnels import reconfigure
 from wg4netnsd.names import tunnel_path
@@ -252,9 +252,12 @@ ADDRESSES = [f"10.9.0.{number}/24" for number in range(2, 8)]
 
 
 def kill_engines(daemon: Daemon) -> None:
-    for pid in engines_of([daemon.pid]):
+    """Kill them, and return when they are gone: a create would get a dying spare one."""
+    engines = engines_of([daemon.pid])
+    for pid in engines:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(is_alive, engines)), "they are gone")
 
 
 def test_a_close_ends_whatever_else_goes_on(

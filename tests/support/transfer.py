@@ -29,8 +29,13 @@ print(hashlib.sha256(sent).hexdigest(), hashlib.sha256(received).hexdigest())
 def iperf3(inside: Namespace, server: str, *options: str) -> dict[str, Any]:
     """The report of one transfer. The server takes one at a time, and a moment between two."""
     command = ["iperf3", "--json", f"--client={server}", *options]
-    done = wait_for(lambda: (run := inside.run(*command)).returncode == 0 and run, f"{command}")
-    return dict(json.loads(done.stdout))
+
+    def report() -> dict[str, Any]:
+        run = inside.run(*command)
+        found = json.loads(run.stdout) if run.returncode == 0 else {}
+        return found if "sum_received" in found.get("end", {}) else {}
+
+    return wait_for(report, f"{command}")
 
 
 # Sends blocks, each made of its number, until stdin ends; what comes back has to be the same.

@@ -75,7 +75,8 @@ def test_the_first_call_starts_it(installed: UserManager) -> None:
     assert installed.property(UNIT, "ActiveState") == "inactive"
     called = busctl(installed.address, "call", NAME, ROOT, MANAGER, "ListTunnels")
     assert called == {"type": "a(sos)", "data": [[]]}
-    assert installed.property(UNIT, "ActiveState") == "active"
+    # The answer may come before systemd has taken READY=1.
+    wait_for(lambda: installed.property(UNIT, "ActiveState") == "active", "it is active")
     described = busctl(installed.address, "call", NAME, ROOT, MANAGER, "Describe")
     json.loads(described["data"][0])
 

@@ -173,7 +173,7 @@ def path_of(tunnel: Tunnel) -> str:
 def close_with_client(tunnel: Tunnel, server: Server) -> None:
     """Close a tunnel of lifetime `client` when its client leaves the bus.
 
-    The client of a bus that has been started anew since has left.
+    If the bus has been restarted since, the client is gone too.
     """
 
     def close() -> None:

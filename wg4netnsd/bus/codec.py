@@ -43,7 +43,7 @@ def encode(message: Message) -> bytes:
     """Return the whole message; its fds go beside it.
 
     Every text that leaves us passes here: the bus disconnects a client whose text has a NUL or is
-    not UTF-8. Raises what dbus-next does if the body is not of the signature: a defect of ours.
+    not UTF-8. dbus-next raises an exception if the body does not have the signature: a bug of ours.
     """
     message.body = _safe(message.body)
     return bytes(message._marshall(negotiate_unix_fd=True))

@@ -140,7 +140,7 @@ class Connection:
     def send(self, message: Message) -> int:
         """Send a message, after all that were sent before, and return its serial number.
 
-        Owns its fds in any case. Raises what dbus-next does at a defect of ours.
+        Owns its fds in any case. An exception of dbus-next is a bug of ours.
         """
         serial = message.serial = self.next_serial()
         try:

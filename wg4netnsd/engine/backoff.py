@@ -18,7 +18,8 @@ class Backoff:
     def crash_delay(self, uptime: float) -> float | None:
         """Return the seconds to wait after an engine that ran for `uptime` seconds; None: give up.
 
-        The first restart is immediate; each further one waits twice as long as the one before.
+        The first restart is immediate, the second waits FIRST_DELAY, and each further one waits
+        twice as long as the one before.
         """
         self.crashes = 1 if uptime >= HEALTHY_TIME else self.crashes + 1
         if self.crashes > MAX_CRASHES:

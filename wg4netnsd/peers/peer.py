@@ -150,7 +150,7 @@ class TunnelPeer:
                 self.endpoint, self.pending_endpoint = event.endpoint, ""
                 if self.named_endpoint:
                     self.named_endpoint.moved(host_of(event.endpoint))
-        self.update()
+        self.report_changes()
 
     def resync(self, status: PeerStatus) -> None:
         """Apply the engine's own status, after events were lost or went to another daemon."""
@@ -159,7 +159,7 @@ class TunnelPeer:
             self.named_endpoint.moved(host_of(status.endpoint))
         if status.last_handshake_usec not in (0, self.handshake.realtime_usec):
             self._complete(Handshake(status.last_handshake_usec), status.session_age)
-        self.update()
+        self.report_changes()
 
     def _complete(self, handshake: Handshake, age: float | None) -> None:
         """Record a complete handshake. Its session is `age` seconds old; None if it has ended."""
@@ -179,9 +179,9 @@ class TunnelPeer:
         self.status = None
         self.state_machine.gave_up()
         self.state_machine.expired()
-        self.update()
+        self.report_changes()
 
-    def update(self) -> None:
+    def report_changes(self) -> None:
         """Update the state, report what is due, and set the timer for the next update.
 
         Called after each change, and by that timer.
@@ -224,7 +224,7 @@ class TunnelPeer:
         known = [at for at in times if at is not None]
         if known and not self._closed:
             delay = max(0.0, min(known) - now)
-            self._timer = asyncio.get_running_loop().call_later(delay, self.update)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.report_changes)
 
     def close(self) -> None:
         """Cancel the timer and the look-up, for good."""

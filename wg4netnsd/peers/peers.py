@@ -91,7 +91,7 @@ class Peers:
                 use = self._endpoint_setter(peer)
                 peer.set_endpoint(each.endpoint, found, use, self._lookup_failed)
             peer.configured = each
-            peer.update()
+            peer.report_changes()
         for removed in old.values():
             removed.close()
 
@@ -170,7 +170,7 @@ class Peers:
     def clock_jumped(self) -> None:
         """Update all peers after a suspend, in which the event loop's timers stood still."""
         for peer in self._peers.values():
-            peer.update()
+            peer.report_changes()
 
     def close(self) -> None:
         for peer in self._peers.values():
@@ -192,7 +192,7 @@ class Peers:
             if peer.pending_endpoint != endpoint:  # it has answered, or was reconfigured
                 return None
             peer.endpoint, peer.pending_endpoint = endpoint, ""
-            peer.update()
+            peer.report_changes()
             key = peer.configured.public_key
             return uapi.encode_endpoint(key, endpoint, initiate=initiate)
 

@@ -145,7 +145,10 @@ class EngineSlot:
         fds = saved.fds.pop_fds(*ENGINE_KINDS)
         if fds is None:
             for pidfd in saved.fds.pop_fds(FdKind.PIDFD) or ():
-                await Process(pidfd).kill(DEATH_TIME)
+                try:
+                    await Process(pidfd).kill(DEATH_TIME)
+                except TimeoutError:
+                    raise errors.EngineFailed("wireguard-go does not die") from None
             raise errors.EngineFailed("wireguard-go ended while there was no daemon")
         self._engine = Engine.adopt(EngineFds(*fds), self._socket_path)
         if saved.record.protocol != events.PROTOCOL:
@@ -196,7 +199,7 @@ class EngineSlot:
     async def wait_replacement_requested(self) -> None:
         await self._replacement_wanted.wait()
 
-    async def wait_ended(self) -> errors.Error | None:
+    async def wait_replacement_due(self) -> errors.Error | None:
         """Wait until the engine must be replaced; return why, or None if a client asked for it."""
         assert self._engine
         await first_of(self._engine.exited.wait(), self._replacement_wanted.wait())

@@ -47,7 +47,7 @@ class Link:
         self.netns = namespace
         self.name = name
         self.state = LinkState.UP
-        self.tun_fd = -1
+        self.tun_fd = -1  # the kill switch: while it is open, the interface and its routes stay
         self._agent = agent
         self._log = log
         self._report_change = changed

@@ -22,8 +22,8 @@ from wg4netnsd.kernel.rtnetlink import get_link, receive
 
 BURST: Final = 10
 WINDOW: Final = 1.0  # seconds
-"""The owner may change the interface as fast as the kernel can. So many messages are handled in a
-window; then it is the interface's status at the window's end that counts."""
+"""The owner may change the interface as fast as the kernel can. At most BURST messages are handled
+in a window; after that, only the status at the window's end is reported."""
 
 
 class LinkStatus(NamedTuple):

@@ -46,7 +46,8 @@ class PendingChange(BaseModel):
 class Record(BaseModel):
     """A tunnel's record. It holds private keys, so it may only be stored in a sealed memfd.
 
-    `repr()` shows no key.
+    `repr()` shows no key. A new field needs a default: the records of earlier daemons lack it. A
+    daemon that does not know a field ends the tunnel, so a downgrade may.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

@@ -194,7 +194,7 @@ class Tunnel:
                     await self._bring_up()
                 self.lifecycle.enter_state(State.UP, "created")
             while True:
-                await self._replace_engine(await self.engine.wait_ended())
+                await self._replace_engine(await self.engine.wait_replacement_due())
         except asyncio.CancelledError:
             if not self.lifecycle.close_reason:
                 return  # the daemon ends: the fd store keeps the tunnel, or it ends with us

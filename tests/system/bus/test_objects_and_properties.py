@@ -1,6 +1,7 @@
 """Objects come and go, properties change, and both are announced."""
 
 import os
+import select
 import subprocess
 from pathlib import Path
 
@@ -83,12 +84,15 @@ def test_gdbus_sees_the_objects_come_and_go(
             for line in monitor.stdout:
                 if line.startswith("The name "):
                     break
-            path = client.create(inside, conf)
+            # It drops signals until it has asked the bus whose the name is.
+            while not select.select([monitor.stdout], [], [], 0.1)[0]:
+                client.close_tunnel(client.create(inside, conf, name="before"))
+            path = client.create(inside, conf, name="seen")
             client.close_tunnel(path)
             seen = ""
             for line in monitor.stdout:
                 seen += line
-                if "InterfacesRemoved" in line:
+                if "InterfacesRemoved" in line and path in line:
                     break
         finally:
             monitor.terminate()

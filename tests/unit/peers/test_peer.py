@@ -75,7 +75,7 @@ def with_peer(test: Callable[[TunnelPeer, Recorder], Awaitable[None]], found: An
         assert name
         looked_up = {NAME: found or Unresolved(NAME)}
         peer.set_endpoint(name, looked_up, lambda e, _: told.used.append(e), told.lookup_failed)
-        peer.update()
+        peer.report_changes()
         await test(peer, told)
         peer.close()
         peer.engine_ended()  # as the end of a tunnel has it
@@ -168,7 +168,7 @@ def test_who_has_answered_is_looked_up_soon_again(
         peer.handle_event(Initiated(KEY))
         peer.state_machine.expired()
         peer.state_machine.gave_up()
-        peer.update()  # stale: it is looked up
+        peer.report_changes()  # stale: it is looked up
         while len(pauses) == known:
             await sleep(0)
         assert pauses[known] <= endpoint.FIRST_DELAY
@@ -194,7 +194,7 @@ def test_who_answers_an_engine_that_was_replaced_is_in_use_no_longer_than_that()
         peer.handle_event(Completed(KEY, "responder", 2, 0.0))
         assert peer.in_use
         peer.state_machine.expired()
-        peer.update()
+        peer.report_changes()
         assert not peer.in_use
 
     with_peer(test, ["192.0.2.1"])
