@@ -60,13 +60,14 @@ class EngineSlot:
         socket_path: Path,
         fd_store: FdStore,
         log: TunnelLog,
-        on_event: Callable[[events.Event], None],
         changed: Callable[[Collection[str]], None],
     ) -> None:
         """`changed` is called with the names of changed attributes: engine_pid, public_key, ….
 
         `on_event` is called with each of the engine's events.
         """
+        self.on_event: Callable[[events.Event], None]
+        """Called with each of the engine's events; to be set before the first engine."""
         self.lock = asyncio.Lock()
         self.half_changed = False
         """Whether a reconfiguration failed and the engine may have applied a part of it."""
@@ -77,7 +78,6 @@ class EngineSlot:
         self._socket_path = socket_path
         self._fd_store = fd_store
         self._log = log
-        self._on_event = on_event
         self._changed = changed
         self._engine: Engine | None = None
         self._serves = False
@@ -105,7 +105,7 @@ class EngineSlot:
         `stop()` in any case.
         """
         self._engine = self._spare.take_engine()
-        self._engine.forward_events(self._on_event, self._log)
+        self._engine.forward_events(self.on_event, self._log)
         await self._engine.listen(self._socket_path)
         self._set_pid(self._engine.pid)
         wanted_port = spec.config.interface.listen_port
@@ -165,7 +165,7 @@ class EngineSlot:
     def forward_events(self) -> None:
         """Report the adopted engine's events from now on, and its pending ones."""
         assert self._engine
-        self._engine.forward_events(self._on_event, self._log)
+        self._engine.forward_events(self.on_event, self._log)
 
     async def stop(self) -> None:
         """Stop the engine; return when it is gone. Raises EngineFailed if it can't be killed."""

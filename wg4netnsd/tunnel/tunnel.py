@@ -84,7 +84,6 @@ class Tunnel:
             directory / f"{spec.interface}.sock",
             self._fd_store,
             self._log,
-            lambda event: self.peers.handle_event(event),
             self._changed,
         )
         self._creators_mtu = spec.mtu_option
@@ -103,6 +102,7 @@ class Tunnel:
         # After that, so that what `observe` schedules runs after the task's first step.
         self._observer = observe(self)
         self.peers = Peers(self.engine, self._observer, self._log, self.report_error)
+        self.engine.on_event = self.peers.handle_event
 
     @property
     def state(self) -> State:
