@@ -127,6 +127,7 @@ def test_no_match_rule_outlives_its_call(
     daemon: Daemon, client: Client, namespace: MakeNamespace
 ) -> None:
     path = client.create(namespace(), Secrets().conf())
+    client.tunnels()  # answered after the rule of the create has been removed
     before = daemon.footprint().rules
     for _ in range(20):
         assert client.tunnel(path, "WaitForState", "ast", ["up"], 0) == "up"
