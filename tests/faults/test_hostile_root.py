@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.bus import Client, DBusError
+from support.containers import podman
 from support.ctl import PROGRAM, Ctl
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, Namespace
@@ -276,7 +277,7 @@ def test_a_configuration_of_another_user(
     theirs = tmp_path / "theirs.conf"
     theirs.write_text(stage.conf(0))
     theirs.chmod(0o644)
-    subprocess.run(["podman", "unshare", "chown", "1:1", str(theirs)], check=True)
+    podman("unshare", "chown", "1:1", str(theirs))
     refusal = f"owned by uid {theirs.stat().st_uid}: expected a file of yours"
     done = ctl.run("attach", "--pid", str(inside.pid), str(theirs))  # this passes a descriptor
     assert done.returncode == 5

@@ -16,10 +16,10 @@ class Container:
 
     def __init__(self, *options: str) -> None:
         _import_image()
-        self.id = _podman(
+        self.id = podman(
             "run", "--detach", "--network=none", "--cap-add=NET_RAW", *options, IMAGE, *_STAY
         ).strip()
-        self.pid = int(_podman("inspect", "--format={{.State.Pid}}", self.id))
+        self.pid = int(podman("inspect", "--format={{.State.Pid}}", self.id))
 
     @property
     def path(self) -> str:
@@ -31,10 +31,10 @@ class Container:
 
     def check(self, *command: str) -> str:
         """What the command prints, run inside by `podman exec`."""
-        return _podman("exec", self.id, *command)
+        return podman("exec", self.id, *command)
 
     def close(self) -> None:
-        _podman("rm", "--force", "--time=0", self.id)
+        podman("rm", "--force", "--time=0", self.id)
 
     def __enter__(self) -> Self:
         return self
@@ -43,8 +43,11 @@ class Container:
         self.close()
 
 
-def _podman(*arguments: str) -> str:
-    """Without systemd, and without a fuse or overlay that the kernel may not grant."""
+def podman(*arguments: str) -> str:
+    """What it prints, without systemd, and without a fuse or overlay that the kernel may not grant.
+
+    The first use decides on the driver: a plain `podman` would make these refuse theirs.
+    """
     command = ["podman", "--cgroup-manager=cgroupfs", "--storage-driver=vfs", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
@@ -53,7 +56,7 @@ def _podman(*arguments: str) -> str:
 
 @cache
 def _import_image() -> None:
-    _podman("import", str(archive(Path(os.environ["HOME"]) / "busybox-image")), IMAGE)
+    podman("import", str(archive(Path(os.environ["HOME"]) / "busybox-image")), IMAGE)
 
 
 def archive(root: Path, **programs: str) -> Path:

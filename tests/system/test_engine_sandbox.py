@@ -190,7 +190,8 @@ def test_it_is_still_told_from_others(waiting: int) -> None:
     """By ps, systemctl and our own tests."""
     assert Path(f"/proc/{waiting}/comm").read_text() == "wireguard-go\n"
     assert Path(f"/proc/{waiting}/cmdline").read_text().split("\0")[0] == str(BINARY)
-    assert status(Path(f"/proc/{waiting}"))["State"].startswith("S")
+    directory = Path(f"/proc/{waiting}")
+    wait_for(lambda: status(directory)["State"].startswith("S"), "it waits")
 
 
 # ---------------------------------------------------------------- a log that nobody reads

@@ -11,6 +11,7 @@ import pytest
 
 from support.bus import Client
 from support.configs import Secrets
+from support.containers import podman
 from support.daemon import Daemon
 from support.fds import memfd, opened
 from support.namespaces import Namespace
@@ -95,7 +96,7 @@ def test_a_file_of_another_user(
     theirs = tmp_path / "wg.conf"
     theirs.write_text(secrets.conf())
     theirs.chmod(0o644)
-    subprocess.run(["podman", "unshare", "chown", "1:1", str(theirs)], check=True)
+    podman("unshare", "chown", "1:1", str(theirs))
     owner = theirs.stat().st_uid
     assert owner not in (os.getuid(), 0)
     refuses.create_from_paths(
