@@ -25,8 +25,8 @@ def _type(signature: str, reconfigure: bool = False) -> dict[str, Any]:
 class Options:
     """The options of CreateTunnel, by their names on the bus.
 
-    To add one: a field here, its description in contrib/dbus/org.wg4netns1.Manager.xml, and
-    Spec where it takes effect. tests/unit/api/test_options.py then names every place that lacks
+    To add one: a field here, its description in contrib/dbus/org.wg4netns1.Manager.xml, and where
+    it takes effect, mostly Spec, which ManagerObject makes of the options. tests/unit/api/test_options.py then names every place that lacks
     it: man pages, completions, wg4netnsctl. An option that outlives the daemon is in Record, too.
     """
 
