@@ -26,8 +26,9 @@ class Options:
     """The options of CreateTunnel, by their names on the bus.
 
     To add one: a field here, its description in contrib/dbus/org.wg4netns1.Manager.xml, and where
-    it takes effect, mostly Spec, which ManagerObject makes of the options. tests/unit/api/test_options.py then names every place that lacks
-    it: man pages, completions, wg4netnsctl. An option that outlives the daemon is in Record, too.
+    it takes effect, mostly Spec, which ManagerObject makes of the options.
+    tests/unit/api/test_options.py then names every place that lacks it: man pages, completions,
+    wg4netnsctl. An option that outlives the daemon is in Record, too.
     """
 
     name: str | None = field(default=None, metadata=_type("s"))
