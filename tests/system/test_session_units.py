@@ -347,6 +347,7 @@ def test_they_live_through_a_crash_and_restarts(work: Session) -> None:
 def test_they_end_with_the_daemons_stop(work: Session) -> None:
     work.place(*torrents())
     work.systemctl("start", "torrents")
+    work.wait_in("torrents", "work")
     work.systemctl("stop", UNIT)
     work.wait_state("wg4netns@work", "inactive")
     work.wait_state("torrents", "inactive")
