@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from typing import Final, NamedTuple
@@ -155,8 +154,7 @@ def open_tun(name: str) -> int:
         raise InterfaceError("TunFailed", text) from None
     flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
     try:
-        # struct ifreq: a name of 16 bytes, then a union of 24 that begins with the flags.
-        ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags), f"TUNSETIFF {name}")
+        ioctl(fd, TUNSETIFF, tun.ifreq(name, flags), f"TUNSETIFF {name}")
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise

@@ -8,6 +8,7 @@ import logging
 from typing import Final
 
 from wg4netnsd.aio.lines import LineReader
+from wg4netnsd.aio.rate_window import RateWindow
 from wg4netnsd.errors import redact
 from wg4netnsd.systemd.journal import TunnelLog
 
@@ -42,8 +43,7 @@ class EngineLog:
         self.log: logging.Logger | TunnelLog = log
         self._pid = pid
         self._panicked = False
-        self._window_lines = 0  # lines since the window began
-        self._window_end = 0.0
+        self._window = RateWindow(WINDOW)
         self.ended = LineReader(fd, self._on_line).ended
 
     def _on_line(self, line: str) -> None:
@@ -57,14 +57,11 @@ class EngineLog:
 
     def write(self, level: int, line: str) -> None:
         """Log a line, unless there were MAX_LINES already in this window."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._window_end:
-            self._window_lines, self._window_end = 0, now + WINDOW
-        self._window_lines += 1
-        if self._window_lines <= MAX_LINES:
+        lines = self._window.count()
+        if lines <= MAX_LINES:
             self.log.log(level, "wireguard-go[%d]: %s", self._pid, line)
-        elif self._window_lines == MAX_LINES + 1:
-            silence = self._window_end - now
+        elif lines == MAX_LINES + 1:
+            silence = self._window.end - asyncio.get_running_loop().time()
             self.log.warning(
                 "wireguard-go[%d]: too many lines: not logged for %.0f s", self._pid, silence
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import select
+import struct
 from typing import Final
 
 from wg4netnsd.kernel.syscalls import SIOCGSKNS, TUNGETDEVNETNS, ioctl
@@ -12,6 +13,12 @@ from wg4netnsd.kernel.syscalls import SIOCGSKNS, TUNGETDEVNETNS, ioctl
 DEVICE: Final = "/dev/net/tun"
 TUNGETIFF: Final = 0x800454D2  # linux/if_tun.h
 IFREQ_SIZE: Final = 40  # struct ifreq of linux/if.h; it begins with a name of 16 bytes
+
+
+def ifreq(name: str, flags: int) -> bytes:
+    """Encode the struct ifreq of TUNSETIFF: a name of 16 bytes, then a union of 24 that begins with
+    the flags."""
+    return struct.pack("16sH22x", name.encode(), flags)
 
 
 def is_gone(tun_fd: int) -> bool:

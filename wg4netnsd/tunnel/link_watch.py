@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from wg4netnsd.agent.client import WatchedLink
+from wg4netnsd.aio.rate_window import RateWindow
 from wg4netnsd.kernel import messages, tun
 from wg4netnsd.kernel.messages import LinkInfo
 from wg4netnsd.kernel.pyroute import netlink, rtnl
@@ -61,8 +62,7 @@ class LinkWatch:
         self._tun_fd = tun_fd
         self._changed = changed
         self._ended = ended
-        self._left = 0  # messages to handle in this window
-        self._window_end = 0.0
+        self._window = RateWindow(WINDOW)
         self._pause: asyncio.TimerHandle | None = None
         self._socket = socket.socket(fileno=watched.fd)
         asyncio.get_running_loop().add_reader(self._socket, self._on_message)
@@ -77,13 +77,10 @@ class LinkWatch:
 
     def _on_message(self) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._window_end:
-            self._left, self._window_end = BURST, loop.time() + WINDOW
-        if not self._left:
+        if self._window.count() > BURST:
             loop.remove_reader(self._socket)
-            self._pause = loop.call_at(self._window_end, self._resume)
+            self._pause = loop.call_at(self._window.end, self._resume)
             return
-        self._left -= 1
         try:
             received = receive(self._socket)
         except OSError as error:

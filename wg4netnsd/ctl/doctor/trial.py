@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import signal
-import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
 
@@ -125,7 +124,7 @@ def _find_loopback_address() -> None:
 def _make_interface() -> None:
     fd = os.open(tun.DEVICE, os.O_RDWR | os.O_CLOEXEC)
     flags = syscalls.IFF_TUN | syscalls.IFF_NO_PI | syscalls.IFF_VNET_HDR
-    ioctl(fd, syscalls.TUNSETIFF, struct.pack("16sH22x", b"wg0", flags), "TUNSETIFF")
+    ioctl(fd, syscalls.TUNSETIFF, tun.ifreq("wg0", flags), "TUNSETIFF")
     tun.netns_fd(fd)
 
 
