@@ -80,29 +80,20 @@ print(sent)
 """
 
 
-@pytest.fixture
-def other(
-    daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage
-) -> Iterator[Namespace]:
-    """A namespace with a tunnel of its own, that nothing happens to."""
+@pytest.fixture(autouse=True)
+def other(daemon: Daemon, client: Client, namespace: MakeNamespace, stage: Stage) -> Iterator[None]:
+    """Another namespace, with a tunnel of its own that nothing happens to."""
     inside = namespace()
     with tunnel(client, inside, stage.conf(1), name="other") as path:
         pid = client.get(path, "EnginePID")
-        yield inside
+        yield
         ping(inside, stage.far.ipv4)
         assert (client.get(path, "State"), client.get(path, "EnginePID")) == ("up", pid)
         assert client.get(path, "RestartCount") == 0
 
 
 @LIFETIMES
-def test_forged_messages(
-    daemon: Daemon,
-    client: Client,
-    other: Namespace,
-    inside: Namespace,
-    stage: Stage,
-    lifetime: str,
-) -> None:
+def test_forged_messages(client: Client, inside: Namespace, stage: Stage, lifetime: str) -> None:
     with tunnel(client, inside, stage.conf(0), lifetime=lifetime) as path:
         ping(inside, stage.far.ipv4)
         client.subscribe(path=path)
@@ -133,13 +124,7 @@ NAMES = {
 @LIFETIMES
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_no_word(
-    daemon: Daemon,
-    client: Client,
-    other: Namespace,
-    inside: Namespace,
-    stage: Stage,
-    lifetime: str,
-    name: str,
+    daemon: Daemon, client: Client, inside: Namespace, stage: Stage, lifetime: str, name: str
 ) -> None:
     with tunnel(client, inside, stage.conf(0), lifetime=lifetime) as path:
         client.subscribe(path=path)
@@ -172,12 +157,7 @@ ip link set last up
 
 @LIFETIMES
 def test_changes_without_end(
-    daemon: Daemon,
-    client: Client,
-    other: Namespace,
-    inside: Namespace,
-    stage: Stage,
-    lifetime: str,
+    client: Client, inside: Namespace, stage: Stage, lifetime: str
 ) -> None:
     """1,800 of them: at most ten a second are told, and the last of them always."""
     with tunnel(client, inside, stage.conf(0), lifetime=lifetime) as path:

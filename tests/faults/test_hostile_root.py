@@ -13,10 +13,9 @@ import pytest
 
 from support.bus import Client, DBusError
 from support.containers import podman
-from support.ctl import PROGRAM, Ctl
+from support.ctl import PROGRAM, Ctl, ctl_with_office
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, Namespace
-from support.processes import wait_for
 from support.stage import Stage
 
 PYTHON = "/usr/bin/python3"  # where --trust-root finds one
@@ -63,12 +62,10 @@ display.recv(4)
 
 @pytest.fixture
 def ctl(daemon: Daemon, client: Client, stage: Stage, directory: Path) -> Iterator[Ctl]:
-    ctl = Ctl(daemon.address, directory)
-    ctl.write("office", stage.conf(0, DNS="198.51.100.1"))
-    yield ctl
-    for name, _, _ in client.tunnels():
-        ctl.run("down", name)
-    wait_for(lambda: client.tunnels() == [], "all are down")
+    conf = stage.conf(0, DNS="198.51.100.1")
+    with ctl_with_office(daemon.address, directory, client, conf) as ctl:
+        yield ctl
+        ctl.down_all(client)
 
 
 @pytest.fixture

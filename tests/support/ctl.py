@@ -9,9 +9,11 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from support.bus import Client
 from support.processes import PATIENCE, descendants, wait_for
 
 PROGRAM = Path(sys.executable).parent / "wg4netnsctl"
@@ -35,6 +37,11 @@ class Ctl:
         path.chmod(0o600)
         return name
 
+    def down_all(self, client: Client) -> None:
+        """Take every tunnel down; one may be ending by itself, with its namespace."""
+        for name, _, _ in client.tunnels():
+            self.run("down", name)
+
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run it to its end; the caller checks the status."""
         options = {"stdin": subprocess.DEVNULL, "timeout": 30} | options
@@ -56,6 +63,15 @@ class Ctl:
 
     def terminal(self, *arguments: str) -> "Terminal":
         return Terminal([str(PROGRAM), *arguments], self.environment)
+
+
+@contextlib.contextmanager
+def ctl_with_office(address: str, directory: Path, client: Client, conf: str) -> Iterator[Ctl]:
+    """One with the configuration 'office'; at the end no tunnel may be left."""
+    ctl = Ctl(address, directory)
+    ctl.write("office", conf)
+    yield ctl
+    wait_for(lambda: client.tunnels() == [], "no tunnel is left")
 
 
 class Terminal:

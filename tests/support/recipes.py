@@ -5,9 +5,13 @@ import re
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from support.bus import Bus
 from support.containers import archive
+from support.daemon import Daemon
 
 PAGE = Path(__file__).parents[2] / "docs/containers.md"
 ANNOTATION = '"$(cat ~/.config/wg4netnsd/podman-annotation)"'
@@ -28,6 +32,14 @@ def recipes() -> dict[str, list[str]]:
         section.partition("\n")[0]: re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
         for section in sections
     }
+
+
+@contextmanager
+def host_daemon(bus: Bus, directory: Path) -> Iterator[Daemon]:
+    """A daemon in the XDG_RUNTIME_DIR of the host's user, where the bus is too."""
+    started = Daemon(bus, directory, XDG_RUNTIME_DIR=str(directory))
+    yield started
+    started.stop()
 
 
 class Host:

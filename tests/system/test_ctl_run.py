@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.bus import Client
-from support.ctl import PROGRAM, Ctl
+from support.ctl import PROGRAM, Ctl, ctl_with_office
 from support.daemon import Daemon
 from support.depth import depth
 from support.fds import memfd
@@ -50,11 +50,9 @@ STAYS = "setsid sleep 1000 & echo $! $(readlink /proc/self/ns/net); exec sleep 1
 
 @pytest.fixture
 def ctl(daemon: Daemon, client: Client, stage: Stage, directory: Path) -> Iterator[Ctl]:
-    ctl = Ctl(daemon.address, directory)
-    ctl.write("office", stage.conf(0))
     before = Path("/proc/self/mountinfo").read_text()
-    yield ctl
-    wait_for(lambda: client.tunnels() == [], "the tunnel has ended with its command")
+    with ctl_with_office(daemon.address, directory, client, stage.conf(0)) as ctl:
+        yield ctl
     assert Path("/proc/self/mountinfo").read_text() == before
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from support.bus import Client
-from support.ctl import Ctl
+from support.ctl import Ctl, ctl_with_office
 from support.daemon import Daemon
-from support.processes import wait_for
 from support.stage import Stage
 
 pytestmark = pytest.mark.distribution
@@ -23,10 +22,8 @@ OWN = Path.home() / ".ssh/config"
 
 @pytest.fixture
 def ctl(daemon: Daemon, client: Client, stage: Stage, directory: Path) -> Iterator[Ctl]:
-    ctl = Ctl(daemon.address, directory)
-    ctl.write("office", stage.conf(0))
-    yield ctl
-    wait_for(lambda: client.tunnels() == [], "the tunnel has ended")
+    with ctl_with_office(daemon.address, directory, client, stage.conf(0)) as ctl:
+        yield ctl
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.bus import MANAGER, ROOT, Client
-from support.ctl import PROGRAM, Ctl
+from support.ctl import PROGRAM, Ctl, ctl_with_office
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, ping
-from support.processes import wait_for
 from support.stage import SMALL, Stage
 from wg4netnsd.ctl.client import Client as BusClient
 from wg4netnsd.ctl.failure import Failure
@@ -24,12 +23,10 @@ PING = ("ping", "-c1", "-W5")
 
 @pytest.fixture
 def ctl(daemon: Daemon, client: Client, stage: Stage, directory: Path) -> Iterator[Ctl]:
-    ctl = Ctl(daemon.address, directory)
-    ctl.write("office", stage.conf(0, DNS="198.51.100.1, example.com"))
-    yield ctl
-    for name, _, _ in client.tunnels():
-        ctl.run("down", name)  # it may be ending by itself, with its namespace
-    wait_for(lambda: client.tunnels() == [], "all are down")
+    conf = stage.conf(0, DNS="198.51.100.1, example.com")
+    with ctl_with_office(daemon.address, directory, client, conf) as ctl:
+        yield ctl
+        ctl.down_all(client)
 
 
 @pytest.fixture

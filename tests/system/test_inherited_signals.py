@@ -12,7 +12,7 @@ import pytest
 
 from support import doctor
 from support.bus import Bus, Client
-from support.ctl import Ctl
+from support.ctl import Ctl, ctl_with_office
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace
 from support.processes import descendants, is_alive, wait_for
@@ -87,10 +87,8 @@ def test_the_programs_that_it_starts_ignore_nothing(
 
 @pytest.fixture
 def ctl(daemon: Daemon, client: Client, stage: Stage, directory: Path) -> Iterator[Ctl]:
-    ctl = Ctl(daemon.address, directory)
-    ctl.write("office", stage.conf(0))
-    yield ctl
-    wait_for(lambda: client.tunnels() == [], "no tunnel is left")
+    with ctl_with_office(daemon.address, directory, client, stage.conf(0)) as ctl:
+        yield ctl
 
 
 def test_nohup_holds_for_a_command(ctl: Ctl) -> None:

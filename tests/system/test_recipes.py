@@ -14,7 +14,7 @@ from support.bus import Bus
 from support.daemon import Daemon
 from support.journal import Journal
 from support.processes import wait_for
-from support.recipes import ANNOTATION, Host, recipes
+from support.recipes import ANNOTATION, Host, host_daemon, recipes
 from support.stage import Stage
 
 pytestmark = pytest.mark.distribution
@@ -35,10 +35,8 @@ NAME_SERVERS = {
 
 @pytest.fixture(scope="module")
 def running_daemon(bus: Bus, directory: Path) -> Iterator[Daemon]:
-    """In the XDG_RUNTIME_DIR of its users, where the bus is too."""
-    started = Daemon(bus, directory, XDG_RUNTIME_DIR=str(directory))
-    yield started
-    started.stop()
+    with host_daemon(bus, directory) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
