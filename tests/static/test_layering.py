@@ -13,6 +13,7 @@ LAYERS = (
     {"aio"},
     {"systemd", "config", "bus"},
     {"agent"},
+    {"gateway"},
     {"engine"},
     {"peers"},
     {"host", "tunnel"},
