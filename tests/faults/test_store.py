@@ -7,6 +7,7 @@ with what it finds. It starts in any case, and a fault of one tunnel is none of 
 
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from support.manager import UNIT, UserManager, ctl
 from support.namespaces import Namespace, ping
 from support.stage import Stage
 from support.tamper import Shelf, Store, memory, tampering
+from wg4netnsd.kernel import udp
 
 # ---------------------------------------------------------------- the faults
 
@@ -176,9 +178,33 @@ def log_is_a_file(shelf: Shelf) -> None:
     shelf.replace("log", os.open("/dev/null", os.O_RDONLY))
 
 
+def a_udp_socket_missing(shelf: Shelf) -> None:
+    shelf.remove("udp6")
+
+
+def udp_is_a_file(shelf: Shelf) -> None:
+    shelf.replace("udp4", os.open("/dev/null", os.O_RDONLY))
+
+
+def udp_is_tcp(shelf: Shelf) -> None:
+    shelf.replace("udp4", socket.socket().detach())
+
+
+def udp_has_another_port(shelf: Shelf) -> None:
+    other, _ = udp.open_sockets(0)
+    shelf.replace("udp4", other.detach())
+
+
 def of_another_protocol(shelf: Shelf) -> None:
     """The engine was built before what it and the daemon say to each other was changed."""
     shelf.rewrite(protocol=99)
+
+
+def of_a_daemon_without_udp_sockets(shelf: Shelf) -> None:
+    """An earlier one, whose engines opened their own."""
+    shelf.rewrite(protocol=1)
+    shelf.remove("udp4")
+    shelf.remove("udp6")
 
 
 def engine_twice(shelf: Shelf) -> None:
@@ -202,6 +228,7 @@ class Row:
     then: Then
     lifetime: str = "namespace"
     logged: str = ""  # about it, where something is
+    holds_udp: bool = True  # afterwards, unless there is a new engine
 
     @property
     def name(self) -> str:
@@ -242,8 +269,13 @@ ROWS = [
     Row(handover_is_a_file, Then.NEW_ENGINE),
     Row(events_are_a_file, Then.NEW_ENGINE),
     Row(log_is_a_file, Then.NEW_ENGINE),
+    Row(a_udp_socket_missing, Then.AS_IT_WAS, holds_udp=False),
+    Row(udp_is_a_file, Then.AS_IT_WAS, holds_udp=False),
+    Row(udp_is_tcp, Then.AS_IT_WAS, holds_udp=False),
+    Row(udp_has_another_port, Then.AS_IT_WAS, holds_udp=False),
     Row(engine_twice, Then.NEW_ENGINE),
     Row(of_another_protocol, Then.NEW_ENGINE),
+    Row(of_a_daemon_without_udp_sockets, Then.NEW_ENGINE),
     Row(unknown_kinds, Then.AS_IT_WAS),
 ]
 
@@ -333,7 +365,9 @@ def test_what_systemd_holds_of_it(after: After, row: Row) -> None:
         return
     records = {"record", "next-record"}  # where there are two, one goes with the next change
     assert kinds & records
-    assert kinds - records - {"netns"} == {"tun", "pidfd", "handover", "events", "log"}
+    udp_kinds = {"udp4", "udp6"} if row.holds_udp else set()
+    engines = {"pidfd", "handover", "events", "log"}
+    assert kinds - records - {"netns"} == {"tun"} | engines | udp_kinds
 
 
 def test_systemd_holds_nothing_else(after: After) -> None:

@@ -23,12 +23,14 @@ class Then(enum.Enum):
 class Seen:
     engine: int
     restarts: int
+    port: int
 
     @classmethod
     def of(cls, client: Client, path: str) -> Self:
         """Once it is up."""
         client.tunnel(path, "WaitForState", "ast", ["up"], 30_000_000)
-        return cls(client.get(path, "EnginePID"), client.get(path, "RestartCount"))
+        shown = client.get_all(path)
+        return cls(shown["EnginePID"], shown["RestartCount"], shown["ListenPort"])
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Tunnel:
             assert now == self.before
         else:
             assert not is_alive(self.before.engine)
-            assert now.restarts == self.before.restarts + 1
+            assert (now.restarts, now.port) == (self.before.restarts + 1, self.before.port)
             assert client.get(self.path, "LastError")[1].startswith(("EngineFailed: ", "Timeout: "))
 
 

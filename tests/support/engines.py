@@ -8,6 +8,7 @@ from typing import IO
 
 from support import stage
 from support.processes import is_alive
+from wg4netnsd.kernel import udp
 
 
 def waiting_engine(
@@ -32,7 +33,11 @@ def waiting_engine(
 
 
 def serve_uapi(handover: socket.socket, path: Path) -> None:
-    """Have a waiting engine listen there."""
+    """Give a waiting engine UDP sockets, and have it listen there."""
+    sockets = udp.open_sockets(0)
+    socket.send_fds(handover, [b"\0"], [each.fileno() for each in sockets])
+    for each in sockets:
+        each.close()
     with socket.socket(socket.AF_UNIX) as uapi:
         uapi.bind(str(path))
         uapi.listen()

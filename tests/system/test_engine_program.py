@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ import pytest
 from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.stage import Stage
 from wg4netnsd.engine.engine import BINARY
+from wg4netnsd.kernel import udp
 
 # Makes wg0, sends its descriptor out, deletes wg0 when told to, and says so.
 INSIDE = """
@@ -102,6 +104,25 @@ def test_engine_serves_uapi_at_any_path(engine: Engine) -> None:
     assert output_at_end(engine) == ""
 
 
+def test_only_the_supervisor_changes_the_port(engine: Engine) -> None:
+    with engine.connect() as client:
+        before = ask(client, "get=1\n\n")
+        port = re.search(r"^listen_port=(\d+)$", before, re.MULTILINE)
+        assert port
+        assert ask(client, f"set=1\nlisten_port={port[1]}\n\n") == "errno=0\n\n"
+        assert ask(client, "set=1\nlisten_port=1\n\n") == f"errno=-{errno.EINVAL}\n\n"
+    with engine.connect() as client:
+        assert ask(client, "get=1\n\n") == before
+    other = udp.open_sockets(0)
+    number = other[0].getsockname()[1]
+    socket.send_fds(engine.handover, [b"\0"], [each.fileno() for each in other])
+    assert engine.handover.recv(1) == b"\0"
+    with engine.connect() as client:
+        assert f"listen_port={number}\n" in ask(client, "get=1\n\n")
+    for each in other:
+        each.close()
+
+
 def test_engine_tells_the_protocols_times_first(engine: Engine) -> None:
     assert engine.events.readline() == b"timers 180000 90000\n"
 
@@ -129,10 +150,10 @@ def test_waiting_engine_ends_with_its_supervisor() -> None:
 def test_engine_refuses_other_descriptors() -> None:
     process, handover, events = waiting_engine(BINARY)
     with process, handover, events:
-        socket.send_fds(handover, [b"\0"], [handover.fileno()] * 2)
+        socket.send_fds(handover, [b"\0"], [handover.fileno()] * 3)
         output = process.communicate(timeout=10)[0]
     assert process.returncode == 1
-    assert b"expected one descriptor, got 2" in output
+    assert b"expected up to 2 descriptors, got 3" in output
 
 
 def test_engine_is_configured_before_its_tun_comes(tmp_path: Path) -> None:

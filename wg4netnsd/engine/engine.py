@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -52,8 +52,9 @@ class EngineFds(NamedTuple):
 class Engine:
     """One wireguard-go. Owns its process, its UAPI socket's path, its log and its events.
 
-    A spawned engine waits: first for its UAPI socket, through which it is then configured, and then
-    for its TUN. It ends when nobody holds our end of its handover socket any more.
+    A spawned engine waits: first for its UDP sockets, then for its UAPI socket, through which it is
+    configured, and then for its TUN. After that it may get other UDP sockets. It ends when nobody
+    holds our end of its handover socket any more.
     """
 
     def __init__(self, process: Process, fds: EngineFds, socket_path: Path | None = None) -> None:
@@ -110,11 +111,13 @@ class Engine:
         while self._pending:
             to(self._pending.pop(0))
 
-    async def listen(self, socket_path: Path) -> None:
-        """Have the engine serve UAPI at `socket_path`. Early connections wait until it is ready.
+    async def listen(self, udp_fds: Sequence[int], socket_path: Path) -> None:
+        """Pass the engine its UDP sockets, and have it serve UAPI at `socket_path`.
 
-        Raises EngineFailed, LimitExceeded.
+        Early connections wait until it is ready. `udp_fds` stay the caller's. Raises EngineFailed,
+        LimitExceeded.
         """
+        await self._hand_over(*udp_fds)
         with _listen(socket_path) as listener:
             # We close our copy of the listener, so that clients notice when the engine dies.
             self._socket_path = socket_path
@@ -125,22 +128,31 @@ class Engine:
 
         `tun_fd` stays the caller's. Raises EngineFailed, LimitExceeded, Timeout.
         """
-        loop = asyncio.get_running_loop()
         await self._hand_over(tun_fd)
+        await self._wait_taken("attach its TUN")
+
+    async def use_sockets(self, udp_fds: Sequence[int]) -> None:
+        """Have an attached engine use other UDP sockets, and return when it does.
+
+        `udp_fds` stay the caller's. Raises EngineFailed, LimitExceeded, Timeout.
+        """
+        await self._hand_over(*udp_fds)
+        await self._wait_taken("use its UDP sockets")
+
+    async def _wait_taken(self, what: str) -> None:
+        """Wait until the engine has done `what`, which it answers with one byte."""
         try:
             async with asyncio.timeout(uapi.REPLY_TIME):
-                answer = await loop.sock_recv(self._handover, 1)
+                answer = await asyncio.get_running_loop().sock_recv(self._handover, 1)
         except TimeoutError:
-            raise Timeout(
-                f"wireguard-go did not attach its TUN within {uapi.REPLY_TIME:g} s"
-            ) from None
+            raise Timeout(f"wireguard-go did not {what} within {uapi.REPLY_TIME:g} s") from None
         except ConnectionError:  # it ended without reading our message
             answer = b""
         if not answer:
             raise await self.exit_error()
 
-    async def _hand_over(self, fd: int) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
+    async def _hand_over(self, *fds: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
         try:
             self._handover.sendmsg([b"\0"], rights)
         except OSError as error:
@@ -162,21 +174,6 @@ class Engine:
     async def set(self, settings: bytes) -> None:
         """Send any other `set`. Raises EngineFailed, Timeout."""
         await self._request(settings)
-
-    async def set_listen_port(self, port: int, old_port: int) -> None:
-        """Have the engine listen on `port`.
-
-        Raises EngineFailed; if it is PortInUse, the engine still listens on `old_port`.
-        """
-        try:
-            await self.set(uapi.encode_listen_port(port))
-        except uapi.PortInUse as refusal:
-            try:
-                # Without this it would have no socket at all.
-                await self.set(uapi.encode_listen_port(old_port))
-            except uapi.PortInUse:
-                raise EngineFailed("ListenPort: the old port is in use by now too") from None
-            raise refusal from None
 
     async def status(self) -> uapi.DeviceStatus:
         """Return the engine's peers, counters and port. Raises EngineFailed, Timeout."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from typing import Final, NamedTuple
 
-PROTOCOL: Final = 1
-"""Bump this when the daemon can no longer parse an older engine's events, or our own keys
-in UAPI."""
+PROTOCOL: Final = 2
+"""Bump this when the daemon can no longer parse an older engine's events or our own keys in UAPI,
+or pass it what it takes over the handover socket. Since 2 it takes UDP sockets."""
 
 
 class Timers(NamedTuple):

@@ -54,20 +54,16 @@ def encode_set(
     config: Config,
     *,
     mtu: int,
-    listen_port: int,
     endpoints: Mapping[str, str],
     initiate: Collection[str] = (),
 ) -> bytes:
     """Return the `set` that makes a new engine run `config`.
 
     `endpoints` maps public keys to ADDRESS:PORT; a peer without one waits for the far end's first
-    packet. `initiate` has the public keys of peers to begin a handshake with at once. With
-    `listen_port` 0, the engine chooses the port.
+    packet. `initiate` has the public keys of peers to begin a handshake with at once. The port is
+    that of the engine's UDP sockets.
     """
-    lines = ["set=1", _private_key(config), f"mtu={mtu}"]
-    if listen_port:
-        lines.append(f"listen_port={listen_port}")
-    lines.append("replace_peers=true")
+    lines = ["set=1", _private_key(config), f"mtu={mtu}", "replace_peers=true"]
     for peer in config.peers:
         lines += _new_peer(peer, endpoints.get(peer.public_key), peer.allowed_ips)
         if peer.public_key in initiate:
@@ -106,10 +102,6 @@ def encode_change(old: Config, new: Config, *, mtu: int, endpoints: Mapping[str,
     for public_key in before:  # last, when their networks have moved to other peers
         lines += [f"public_key={_hex(public_key)}", "remove=true"]
     return _text(lines)
-
-
-def encode_listen_port(port: int) -> bytes:
-    return _text(["set=1", f"listen_port={port}"])
 
 
 def encode_initiate(public_keys: Iterable[str]) -> bytes:
@@ -251,12 +243,6 @@ class ConnectionLost(EngineFailed):
     short_name = EngineFailed.__name__
 
 
-class PortInUse(EngineFailed):
-    """A listen port that another socket on the host has."""
-
-    short_name = EngineFailed.__name__
-
-
 async def request(socket_path: str, *texts: bytes) -> bytes:
     """Send each `set` or `get` in turn; return the last answer, without its `errno=0`.
 
@@ -295,8 +281,6 @@ def _check_errno(reply: bytes) -> bytes:
         code = -int(status)
     except ValueError:
         raise EngineFailed("the engine's answer has no errno") from None
-    if code == errno.EADDRINUSE:
-        raise PortInUse("ListenPort: the port is in use on the host")
     if code:
         known = errno.errorcode.keys() & {abs(code)}
         why = os.strerror(abs(code)) if known else "an unknown error"

@@ -4,7 +4,7 @@
 
 systemd keeps the store while the unit is restarted, by request or after a failure, and drops it
 when the unit stops for good (systemd.service(5), FileDescriptorStoreMax=). It also drops a pipe or
-a socket when the other end is gone. Without systemd, everything here does nothing.
+a Unix socket when the other end is gone. Without systemd, everything here does nothing.
 
 A tunnel's fds are of use only while its record is stored, so the record is stored last and removed
 first.
@@ -19,6 +19,7 @@ import fcntl
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from typing import Final
 
@@ -40,6 +41,8 @@ class FdKind(enum.StrEnum):
     TUN = "tun"
     NETNS = "netns"  # absent if the tunnel must not keep the namespace alive
     LEASE = "lease"
+    UDP4 = "udp4"  # the UDP sockets that engines use, each absent if the kernel lacks its family
+    UDP6 = "udp6"
     PIDFD = "pidfd"  # the engine's, like all below
     HANDOVER = "handover"  # the engine ends when nobody holds this socket
     EVENTS = "events"
@@ -52,6 +55,8 @@ _TARGETS: Final = {
     FdKind.TUN: r"/.*/tun",
     FdKind.NETNS: r"net:\[\d+\]|/.*",  # a path if it is bind-mounted
     FdKind.LEASE: r".*",  # checked in lifetime.py
+    FdKind.UDP4: r"socket:\[\d+\]",  # checked further in engine/udp.py
+    FdKind.UDP6: r"socket:\[\d+\]",
     FdKind.PIDFD: r"anon_inode:\[pidfd\]|pidfd:\[\d+\]",  # the latter since Linux 6.9
     FdKind.HANDOVER: r"socket:\[\d+\]",
     FdKind.EVENTS: r"pipe:\[\d+\]",
@@ -60,6 +65,7 @@ _TARGETS: Final = {
 """The expected target of each fd. Any other fd under that name could fail or block when used."""
 
 ENGINE_KINDS: Final = (FdKind.PIDFD, FdKind.HANDOVER, FdKind.EVENTS, FdKind.LOG)
+UDP_KINDS: Final = {socket.AF_INET: FdKind.UDP4, socket.AF_INET6: FdKind.UDP6}
 
 
 class FdStore:
@@ -76,7 +82,8 @@ class FdStore:
             return
         self.remove(kind)
         try:
-            notify.store_fd(self._name(kind), fd)
+            # A UDP socket that reports an error goes on working.
+            notify.store_fd(self._name(kind), fd, poll=kind not in UDP_KINDS.values())
         except OSError as error:  # too many fds in flight, or systemd is gone
             log.warning(
                 "systemd can't be given the %s fd: %s", kind, error.strerror, extra=self._log_extra

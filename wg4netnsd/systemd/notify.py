@@ -48,9 +48,12 @@ def watchdog_time() -> float | None:
 # ---------------------------------------------------------------- the fd store
 
 
-def store_fd(name: str, fd: int) -> None:
-    """Have systemd hold a copy of `fd` under `name`."""
-    systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}", fds=[fd])
+def store_fd(name: str, fd: int, poll: bool = True) -> None:
+    """Have systemd hold a copy of `fd` under `name`.
+
+    With `poll`, it drops the copy when the fd reports an error or a hang-up.
+    """
+    systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL={poll:d}", fds=[fd])
 
 
 def remove_stored_fd(name: str) -> None:

@@ -25,7 +25,8 @@ from wg4netnsd.config.model import Config
 from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.engine.engine import DEATH_TIME, Engine, EngineFds
 from wg4netnsd.engine.spare import SpareEngine
-from wg4netnsd.systemd.fdstore import ENGINE_KINDS, FdKind, FdStore
+from wg4netnsd.engine.udp import PortInUse, UdpSockets
+from wg4netnsd.systemd.fdstore import ENGINE_KINDS, UDP_KINDS, FdKind, FdStore
 from wg4netnsd.systemd.journal import TunnelLog
 from wg4netnsd.tunnel.record import SavedTunnel
 from wg4netnsd.tunnel.spec import Spec
@@ -55,7 +56,8 @@ class SlotState(enum.Enum):
 
 
 class EngineSlot:
-    """The engine of one tunnel, and its replacements. Owns the engine."""
+    """The engine of one tunnel, and its replacements. Owns the engine, and the UDP sockets that its
+    replacements go on with."""
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class EngineSlot:
         self._log = log
         self._changed = changed
         self._engine: Engine | None = None
+        self._sockets: UdpSockets | None = None  # None before the first engine
         self._serves = False
         self._replacement_wanted = asyncio.Event()
         self._fault: errors.Error | None = None
@@ -107,27 +110,49 @@ class EngineSlot:
         `endpoints` and `initiate` are those of uapi.encode_set(). Raises any of RETRYABLE; call
         `stop()` in any case.
         """
+        sockets = self._open_sockets(spec.config.interface.listen_port)
         self._engine = self._spare.take_engine()
         self._engine.forward_events(self.on_event, self._log)
-        await self._engine.listen(self._socket_path)
+        await self._engine.listen(sockets.fds, self._socket_path)
         self._set_pid(self._engine.pid)
-        wanted_port = spec.config.interface.listen_port
-        request = uapi.encode_set(
-            spec.config,
-            mtu=spec.mtu,
-            listen_port=self.listen_port or wanted_port,
-            endpoints=endpoints,
-            initiate=initiate,
-        )
-        try:
-            status = await self._engine.configure(request)
-        except uapi.PortInUse:
-            # Taken while there was no engine. If the kernel chose the port, it may choose anew.
-            self._set_identity(self.public_key, wanted_port)
-            raise
+        request = uapi.encode_set(spec.config, mtu=spec.mtu, endpoints=endpoints, initiate=initiate)
+        status = await self._engine.configure(request)
         refuse_own_key(spec.config, status.public_key)
         self.half_changed = False
         self._set_identity(status.public_key, status.listen_port)
+
+    def _open_sockets(self, wanted_port: int) -> UdpSockets:
+        """Return the last engine's sockets, or the first engine's.
+
+        `wanted_port` is the configuration's; with 0, the kernel chooses one. Raises as
+        UdpSockets.open().
+        """
+        if self._sockets and wanted_port in (0, self._sockets.port):
+            return self._sockets
+        try:
+            self._set_sockets(UdpSockets.open(wanted_port or self.listen_port))
+        except PortInUse:
+            # Taken while nobody had sockets. If the kernel chose the port, it may choose anew.
+            self._set_identity(self.public_key, wanted_port)
+            raise
+        assert self._sockets
+        return self._sockets
+
+    def _set_sockets(self, sockets: UdpSockets) -> None:
+        """Replace the sockets; engines have their own copies."""
+        if self._sockets:
+            self._sockets.close()
+        self._sockets = sockets
+        if self._serves:
+            self._store_sockets()
+
+    def _store_sockets(self) -> None:
+        fds = self._sockets.by_family if self._sockets else {}
+        for family, kind in UDP_KINDS.items():
+            if family in fds:
+                self._fd_store.put(kind, fds[family])
+            else:
+                self._fd_store.remove(kind)
 
     async def attach(self, tun_fd: int) -> None:
         """Attach the configured engine to the TUN. Raises EngineFailed, LimitExceeded, Timeout."""
@@ -137,6 +162,7 @@ class EngineSlot:
             raise await self._engine.exit_error()
         for kind, fd in zip(ENGINE_KINDS, self._engine.fds, strict=True):
             self._fd_store.put(kind, fd)
+        self._store_sockets()
         self._serves, self._vitals = True, None
 
     async def adopt_engine(self, saved: SavedTunnel, spec: Spec) -> uapi.DeviceStatus:
@@ -145,6 +171,10 @@ class EngineSlot:
         Its events wait for `forward_events()`. Raises EngineFailed or Timeout if it can't be
         adopted; `stop()` then ends it.
         """
+        udp_fds = [fd for kind in UDP_KINDS.values() for fd in saved.fds.pop_fds(kind) or ()]
+        self._sockets = UdpSockets.adopt(udp_fds)
+        if not self._sockets:
+            self._fd_store.remove(*UDP_KINDS.values())
         fds = saved.fds.pop_fds(*ENGINE_KINDS)
         if fds is None:
             for pidfd in saved.fds.pop_fds(FdKind.PIDFD) or ():
@@ -186,6 +216,8 @@ class EngineSlot:
                 await self._engine.process.kill(DEATH_TIME)
         async with self.lock:
             await self.stop()
+            if self._sockets:
+                self._sockets.close()
         # There may be a socket without an engine: that may have ended while there was no daemon.
         rundir.remove_file(self._socket_path)
 
@@ -219,22 +251,27 @@ class EngineSlot:
         why the engine keeps the old configuration, or is replaced: see `half_changed`.
         """
         port = new.config.interface.listen_port
+        sockets = UdpSockets.open(port) if port and port != self.listen_port else None
         if not self._engine or self.state is not SlotState.SERVING:
+            if sockets:
+                self._set_sockets(sockets)
             self._set_identity(public_key, port or self.listen_port)  # of the next engine
             return
         request = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)
         try:
-            if port and port != self.listen_port:
-                await self._engine.set_listen_port(port, self.listen_port)
+            if sockets:
+                await self._engine.use_sockets(sockets.fds)
             status = await self._engine.configure(request)
             refuse_own_key(new.config, status.public_key)
-        except uapi.PortInUse:
-            raise
         except BaseException:
+            if sockets:
+                sockets.close()
             self._log.warning("the reconfiguration failed half-way: replacing the engine")
             self.half_changed = True
             self._replacement_wanted.set()
             raise
+        if sockets:
+            self._set_sockets(sockets)
         self._set_identity(status.public_key, status.listen_port)
 
     async def status(self) -> uapi.DeviceStatus:

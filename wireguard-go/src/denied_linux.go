@@ -77,15 +77,3 @@ var deniedOperations = []struct{ call, number uint32 }{
 }
 
 const fioSetOwn, siocSetPgrp = 0x8901, 0x8902 // asm-generic/sockios.h
-
-// allowedSockets are UDP and rtnetlink. The latter reports changes of routes
-// (device/sticky_linux.go).
-var allowedSockets = []struct{ family, mask, kind, protocol uint32 }{
-	{unix.AF_INET, sockTypeMask, unix.SOCK_DGRAM, unix.IPPROTO_IP}, // the default for datagrams: UDP
-	{unix.AF_INET, sockTypeMask, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
-	{unix.AF_INET6, sockTypeMask, unix.SOCK_DGRAM, unix.IPPROTO_IP},
-	{unix.AF_INET6, sockTypeMask, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
-	{unix.AF_NETLINK, 0, 0, unix.NETLINK_ROUTE},
-}
-
-const sockTypeMask = 0xf // the kernel's SOCK_TYPE_MASK: without SOCK_CLOEXEC and SOCK_NONBLOCK

@@ -25,8 +25,8 @@ import (
 //   - No other process of the same user can read its memory, and no core dump has it.
 //   - It cannot open, change, find or watch a file, or run a program.
 //   - It cannot signal or slow down another process, or share memory with it.
-//   - It can use no other protocol than UDP, and cannot make a Unix socket: over one, the
-//     session bus would do outside the sandbox whatever is denied inside.
+//   - It can make no socket but rtnetlink's; it gets its UDP sockets from the supervisor. Over
+//     a Unix socket, the session bus would do outside the sandbox whatever is denied inside.
 //
 // Landlock denies what is new in later kernels, and what a list of system calls may lack.
 // The list denies what Landlock does not cover, or not in the kernel at hand: Debian 12's
@@ -220,18 +220,13 @@ func systemCallFilter(arch, pid uint32) []bpf.Instruction {
 
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_SOCKET, SkipTrue: 1},
 		allow,
+
+		// socket may make rtnetlink's, which report changes of routes (device/sticky_linux.go).
+		argument(0),
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.AF_NETLINK, SkipTrue: 3},
+		argument(2),
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.NETLINK_ROUTE, SkipTrue: 1},
+		allow,
 	)
-	for _, socket := range allowedSockets {
-		filter = append(filter,
-			argument(0),
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.family, SkipTrue: 6},
-			argument(1),
-			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: socket.mask},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.kind, SkipTrue: 3},
-			argument(2),
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: socket.protocol, SkipTrue: 1},
-			allow,
-		)
-	}
 	return append(filter, deny)
 }

@@ -161,9 +161,9 @@ func trySandbox(path, parts string) (ok bool) {
 		{"TCP", 0, unix.EPERM, socket(unix.AF_INET, unix.SOCK_STREAM, 0)},
 		{"TCP over IPv6", 0, unix.EPERM, socket(unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_TCP)},
 		{"uevents", 0, unix.EPERM, socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_KOBJECT_UEVENT)},
+		{"UDP", 0, unix.EPERM, socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP)},
 		{"another family", 0, unix.EPERM, socket(unix.AF_VSOCK, unix.SOCK_DGRAM, 0)},
 
-		{"UDP", 0, 0, socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP)},
 		{"rtnetlink", 0, 0, socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)},
 		{"read what is open", 0, 0, func() error { _, err := unix.Pread(file, make([]byte, 4), 0); return err }},
 		{"signal a thread", 0, 0, func() error { return unix.Tgkill(os.Getpid(), os.Getpid(), unix.SIGURG) }},
@@ -313,9 +313,9 @@ func deniedByCalls(path string, file int, call func(uintptr, ...uintptr) func() 
 		{"mq_open", 0, unix.EPERM, call(unix.SYS_MQ_OPEN, queue, unix.O_RDONLY)},
 		{"UDP-Lite", 0, unix.EPERM, socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)},
 		{"UDP-Lite over IPv6", 0, unix.EPERM, socket(unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)},
+		{"UDP as Go makes it", 0, unix.EPERM, socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)},
 		{"ping", 0, unix.EPERM, socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP)},
 
-		{"UDP as Go makes it", 0, 0, socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)},
 		{"its own limits", 0, 0, call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, 0, into)},
 		{"signal itself", 0, 0, call(unix.SYS_KILL, itself, 0)},
 		{"fstat", 0, 0, call(unix.SYS_FSTAT, uintptr(file), into)},

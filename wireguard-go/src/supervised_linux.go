@@ -26,9 +26,11 @@ const (
 // runSupervised is main for a process that a supervisor starts ahead of its work.
 //
 // It first does everything that takes time. Then it receives, over the socket that
-// WG_HANDOVER_FD names, a listening UAPI socket and a TUN. Each has a message of its own,
-// so that the engine can be configured while the TUN is still being made. One byte goes
-// back when the TUN is in use. Events go to the pipe that WG_EVENT_FD names.
+// WG_HANDOVER_FD names, its UDP sockets, a listening UAPI socket and a TUN. Each has a
+// message of its own, so that the engine can be configured while the TUN is still being
+// made. One byte goes back when the TUN is in use. From then on each message brings other
+// UDP sockets, for another port or another network namespace, and one byte goes back when
+// they are in use. Events go to the pipe that WG_EVENT_FD names.
 //
 // The process ends once nobody holds the other end of that socket. The daemon holds it,
 // and so does systemd while the daemon is away: no engine outlives both.
@@ -50,9 +52,6 @@ func runSupervised() {
 		fail("use the event pipe", err)
 	}
 	device.SleepWhenIdle()
-	if err := device.Up(); err != nil {
-		fail("bring up device", err)
-	}
 	for _, lack := range append(lacks, denySystemCalls()...) {
 		device.ReportLack(lack)
 	}
@@ -61,33 +60,31 @@ func runSupervised() {
 	if err != nil {
 		fail("find the handover socket", err)
 	}
-	fd, err := receiveFD(handover)
-	if err == io.EOF {
-		return
-	} else if err != nil {
-		fail("take over the UAPI socket", err)
+	// receive ends the process when nobody can send more.
+	receive := func(what string, most int) []int {
+		fds, err := receiveFDs(handover, most)
+		if err == io.EOF {
+			os.Exit(ExitSetupSuccess)
+		} else if err != nil {
+			fail("take over "+what, err)
+		}
+		return fds
 	}
-	uapi, err := listenerOf(fd)
+	if err := device.UseSockets(receive("the UDP sockets", 2)); err != nil {
+		fail("use the UDP sockets", err)
+	}
+	uapi, err := listenerOf(receive("the UAPI socket", 1)[0])
 	if err != nil {
 		fail("listen on the UAPI socket", err)
 	}
 	ended := make(chan error, 2)
 	go func() { ended <- serve(uapi, device) }()
 
-	fd, err = receiveFD(handover)
-	if err == io.EOF {
-		return
-	} else if err != nil {
-		fail("take over the TUN", err)
-	}
-	if err := tdev.attach(fd); err != nil {
+	if err := tdev.attach(receive("the TUN", 1)[0]); err != nil {
 		fail("use the TUN", err)
 	}
 	unix.Write(handover, []byte{0})
-	go func() {
-		unix.Read(handover, make([]byte, 1))
-		ended <- io.EOF
-	}()
+	go func() { ended <- useOtherSockets(handover, device) }()
 
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, unix.SIGTERM, os.Interrupt)
@@ -136,31 +133,46 @@ const (
 	logWindow = 10 * time.Second
 )
 
-// receiveFD waits for a message with one descriptor. It returns io.EOF if no more will come.
-func receiveFD(socket int) (int, error) {
-	oob := make([]byte, unix.CmsgSpace(2*4)) // room to notice a second descriptor
+// useOtherSockets answers each message that brings UDP sockets, until none can come any more.
+func useOtherSockets(handover int, device *device.Device) error {
+	for {
+		fds, err := receiveFDs(handover, 2)
+		if err == nil {
+			err = device.UseSockets(fds)
+		}
+		if err != nil {
+			return err
+		}
+		unix.Write(handover, []byte{0})
+	}
+}
+
+// receiveFDs waits for a message with at least one descriptor, and at most so many. It
+// returns io.EOF if no more will come.
+func receiveFDs(socket, most int) ([]int, error) {
+	oob := make([]byte, unix.CmsgSpace((most+1)*4)) // room to notice one too many
 	n, oobn, _, _, err := unix.Recvmsg(socket, make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	if n == 0 {
-		return -1, io.EOF
+		return nil, io.EOF
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	if len(messages) != 1 {
-		return -1, fmt.Errorf("expected one control message, got %d", len(messages))
+		return nil, fmt.Errorf("expected one control message, got %d", len(messages))
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
-	if len(fds) != 1 {
-		return -1, fmt.Errorf("expected one descriptor, got %d", len(fds))
+	if len(fds) < 1 || len(fds) > most {
+		return nil, fmt.Errorf("expected up to %d descriptors, got %d", most, len(fds))
 	}
-	return fds[0], nil
+	return fds, nil
 }
 
 // listenerOf takes ownership of a listening socket. The supervisor bound it, to any path,

@@ -81,27 +81,33 @@ func makeForeignTUN(t *testing.T) (fd int) {
 	return fds[0]
 }
 
-func TestReceiveFD(t *testing.T) {
+func TestReceiveFDs(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(pair[1])
-	for sent := 0; sent < 3; sent++ {
-		var rights []byte
-		if sent > 0 {
-			rights = unix.UnixRights(make([]int, sent)...) // standard input, several times
-		}
-		if err := unix.Sendmsg(pair[0], []byte{0}, rights, nil, 0); err != nil {
-			t.Fatal(err)
-		}
-		if fd, err := receiveFD(pair[1]); (err == nil) != (sent == 1) {
-			t.Errorf("%d descriptors: %v, %v", sent, fd, err)
+	for most := 1; most <= 2; most++ {
+		for sent := 0; sent <= 4; sent++ {
+			var rights []byte
+			if sent > 0 {
+				rights = unix.UnixRights(make([]int, sent)...) // standard input, several times
+			}
+			if err := unix.Sendmsg(pair[0], []byte{0}, rights, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			fds, err := receiveFDs(pair[1], most)
+			if good := 1 <= sent && sent <= most; (err == nil) != good || len(fds) != sent && good {
+				t.Errorf("%d descriptors of at most %d: %v, %v", sent, most, fds, err)
+			}
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
 		}
 	}
 	unix.Close(pair[0])
-	if fd, err := receiveFD(pair[1]); err != io.EOF {
-		t.Errorf("without a sender: %v, %v", fd, err)
+	if fds, err := receiveFDs(pair[1], 1); err != io.EOF {
+		t.Errorf("without a sender: %v, %v", fds, err)
 	}
 }
 

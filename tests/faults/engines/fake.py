@@ -35,10 +35,11 @@ STATUSES = {  # to a `get`
 
 
 def receive_fd() -> int:
-    data, ancillary, *_ = handover.recvmsg(1, socket.CMSG_SPACE(4))
+    """Receive a message; return its first descriptor."""
+    data, ancillary, *_ = handover.recvmsg(1, socket.CMSG_SPACE(2 * 4))
     if not data:
         os._exit(0)
-    return struct.unpack("i", ancillary[0][2])[0]
+    return struct.unpack_from("i", ancillary[0][2])[0]
 
 
 def serve(listener: socket.socket) -> None:
@@ -80,6 +81,7 @@ def main() -> None:
         print("ERROR: a bad day for", "Zm9yIGFsbCB0aG9zZSB3aG8gc2VhcmNoIGZvciBrZXlz", flush=True)
         return
     os.write(events, b"timers 180000 90000\n")
+    receive_fd()  # its UDP sockets
     listener = socket.socket(fileno=receive_fd())
     threading.Thread(target=serve, args=(listener,), daemon=True).start()
     receive_fd()

@@ -11,6 +11,7 @@ import pytest
 
 from support import processes
 from support.bus import Bus, Client, DBusError
+from support.fds import udp_port_in_use
 from support.processes import wait_for
 from support.reconfiguration import ONE, P2, P3, PAIRS, free_port, own_things, peer
 from support.witnesses import Make, Tunnel, expected
@@ -74,6 +75,9 @@ def test_without_an_engine_the_next_one_gets_it(tunnel: Make, client: Client) ->
             own_things(subject.inside)
             assert subject.error_of(replace(new, peers=(peer(3, "10.99.0.0/16"),))) == "TunFailed"
             assert subject.error_of(replace(new, peers=(peer(4),))) == "InvalidConfig"
+            bound, taken = udp_port_in_use()
+            with bound:
+                assert subject.error_of(replace(new, port=taken)) == "EngineFailed"
             assert subject.get("State") == "failed"
             client.tunnel(subject.path, "Restart")
         subject.wait_up()

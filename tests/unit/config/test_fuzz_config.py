@@ -76,7 +76,7 @@ KEYS = [
 SEPARATORS = [*["\n"] * 20, "\r\n", "\r", "\x0b", "\u2028", "\x85", " "]
 
 SET_LINE = re.compile(
-    r"set=1|private_key=[0-9a-f]{64}|mtu=\d{3,5}|listen_port=\d{1,5}|replace_peers=true"
+    r"set=1|private_key=[0-9a-f]{64}|mtu=\d{3,5}|replace_peers=true"
     r"|public_key=[0-9a-f]{64}|preshared_key=[0-9a-f]{64}|endpoint=(\d+\.){3}\d+:\d{1,5}"
     r"|replace_allowed_ips=true|allowed_ip=[0-9a-f.:]+/\d{1,3}|persistent_keepalive_interval=\d{1,5}"
 )
@@ -154,7 +154,7 @@ FRAGMENTS = fragments()
 def assert_one_set(config: Config) -> None:
     """The engine reads it line by line: a value that had a line's end in it would be a command."""
     endpoints = {peer.public_key: "192.0.2.1:51820" for peer in config.peers if peer.endpoint}
-    text = uapi.encode_set(config, mtu=1420, listen_port=1, endpoints=endpoints).decode()
+    text = uapi.encode_set(config, mtu=1420, endpoints=endpoints).decode()
     assert text.endswith("\n\n")
     for line in text[:-2].split("\n"):
         assert SET_LINE.fullmatch(line), line

@@ -45,13 +45,12 @@ CONFIG = parse(
 
 def test_one_set_says_it_all() -> None:
     endpoints = {b64(PUBLIC): Endpoint("2001:db8::2", 51820)}
-    text = encode_set(CONFIG, mtu=1380, listen_port=51821, endpoints=endpoints).decode()
+    text = encode_set(CONFIG, mtu=1380, endpoints=endpoints).decode()
     assert text.endswith("\n\n")
     assert text.split() == [
         "set=1",
         f"private_key={PRIVATE.hex()}",
         "mtu=1380",
-        "listen_port=51821",
         "replace_peers=true",
         f"public_key={PUBLIC.hex()}",
         f"preshared_key={PRESHARED.hex()}",
@@ -67,7 +66,7 @@ def test_one_set_says_it_all() -> None:
 
 
 def test_what_is_unknown_is_left_to_the_engine() -> None:
-    text = encode_set(CONFIG, mtu=1420, listen_port=0, endpoints={}).decode()
+    text = encode_set(CONFIG, mtu=1420, endpoints={}).decode()
     assert "listen_port" not in text
     assert "endpoint" not in text
 
@@ -273,9 +272,6 @@ def test_an_answer(answer: Answer, body: bytes) -> None:
         pytest.param(says(b"\n\n"), EngineFailed, "has no errno", id="empty"),
         pytest.param(says(b"\xff\0rubbish\n\n"), EngineFailed, "has no errno", id="rubbish"),
         pytest.param(says(b"errno=zero\n\n"), EngineFailed, "has no errno", id="errno-no-number"),
-        pytest.param(
-            says(b"errno=-98\n\n"), EngineFailed, "ListenPort: the port is in use", id="port-in-use"
-        ),
         pytest.param(
             says(b"errno=-22\n\n"),
             EngineFailed,
