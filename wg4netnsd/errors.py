@@ -7,6 +7,7 @@
     ├── NoSuchTunnel     no tunnel of that name or namespace, or it was closed meanwhile
     ├── LimitExceeded    a limit of the daemon is reached
     ├── TunFailed        the kernel refused to create or to configure the interface
+    ├── SocketFailed     the kernel refused a socket in the namespace
     ├── EngineFailed     wireguard-go could not be started or set up, or resolv.conf not be written
     ├── Timeout          the time that the caller allowed is over
     ├── ShuttingDown     the daemon is ending
@@ -111,6 +112,9 @@ class LimitExceeded(Error): ...
 
 
 class TunFailed(Error): ...
+
+
+class SocketFailed(Error): ...
 
 
 class EngineFailed(Error): ...

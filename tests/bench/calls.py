@@ -1,4 +1,5 @@
-"""How many calls per second the daemon answers, from one client, one after the other.
+"""How many calls per second the daemon answers, from one client, one after the other; and how long
+OpenSocket takes.
 
 In turns with them, a call that the bus itself answers: the share of bus and client.
 """
@@ -13,11 +14,14 @@ from bench.record import Table
 from bench.tunnels import daemon_with
 from bench.turns import in_turns
 from support.daemon import Daemon
+from support.sockets import open_socket
 
 PEERS = 250
 CALLS_TIME = 0.1
 """Seconds per kind of call and round."""
 FLOOR = "floor: GetId, of the bus itself"
+SOCKETS = 100
+"""Calls of OpenSocket per round, each timed."""
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
@@ -37,7 +41,42 @@ def run(arguments: argparse.Namespace) -> list[Table]:
             FLOOR: _rate(lambda: small.client.bus("GetId")),
         }
         rates = in_turns(ways, arguments.rounds)
-    return [Table("Calls, one after the other", "calls/s", rates, FLOOR)]
+    return [Table("Calls, one after the other", "calls/s", rates, FLOOR), _sockets(arguments)]
+
+
+def _sockets(arguments: argparse.Namespace) -> Table:
+    with (
+        daemon_with({"one": CONF}, lifetime="persistent") as (pinning, _),
+        daemon_with({"one": CONF}) as (other, _),
+    ):
+        ways = {
+            "persistent": _times(lambda: _open_socket(pinning, _first(pinning))),
+            "namespace": _times(lambda: _open_socket(other, _first(other))),
+            FLOOR: _times(lambda: lambda: pinning.client.bus("GetId")),
+        }
+        times = in_turns(ways, arguments.rounds)
+    rows = {name: [value for one in rounds for value in one] for name, rounds in times.items()}
+    return Table("OpenSocket, by the tunnel's lifetime", "ms", rows, FLOOR)
+
+
+def _open_socket(daemon: Daemon, path: str) -> Callable[[], object]:
+    return lambda: open_socket(daemon.client, path).close()
+
+
+def _times(prepare: Callable[[], Callable[[], object]]) -> Callable[[], list[float]]:
+    """Return a function that times SOCKETS calls, in ms each."""
+
+    def measure() -> list[float]:
+        call = prepare()
+        call()
+        times = []
+        for _ in range(SOCKETS):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+    return measure
 
 
 def _conf_of_many() -> str:

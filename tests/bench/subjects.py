@@ -132,8 +132,12 @@ SUBJECTS = (
         "calls",
         "Calls",
         "Calls from one client, one after the other. The floor is a call that the bus itself "
-        "answers.",
-        (Group("Calls per second", ".*", "calls"),),
+        "answers. OpenSocket returns a socket of the tunnel's namespace; its time is the client's, "
+        "from the call to the socket.",
+        (
+            Group("Calls per second", "Calls, .*", "calls"),
+            Group("Time of OpenSocket", "OpenSocket, .*"),
+        ),
     ),
     Subject(
         "signals",

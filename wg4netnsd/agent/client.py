@@ -19,11 +19,15 @@ from wg4netnsd.agent.protocol import (
     InterfaceLink,
     Refusal,
     Request,
+    ServeSockets,
+    SocketServer,
     WatchInterface,
     decode_answer,
     encode,
 )
+from wg4netnsd.agent.sockets_client import ANSWER_TIME, SocketClient
 from wg4netnsd.aio.tasks import finish
+from wg4netnsd.kernel import tun
 
 GIVE_UP_TIME: Final = 5.0
 """Seconds that an abandoned request gets to end."""
@@ -68,6 +72,16 @@ class Conversation:
         link = await self._answer()
         assert isinstance(link, InterfaceLink)
         return WatchedLink(self._fds.pop(), link)
+
+    async def socket_server(self) -> tuple[int, int]:
+        """Return the socket that takes requests, and the server's pidfd; both are the caller's.
+
+        It answers requests once `done()` has returned. Raises as `created()`.
+        """
+        assert isinstance(await self._answer(), SocketServer)
+        requests, pidfd = self._fds
+        self._fds = []
+        return requests, pidfd
 
     async def done(self) -> None:
         """Return when everything that was asked for is done. Raises as `created()`."""
@@ -161,6 +175,26 @@ class Agent:
         async with self._ask(tun_fd, WatchInterface()) as conversation:
             return await conversation.watched()
 
+    async def serve_sockets(self, tun_fd: int) -> SocketClient:
+        """Start a socket server beside a TUN's interface; its client is the caller's.
+
+        Raises TunFailed, InvalidNetns, Timeout.
+        """
+        async with self._ask(tun_fd, ServeSockets()) as conversation:
+            requests, pidfd = await conversation.socket_server()
+            client = SocketClient(requests, pidfd, _home_of(tun_fd))
+            try:
+                async with asyncio.timeout(ANSWER_TIME):
+                    await conversation.done()
+            except BaseException as error:
+                client.kill()
+                client.close()
+                if isinstance(error, TimeoutError):
+                    why = f"the socket server did not start within {ANSWER_TIME:g} s"
+                    raise errors.Timeout(why) from None
+                raise
+            return client
+
     @contextlib.asynccontextmanager
     async def _ask(self, fd: int, request: Request) -> AsyncIterator[Conversation]:
         """Begin a conversation. Left by an exception, return when the agent's child has ended."""
@@ -187,3 +221,13 @@ class Agent:
     def _hand_over(self, *fds: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
         self._control.sendmsg([b"\0"], rights, socket.MSG_DONTWAIT)
+
+
+def _home_of(tun_fd: int) -> tuple[int, int]:
+    """Return the device and inode of the namespace that a TUN was opened in."""
+    home = tun.home_fd(tun_fd)
+    try:
+        status = os.fstat(home)
+        return status.st_dev, status.st_ino
+    finally:
+        os.close(home)

@@ -104,6 +104,13 @@ def watch(tun_fd: int) -> tuple[int, InterfaceLink]:
     return open_watch(tun_fd, netns if moved else None)
 
 
+def enter_home(tun_fd: int) -> int:
+    """Enter the namespace that a TUN was opened in, and return its fd."""
+    home = tun.home_fd(tun_fd)
+    enter(home)
+    return home
+
+
 def enter(netns: int) -> None:
     """Enter the user namespace that owns `netns`, then `netns` itself."""
     _enter_owner(netns)

@@ -4,6 +4,8 @@
                                                     child ── Done ────────────────────► daemon
     daemon ── ChangeInterface, a namespace's fd ──► child ── Done ────────────────────► daemon
     daemon ── WatchInterface, a TUN's fd ─────────► child ── InterfaceLink, one fd ───► daemon
+    daemon ── ServeSockets, a TUN's fd ───────────► child ── SocketServer, two fds ───► daemon
+                                                    child ── Done, and stays ─────────► daemon
 
 Each answer is a line, and any of them can be a Refusal instead. A request ends with its stream.
 """
@@ -49,7 +51,11 @@ class WatchInterface(NamedTuple):
     """Open a socket that reports changes of a TUN's interface."""
 
 
-Request = CreateInterface | ChangeInterface | WatchInterface
+class ServeSockets(NamedTuple):
+    """Stay beside a TUN's interface, and open sockets there; sockets.py has these messages."""
+
+
+Request = CreateInterface | ChangeInterface | WatchInterface | ServeSockets
 
 
 class InterfaceLink(NamedTuple):
@@ -60,6 +66,10 @@ class InterfaceLink(NamedTuple):
     """Number by which the socket's namespace knows the interface's; None if they are the same."""
     name: str
     up: bool
+
+
+class SocketServer(NamedTuple):
+    """The child that stays; with it come the socket that takes its requests, and its pidfd."""
 
 
 class Done(NamedTuple):
@@ -73,7 +83,7 @@ class Refusal(NamedTuple):
     text: str
 
 
-Answer = InterfaceLink | Done | Refusal
+Answer = InterfaceLink | SocketServer | Done | Refusal
 
 
 def encode(message: Request | Answer) -> bytes:
@@ -89,6 +99,8 @@ def decode_request(text: bytes) -> Request:
             return ChangeInterface(name, InterfaceSettings(**old), InterfaceSettings(**new))
         case {"WatchInterface": {}}:
             return WatchInterface()
+        case {"ServeSockets": {}}:
+            return ServeSockets()
     raise ValueError("not a request")
 
 
@@ -98,6 +110,8 @@ def decode_answer(text: bytes) -> Answer:
             return InterfaceLink(**fields)
         case {"Refusal": fields}:
             return Refusal(**fields)
+        case {"SocketServer": {}}:
+            return SocketServer()
         case {"Done": {}}:
             return Done()
     raise ValueError("not an answer")

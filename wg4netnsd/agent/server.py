@@ -3,6 +3,7 @@
     daemon ── control socket ──► agent ──fork──► child, one a request
                                                    enter → open → (fd back) → configure → exit
                                                    enter → change → exit
+                                                   enter → serve sockets until nobody asks any more
 
 setns() to a user namespace needs a single-threaded process (setns(2)), and what has entered one
 can't come back. So the daemon forks the agent before it starts an event loop or a thread, and the
@@ -25,17 +26,18 @@ import sys
 import traceback
 from typing import Any, Final, NoReturn
 
-from wg4netnsd.agent import interface
+from wg4netnsd.agent import interface, sockets
 from wg4netnsd.agent.interface import InterfaceError
 from wg4netnsd.agent.protocol import (
     Answer,
     ChangeInterface,
     CreateInterface,
     Done,
-    InterfaceLink,
     InterfaceSettings,
     Refusal,
     Request,
+    ServeSockets,
+    SocketServer,
     WatchInterface,
     decode_request,
     encode,
@@ -201,7 +203,7 @@ def _take(control: socket.socket) -> tuple[int, socket.socket] | None:
 
 
 def _answer(fd: int, connection: socket.socket) -> None:
-    """Do what is asked with `fd`, which is a TUN's for WatchInterface, otherwise a namespace's."""
+    """Do what is asked with `fd`, a TUN's or a namespace's; protocol.py says whose for what."""
     request = _read_request(connection)
     with contextlib.suppress(ConnectionError):  # the daemon has given up: so do we
         try:
@@ -214,6 +216,9 @@ def _answer(fd: int, connection: socket.socket) -> None:
                 case ChangeInterface():
                     interface.enter(fd)
                     interface.change(request)
+                case ServeSockets():
+                    _serve_sockets(fd, connection)
+                    return
                 case None:
                     return
             _send(connection, Done())
@@ -242,9 +247,24 @@ def _create(netns: int, request: CreateInterface, connection: socket.socket) -> 
     interface.configure(link, request.settings)
 
 
-def _pass_on(connection: socket.socket, link: InterfaceLink, *fds: int) -> None:
+def _serve_sockets(tun_fd: int, connection: socket.socket) -> None:
+    """Answer, and then stay as the TUN's socket server, which holds nothing but its own."""
+    asking, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Both before we enter: until then nobody in the namespace can reach us.
+    pidfd = os.pidfd_open(os.getpid())
+    _pass_on(connection, SocketServer(), asking.detach(), pidfd)
+    home = interface.enter_home(tun_fd)
+    _send(connection, Done())
+    prctl(PR_SET_NAME, sockets.PROGRAM)
+    _keep_only(0, 1, 2, requests.fileno(), home)
+    signal.alarm(0)
+    sockets.serve(requests, home)
+    os._exit(0)  # the fds of what is left to clean up are closed
+
+
+def _pass_on(connection: socket.socket, message: Answer, *fds: int) -> None:
     """Send fds that are the daemon's from here on."""
-    _send(connection, link, *fds)
+    _send(connection, message, *fds)
     for fd in fds:
         os.close(fd)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, Final
 
 from wg4netnsd import errors, names
+from wg4netnsd.agent.sockets import KINDS as SOCKET_KINDS
 from wg4netnsd.api import options
 from wg4netnsd.api.options import Options
 from wg4netnsd.bus.call import Call, Reply
@@ -122,7 +124,14 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
 
     @method("OpenNetns")
     async def open_netns(self, _call: Call) -> Reply:
-        return Reply("h", (0,), [self._tunnel.open_netns()])
+        return Reply("h", (0,), [self._tunnel.link.open_netns()])
+
+    @method("OpenSocket")
+    async def open_socket(self, _call: Call, family: int, kind: int, protocol: int) -> Reply:
+        _refuse_other_kinds(family, kind, protocol)
+        opening = self._tunnel.sockets.open(family, kind, protocol)
+        opened = await self._tunnel.lifecycle.run_while_open(opening)
+        return Reply("h", (0,), [opened.detach()])
 
     async def refresh(self) -> None:
         """Have the engine report its counters; without an engine there are none."""
@@ -168,6 +177,19 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
 def path_of(tunnel: Tunnel) -> str:
     """Return the path of a tunnel's object."""
     return names.tunnel_path(tunnel.spec.name)
+
+
+def _refuse_other_kinds(family: int, kind: int, protocol: int) -> None:
+    """Raise InvalidArgs unless OpenSocket opens such sockets."""
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        raise errors.InvalidArgs(f"family: {family}: expected AF_INET (2) or AF_INET6 (10)")
+    if kind not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        text = f"type: {kind}: expected SOCK_STREAM (1) or SOCK_DGRAM (2), without flags"
+        raise errors.InvalidArgs(text)
+    known = [0, *sorted(int(p) for f, k, p in SOCKET_KINDS if (f, k) == (family, kind))]
+    if protocol not in known:
+        expected = " or ".join(map(str, known))
+        raise errors.InvalidArgs(f"protocol: {protocol}: expected {expected}")
 
 
 def close_with_client(tunnel: Tunnel, server: Server) -> None:

@@ -11,10 +11,12 @@ import asyncio
 import enum
 import logging
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from wg4netnsd.errors import NoSuchTunnel
 from wg4netnsd.systemd.journal import STATE_CHANGED, TunnelLog
+
+T = TypeVar("T")
 
 
 class State(enum.StrEnum):
@@ -39,7 +41,7 @@ class Lifecycle:
         self._name = name
         self._log = log
         self._changed = changed
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._waiters: dict[asyncio.Future[State], frozenset[State]] = {}
 
     @property
@@ -64,8 +66,8 @@ class Lifecycle:
         if new is not old:  # else one more attempt to restart
             self._changed(new, old, reason)
 
-    async def run_while_open(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine to its end, but cancel it when the tunnel stops.
+    async def run_while_open(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine and return its result, but cancel it when the tunnel stops.
 
         Raises NoSuchTunnel if the tunnel stops or has stopped.
         """
@@ -76,7 +78,7 @@ class Lifecycle:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
-            await task
+            return await task
         except asyncio.CancelledError:
             if task.cancelled() and self.close_reason:
                 raise self.closed_error() from None

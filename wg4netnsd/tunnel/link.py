@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
@@ -89,6 +90,14 @@ class Link:
             yield self.netns
         else:
             raise errors.TunFailed("the interface is gone")
+
+    def open_netns(self) -> int:
+        """Return a new fd of the namespace that the interface is in now, owned by the caller.
+
+        Raises TunFailed if it is gone.
+        """
+        with self.current_netns() as netns:
+            return os.dup(netns.fd)
 
     async def change(self, old: InterfaceSettings, new: InterfaceSettings) -> None:
         """Change the interface's settings. Raises TunFailed, and then the old ones stay."""

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 MAX_TUNNELS: Final = 256
 """Each needs a process and FDS."""
-FDS: Final = 12
-"""Each tunnel's fds here: those of fdstore.FdKind, its link watch and its lease's epoll."""
+FDS: Final = 14
+"""Each tunnel's fds here: those of fdstore.FdKind, its link watch, its lease's epoll, and its
+socket server's two."""
 SPARE_FDS: Final = 160
 """Fds for the bus, the spare engine, and calls in progress."""
 

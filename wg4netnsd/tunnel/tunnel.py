@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -35,6 +34,7 @@ from wg4netnsd.tunnel.observer import TunnelObserver
 from wg4netnsd.tunnel.record import RecordWriter, SavedTunnel
 from wg4netnsd.tunnel.resolvconf import ResolvConf
 from wg4netnsd.tunnel.resources import Resources
+from wg4netnsd.tunnel.sockets import TunnelSockets
 from wg4netnsd.tunnel.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Tunnel:
         self.link = Link(
             resources.agent, namespace, spec.interface, self._log, self._link_changed, self.close
         )
+        self.sockets = TunnelSockets(resources.agent, self.link, self._log)
         directory = resources.directory / spec.name
         self.resolv_conf = ResolvConf(directory, spec.name, self._log)
         self._fd_store = saved.fds if saved else FdStore(spec.name)
@@ -175,13 +176,6 @@ class Tunnel:
         status = await self.engine.status()
         self.peers.set_status(status)
         return status
-
-    def open_netns(self) -> int:
-        """Return a new fd of the namespace, owned by the caller. Raises NoSuchTunnel, TunFailed."""
-        if self.state is State.CLOSED:
-            raise self.lifecycle.closed_error()
-        with self.link.current_netns() as netns:
-            return os.dup(netns.fd)
 
     # ------------------------------------------------------------ the run task
 
@@ -314,6 +308,7 @@ class Tunnel:
         self.peers.engine_ended()
         self.resolv_conf.remove()
         await self._fd_store.clear()
+        await self.sockets.close()
         await self.link.close()
         self._at_end.close()
         self.lifecycle.enter_state(State.CLOSED, self.lifecycle.close_reason)
