@@ -11,7 +11,8 @@
     ├── EngineFailed     wireguard-go could not be started or set up, or resolv.conf not be written
     ├── Timeout          the time that the caller allowed is over
     ├── ShuttingDown     the daemon is ending
-    ├── Unresolved       a host name has no address; seen in LastError only
+    ├── Unresolved       a host name does not exist or has no address, or no server knows it
+    ├── NoNameServer     the tunnel's configuration has no DNS server
     ├── InvalidArgs, UnknownObject, UnknownInterface, UnknownMethod, UnknownProperty,
     │   PropertyReadOnly                      the standard errors of D-Bus
     └── Failed           an internal error; the journal has the details
@@ -127,6 +128,9 @@ class ShuttingDown(Error): ...
 
 
 class Unresolved(Error): ...
+
+
+class NoNameServer(Error): ...
 
 
 class StandardError(Error):

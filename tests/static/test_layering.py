@@ -11,7 +11,7 @@ LAYERS = (
     {"errors"},
     {"kernel"},
     {"aio"},
-    {"systemd", "config", "bus"},
+    {"systemd", "config", "bus", "dns"},
     {"agent"},
     {"gateway"},
     {"engine"},
@@ -26,6 +26,7 @@ LAYERS = (
 
 ONLY_IN = {
     "dbus_next": {"bus/codec.py"},
+    "dns": {"dns/messages.py"},
     "jeepney": {"ctl/client.py"},
     "pyroute2": {"kernel/pyroute.py"},
     "systemd": {"systemd/journal.py", "systemd/notify.py"},

@@ -1,10 +1,17 @@
 """Sockets of a tunnel's namespace, as a client of the bus gets them."""
 
+import contextlib
 import fcntl
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+from support import dns
 from support.bus import Client
+from support.namespaces import Namespace
 from support.processes import of_program
 
 SERVER = "wg4netns-socket"
@@ -38,3 +45,15 @@ def netns_of(opened: socket.socket) -> tuple[int, int]:
 def servers() -> set[int]:
     """The socket servers that run."""
     return of_program(SERVER)
+
+
+@contextlib.contextmanager
+def name_server(inside: Namespace, address: str, answer: str) -> "Iterator[subprocess.Popen[str]]":
+    """A name server that only programs in the namespace can reach."""
+    inside.check("ip", "address", "add", address, "dev", "lo")
+    command = [sys.executable, str(Path(dns.__file__)), address, answer]
+    with inside.popen(*command, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        assert server.stdout.readline() == "listens\n"
+        yield server
+        server.terminate()

@@ -18,6 +18,7 @@ from wg4netnsd.bus.objects import ExportedObject, method
 from wg4netnsd.bus.server import Server
 from wg4netnsd.config import reader
 from wg4netnsd.config.model import Config
+from wg4netnsd.dns.resolver import Resolver
 from wg4netnsd.peers.peer import Handshake, PeerView
 from wg4netnsd.peers.rate_limit import Report
 from wg4netnsd.peers.state import PeerState
@@ -132,6 +133,15 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
         opening = self._tunnel.sockets.open(family, kind, protocol)
         opened = await self._tunnel.lifecycle.run_while_open(opening)
         return Reply("h", (0,), [opened.detach()])
+
+    @method("Resolve")
+    async def resolve(self, _call: Call, name: str, family: int) -> list[str]:
+        if family not in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6):
+            expected = "expected AF_UNSPEC (0), AF_INET (2) or AF_INET6 (10)"
+            raise errors.InvalidArgs(f"family: {family}: {expected}")
+        tunnel, spec = self._tunnel, self._tunnel.spec
+        resolver = Resolver(spec.name_servers, spec.search_domains, tunnel.sockets.open)
+        return await tunnel.lifecycle.run_while_open(resolver.resolve(name, family))
 
     async def refresh(self) -> None:
         """Have the engine report its counters; without an engine there are none."""

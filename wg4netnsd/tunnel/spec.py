@@ -40,6 +40,14 @@ class Spec:
         return self.config.interface.dns
 
     @property
+    def name_servers(self) -> list[str]:
+        return [str(entry) for entry in self.dns if not isinstance(entry, str)]
+
+    @property
+    def search_domains(self) -> list[str]:
+        return [entry for entry in self.dns if isinstance(entry, str)]
+
+    @property
     def peers(self) -> tuple[Peer, ...]:
         return self.config.peers
 
