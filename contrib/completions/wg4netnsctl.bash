@@ -56,7 +56,9 @@ _wg4netnsctl_options() { # COMMAND
 
 _wg4netnsctl_value() { # OPTION
     case $1 in
-        --ignore) _wg4netnsctl_offer 'FwMark PostDown PostUp PreDown PreUp SaveConfig Table' ;;
+        --ignore)
+            _wg4netnsctl_offer 'ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table'
+            ;;
         --lifetime) _wg4netnsctl_offer 'namespace persistent' ;;
         --netns) _wg4netnsctl_files ;;
         --pid) _wg4netnsctl_offer "$(ps -U "$EUID" -o pid=)" ;;

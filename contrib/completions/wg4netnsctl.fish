@@ -85,7 +85,8 @@ complete -c wg4netnsctl -n $new -l handshake -d "Wait until a peer has answered"
 complete -c wg4netnsctl -n $new -l timeout -x -d "Give up after this many seconds; default: 20"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l mtu -x -d "MTU instead of the file's"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l ignore -x \
-    -a "FwMark PostDown PostUp PreDown PreUp SaveConfig Table" -d "Ignore this key of the file"
+    -a "ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table" \
+    -d "Ignore this key of the file"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run" -l share-pids -d "Stay in the current PID namespace"
 complete -c wg4netnsctl -n "__wg4netnsctl_of exec shell" -l trust-root \
     -d "Enter a namespace whose root can take over what runs there"

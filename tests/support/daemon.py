@@ -68,8 +68,7 @@ class Daemon:
             wait_for(self._is_ready, "wg4netnsd owns its name")
             self._unique_name = self.client.bus("GetNameOwner", "s", NAME)
             wait_for(self._agent_is_ready, "the agent has forked its next child")
-            self.client.tunnels()
-            self.idle = self.footprint()
+            self.idle = wait_for(self._settled_footprint, "the daemon has come to rest")
         except BaseException:
             self.kill()
             raise
@@ -112,6 +111,13 @@ class Daemon:
             ),
             rules=self._rules.of(self._unique_name) if self._rules else Counter(),
         )
+
+    def _settled_footprint(self) -> Footprint | None:
+        """The footprint, unless it was taken amid something, such as an engine's start: while the
+        daemon is at that, it does not answer."""
+        before = self.footprint()
+        self.client.tunnels()
+        return before if self.footprint() == before else None
 
     def close_tunnels(self) -> None:
         for _, path, _ in self.client.tunnels():

@@ -39,6 +39,14 @@ def children(pid: int) -> set[int]:
     return found
 
 
+def only_child(pid: int) -> int:
+    """The one child of pid, once there is one alone: another may still be ending."""
+    (child,) = wait_for(
+        lambda: found if len(found := children(pid)) == 1 else None, "one child is left"
+    )
+    return child
+
+
 def descendants(pid: int) -> set[int]:
     found: set[int] = set()
     new = {pid}

@@ -14,7 +14,7 @@ from support.manager import ctl
 from support.namespaces import Namespace
 from support.shells import bash, fish, output, zsh
 from support.stage import Stage
-from wg4netnsd.config.wgquick import IGNORABLE
+from wg4netnsd.config.foreign import IGNORABLE
 from wg4netnsd.ctl.program import parser
 
 pytestmark = pytest.mark.distribution

@@ -116,7 +116,7 @@ def test_it_has_the_descriptors_that_it_needs(
         "anon_inode:[eventpoll]": 1,
         "anon_inode:[eventfd]": 1,
     }
-    assert kinds(waiting) == ready
+    wait_for(lambda: kinds(waiting) == ready, "ready for its socket")
     path = client.create(namespace(), Secrets().conf())
     # UDP over IPv4 and IPv6, each as handed and as used; UAPI; rtnetlink, and a pipe that ends its
     # reader.

@@ -15,7 +15,7 @@ import pytest
 from support.daemon import SOON
 from support.interfaces import NAME, SETTINGS, create
 from support.namespaces import MakeNamespace, Namespace
-from support.processes import children, is_alive, open_fds, wait_for
+from support.processes import children, is_alive, only_child, open_fds, wait_for
 from wg4netnsd import errors
 from wg4netnsd.agent import server as agents
 from wg4netnsd.agent.client import Agent, NewInterface
@@ -32,7 +32,7 @@ def agent(agent: Agent) -> Iterator[Agent]:
     before = open_fds(os.getpid())
     yield agent
     assert open_fds(os.getpid()) == before
-    wait_for(lambda: len(children(agent.pid)) == 1, "only the next request's child is left")
+    only_child(agent.pid)  # the next request's
 
 
 def make(
@@ -217,7 +217,7 @@ def own_agent() -> Iterator[Agent]:
 def test_nobody_of_its_user_sees_inside(own_agent: Agent) -> None:
     """Nor does root of a namespace that the agent's child has entered (ptrace(2))."""
     assert os.listdir("/proc/self/fd")
-    (child,) = wait_for(lambda: children(own_agent.pid), "the next request's child is there")
+    child = only_child(own_agent.pid)
     for pid in (own_agent.pid, child):
         with pytest.raises(PermissionError):
             os.listdir(f"/proc/{pid}/fd")

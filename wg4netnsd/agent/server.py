@@ -45,8 +45,9 @@ from wg4netnsd.agent.protocol import (
 from wg4netnsd.kernel.rtnetlink import LinkRef, Netlink
 from wg4netnsd.kernel.syscalls import PR_SET_DUMPABLE, PR_SET_NAME, prctl
 
-REQUEST_TIME: Final = 30
-"""Seconds after which a child that is stuck in the kernel gives up."""
+REQUEST_TIME: Final = 120
+"""Seconds after which a child that is stuck in the kernel gives up. The largest request takes 10 s,
+and a busy machine makes more of that; the daemon ends one earlier if its caller's time is over."""
 
 PATIENCE: Final = 0.02
 """Seconds that a child gets for itself; it needs a tenth of that, unless it moves an interface."""

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from wg4netnsd import names
 from wg4netnsd.bus.codec import Variant
+from wg4netnsd.config.foreign import IGNORABLE
 from wg4netnsd.config.model import MAX_MTU, MIN_MTU
-from wg4netnsd.config.wgquick import IGNORABLE
 from wg4netnsd.errors import InvalidArgs, quote
 from wg4netnsd.tunnel.lifetime import Lifetime
 

@@ -82,6 +82,11 @@ def _cidr(text: str) -> str:
     return text
 
 
+def _without_blanks(text: str, around: str) -> str:
+    """Return `text` without blanks around that character; wg(8) drops all blanks."""
+    return re.sub(rf"\s*{around}\s*", around, text)
+
+
 def _address(text: str) -> Address:
     try:
         return ipaddress.ip_interface(_cidr(text))
@@ -91,12 +96,12 @@ def _address(text: str) -> Address:
 
 def _network(text: str) -> Network:
     try:
-        return ipaddress.ip_network(_cidr(text), strict=False)
+        return ipaddress.ip_network(_cidr(_without_blanks(text, "/")), strict=False)
     except ValueError:
         raise ValueError(f"{VALUE} is not a network") from None
 
 
-def _is_host_name(text: str) -> bool:
+def is_host_name(text: str) -> bool:
     """Return whether `text` is a host name and cannot be a mangled key.
 
     A quarter of all keys would be valid host names once they have lost their `=` or have a `.` or
@@ -111,7 +116,7 @@ def _is_host_name(text: str) -> bool:
 
 
 def _dns(text: str) -> Dns:
-    if _is_host_name(text):
+    if is_host_name(text):
         return text
     try:
         return ipaddress.ip_address(_bare_ipv6(text) if ":" in text else text)
@@ -139,9 +144,12 @@ class Endpoint(NamedTuple):
 
 
 def _endpoint(text: str) -> Endpoint:
+    text = _without_blanks(text, ":")
     match = re.fullmatch(r"(?:\[([^]]*)\]|([^:]*)):(\d{1,5})", text)
     if not match or not 1 <= int(match[3]) <= 65535:
-        raise ValueError(f"{VALUE} is not HOST:PORT or [IPV6]:PORT, port 1 to 65535")
+        raise ValueError(
+            f"{VALUE} is not HOST:PORT or [IPV6]:PORT, port 1 to 65535{_bracket_hint(text)}"
+        )
     v6, host, port = match[1], match[2], int(match[3])
     try:
         if v6 is not None:
@@ -150,9 +158,21 @@ def _endpoint(text: str) -> Endpoint:
             return Endpoint(str(IPv4Address(host)), port)
     except ValueError:
         raise ValueError(f"{VALUE}: the host is not an IP address") from None
-    if not _is_host_name(host):
+    if not is_host_name(host):
         raise ValueError(f"{VALUE}: the host is neither an IP address nor a host name")
     return Endpoint(host, port)
+
+
+def _bracket_hint(text: str) -> str:
+    """Return what to write for an IPv6 address without brackets, or "" if it is none.
+
+    wg(8) takes what is behind the last colon for the port. That is as often the address's end.
+    """
+    host, _, port = text.rpartition(":")
+    try:
+        return f": expected [{_bare_ipv6(host)}]:{_number(1, 65535)(port)}"
+    except ValueError:
+        return ""
 
 
 def _bare_ipv6(text: str) -> str:
@@ -206,6 +226,14 @@ class Config(BaseModel):
 
     interface: Interface
     peers: tuple[Peer, ...]
+    peer_lines: tuple[int, ...] = ()
+    """The line of each peer's section in the file, for errors that are found later."""
+
+    def __eq__(self, other: object) -> bool:
+        """Compare what is configured; where it stands in the file makes no difference."""
+        if not isinstance(other, Config):
+            return NotImplemented
+        return (self.interface, self.peers) == (other.interface, other.peers)
 
     def mtu(self, override: int | None = None) -> int:
         """Return the interface's MTU in bytes: `override`, else the file's, else 1420.

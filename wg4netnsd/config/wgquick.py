@@ -8,12 +8,16 @@ wg-quick(8) and wg(8) for the format.
 from __future__ import annotations
 
 import base64
+import codecs
+import logging
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import SecretBytes, ValidationError
 
+from wg4netnsd.config import foreign
+from wg4netnsd.config.foreign import ForeignKey
 from wg4netnsd.config.model import (
     TABLES,
     VALUE,
@@ -23,11 +27,14 @@ from wg4netnsd.config.model import (
     Network,
     Peer,
     Section,
+    is_host_name,
 )
 from wg4netnsd.errors import InvalidConfig, LimitExceeded, may_hold_key, quote
 
-MAX_SIZE: Final = 1 << 20
-"""Bytes; twice as many as MAX_PEERS take."""
+log = logging.getLogger(__name__)
+
+MAX_SIZE: Final = 2 << 20
+"""Bytes; MAX_PEERS take a quarter of that, and the longest list of AllowedIPs 1.2 MB."""
 
 MAX_RENDERED: Final = 2 * MAX_SIZE
 """Bytes of render()'s text, which spells out the defaults that a file may omit."""
@@ -36,15 +43,16 @@ MAX_PEERS: Final = 4096
 """An engine needs 25 KiB for each, 100 MB for all. The reply of GetPeers then has 1.5 MB and blocks
 the daemon for 0.1 s."""
 
-MAX_REPEATED: Final = {"AllowedIPs": 16384, "Address": 1024, "DNS": 1024}
-"""Values of a key in the whole configuration. The kernel needs 0.1 ms for each route, 1.5 s of the
-20 s that a create has by default. Addresses and DNS are in every reply with a tunnel's
+MAX_REPEATED: Final = {"AllowedIPs": 65536, "Address": 1024, "DNS": 1024}
+"""Values of a key in the whole configuration. Lists of all networks but one country's have half as
+many AllowedIPs. A route takes 0.1 ms, by which all take a third of the 20 s that a create has by
+default. Addresses and DNS are in every reply with a tunnel's
 properties."""
 
-IGNORABLE: Final = ("FwMark", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table")
-"""Keys of wg-quick that need privileges (`Table` only with values other than auto and off)."""
-
-_IGNORABLE: Final = {name.lower(): name for name in IGNORABLE}
+_FOREIGN: Final[dict[type[Section], dict[str, ForeignKey]]] = {
+    Interface: foreign.OF_INTERFACE,
+    Peer: foreign.OF_PEER,
+}
 
 _ALIASES: Final[dict[type[Section], dict[str, str]]] = {
     model: {str(f.alias).lower(): str(f.alias) for f in model.model_fields.values()}
@@ -52,8 +60,9 @@ _ALIASES: Final[dict[type[Section], dict[str, str]]] = {
 }
 """Each section's keys as we spell them, by their lower case."""
 
-_HARMLESS: Final = {"fwmark": ("off", "0", "0x0"), "saveconfig": ("false",)}
-"""Values of ignorable keys that ask for nothing, so that they need no privileges."""
+_MAY_BE_EMPTY: Final = ("MTU", "Table")
+"""Keys that wg-quick(8) takes for missing when they have no value. It only stores them; wg(8)
+refuses its own keys without a value."""
 
 
 class _Line(NamedTuple):
@@ -100,7 +109,11 @@ def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -
         raise InvalidConfig(f"line {interfaces[1].line}: a second [Interface] section")
     interface = _validate(interfaces[0], Interface)
     raw_peers = [s for s in sections if s.model is Peer]
-    config = Config(interface=interface, peers=tuple(_validate(s, Peer) for s in raw_peers))
+    config = Config(
+        interface=interface,
+        peers=tuple(_validate(section, Peer) for section in raw_peers),
+        peer_lines=tuple(section.line for section in raw_peers),
+    )
     _refuse_clashes(config, raw_peers)
     _refuse_repeated_addresses(interface, interfaces[0])
     try:
@@ -123,17 +136,15 @@ def _refuse_too_many(sections: list[_RawSection]) -> None:
 
 
 def _decode(data: bytes, max_size: int) -> str:
+    """Return the file's text. Bytes that are not UTF-8 become surrogates: comments may hold any."""
     if len(data) > max_size:
         raise LimitExceeded(f"the configuration is longer than {max_size} bytes")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidConfig(f"line {line}: not UTF-8 text") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InvalidConfig(f"line {line}: a NUL byte: expected text")
-    return text
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-8-sig", "surrogateescape")
+    try:  # as Windows' Notepad saves "Unicode"
+        return data.decode("utf-16")
+    except UnicodeDecodeError:
+        raise InvalidConfig("it begins with UTF-16's byte order mark, but is not UTF-16") from None
 
 
 def _sections(text: str, ignore: Collection[str]) -> Iterator[_RawSection]:
@@ -142,6 +153,7 @@ def _sections(text: str, ignore: Collection[str]) -> Iterator[_RawSection]:
         line = raw.partition("#")[0].strip()
         if not line:
             continue
+        _refuse_binary(line, number)
         if line.startswith("["):
             if current:
                 yield current
@@ -159,8 +171,15 @@ def _sections(text: str, ignore: Collection[str]) -> Iterator[_RawSection]:
         yield current
 
 
+def _refuse_binary(line: str, number: int) -> None:
+    if "\0" in line:
+        raise InvalidConfig(f"line {number}: a NUL byte: expected text")
+    if any("\udc80" <= character <= "\udcff" for character in line):
+        raise InvalidConfig(f"line {number}: not UTF-8 text")
+
+
 def _model(header: str, number: int, raw: str) -> type[Section]:
-    match header.lower():
+    match re.sub(r"\s", "", header).lower():  # wg(8) drops all blanks, too
         case "[interface]":
             return Interface
         case "[peer]":
@@ -174,29 +193,26 @@ def _model(header: str, number: int, raw: str) -> type[Section]:
 
 def _add_entry(section: _RawSection, key: str, line: _Line, ignore: Collection[str]) -> None:
     number, value = line.number, line.value
-    ignorable = _IGNORABLE if section.model is Interface else {}
-    if key.lower() in ignorable and (
-        value.lower() in _HARMLESS.get(key.lower(), ())
-        or (key.lower() in ignore and value.lower() not in TABLES)
-    ):
-        return
     alias = _ALIASES[section.model].get(key.lower())
-    if alias is None and key.lower() in ignorable:
-        name = ignorable[key.lower()]
-        raise InvalidConfig(
-            f"line {number}: {name} needs privileges that wg4netnsd does not have: "
-            f"remove it, or pass the option ignore=['{name}']"
-        )
+    foreign_key = _FOREIGN[section.model].get(key.lower())
+    if foreign_key and value.lower() in foreign_key.harmless:
+        return
+    if foreign_key and key.lower() in ignore and not (alias and value.lower() in TABLES):
+        return
+    if alias is None and foreign_key:
+        raise InvalidConfig(f"line {number}: {_describe(foreign_key)}")
     if alias is None:
         raise InvalidConfig(
             f"line {number}: unknown key{_shown_key(key, line)} in [{section.model.__name__}]"
         )
+    if alias in _MAY_BE_EMPTY and not value:
+        return
     entries = section.entries.setdefault(alias, [])
     if alias in MAX_REPEATED:
         values = _split(alias, value)
         if len(values) > MAX_REPEATED[alias]:
             raise LimitExceeded(f"{alias}: {len(values)} values: at most {MAX_REPEATED[alias]}")
-        entries += [_Entry(line, text) for text in values]
+        entries += [_Entry(line, text) for text in values if not _is_route_only(alias, text, line)]
     elif entries:
         raise InvalidConfig(
             f"line {number}: {alias} is given twice, first in line {entries[0].line.number}"
@@ -205,6 +221,13 @@ def _add_entry(section: _RawSection, key: str, line: _Line, ignore: Collection[s
         raise InvalidConfig(f"line {number}: {alias} has no value")
     else:
         entries.append(_Entry(line, value))
+
+
+def _describe(key: ForeignKey) -> str:
+    """Return why a file with this key is refused, and the way out."""
+    if not key.ignorable:
+        return f"{key.name} {key.why}: expected a configuration of plain WireGuard"
+    return f"{key.name} {key.why}: remove it, or pass the option ignore=['{key.name}']"
 
 
 def _shown_key(key: str, line: _Line) -> str:
@@ -221,6 +244,20 @@ def _split(alias: str, value: str) -> list[str]:
         # wg(8) reads this key: an empty value is valid and means none.
         return [part.strip() for part in value.split(",")] if value else []
     return value.replace(",", " ").split()  # as wg-quick(8) does: commas or blanks
+
+
+def _is_route_only(alias: str, text: str, line: _Line) -> bool:
+    """Return whether it is a domain that only routes look-ups, in systemd-resolved's notation.
+
+    Such a domain chooses between links' resolvers. A tunnel has one, which gets all look-ups.
+    """
+    if alias != "DNS" or not text.startswith("~"):
+        return False
+    domain = text[1:]
+    if domain != "." and not is_host_name(domain):
+        return False
+    log.warning("line %d: DNS: '%s' has no effect: all look-ups go there", line.number, text)
+    return True
 
 
 def _validate(section: _RawSection, model: type[SectionT]) -> SectionT:

@@ -225,10 +225,10 @@ def _add_mtu_and_ignore(command: ArgumentParser) -> None:
     )
     command.add_argument(
         "--ignore",
-        action="append",
-        type=_key,
-        metavar="KEY",
-        help="ignore this key of the file, such as PostUp, which needs root; may be repeated",
+        action="extend",
+        type=_keys,
+        metavar="KEY[,KEY…]",
+        help="ignore these keys of the file, such as PostUp, which needs root; may be repeated",
     )
 
 
@@ -281,10 +281,11 @@ def _mtu(text: str) -> int:
     return int(text)
 
 
-def _key(text: str) -> str:
-    if not (text.isascii() and text.isalpha()):
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a key such as PostUp")
-    return text
+def _keys(text: str) -> list[str]:
+    keys = text.split(",")
+    if not all(key.isascii() and key.isalnum() for key in keys):
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected keys such as PostUp,PreDown")
+    return keys
 
 
 def _shown(text: str) -> str:

@@ -362,5 +362,8 @@ async def _vitals_at_rest(engine: Engine) -> Vitals | None:
 
 def refuse_own_key(config: Config, public_key: str) -> None:
     """Raise InvalidConfig if a peer has the interface's own key: the engine ignores it silently."""
-    if any(peer.public_key == public_key for peer in config.peers):
-        raise errors.InvalidConfig("a peer's PublicKey is the interface's own")
+    for line, peer in zip(config.peer_lines, config.peers, strict=True):
+        if peer.public_key == public_key:
+            raise errors.InvalidConfig(
+                f"line {line}: PublicKey: this is the interface's own: expected the peer's"
+            )

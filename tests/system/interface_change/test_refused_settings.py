@@ -9,7 +9,7 @@ import pytest
 
 from support.interface_changes import MTU, Interface, Make, of, run
 from support.namespaces import Namespace
-from support.processes import children, stopped, wait_for
+from support.processes import only_child, stopped
 from wg4netnsd import errors
 from wg4netnsd.agent import interface
 from wg4netnsd.agent import server as agents
@@ -116,7 +116,7 @@ def test_an_agent_that_is_gone(inside: Namespace) -> None:
 def test_a_cancelled_change_is_over(tunnel: Make, inside: Namespace, agent: Agent) -> None:
     """Cancelling waits for the change's end: it is made or not, but nothing happens later."""
     subject = tunnel(of("10.0.0.1/24"))
-    (child,) = wait_for(lambda: children(agent.pid), "the agent's next child is there")
+    child = only_child(agent.pid)
 
     async def cancel_at_once(new: InterfaceSettings) -> None:
         task = asyncio.create_task(subject._change(new))

@@ -63,7 +63,9 @@ def test_a_change_that_is_refused(
 def test_an_own_key_that_only_the_engine_recognises(tunnel: Make) -> None:
     subject = tunnel(ONE)
     port = subject.get("ListenPort")
-    with pytest.raises(DBusError, match="InvalidConfig: a peer's PublicKey is the interface's own"):
+    with pytest.raises(
+        DBusError, match=r"InvalidConfig: line \d+: PublicKey: this is the interface's own"
+    ):
         subject.reconfigure(replace(ONE, me=PAIRS[1], peers=(P2, P1), mtu=1300))
     assert subject.get("State") == "up"
     assert subject.seen() == expected(ONE, port)

@@ -13,7 +13,7 @@ from wg4netnsd.api import options
 from wg4netnsd.api.options import OF_RECONFIGURE, SIGNATURES, Options
 from wg4netnsd.bus.codec import Variant
 from wg4netnsd.bus.contract import load
-from wg4netnsd.config.wgquick import IGNORABLE
+from wg4netnsd.config.foreign import IGNORABLE
 from wg4netnsd.ctl import create
 from wg4netnsd.ctl.program import parser
 from wg4netnsd.tunnel.lifetime import Lifetime

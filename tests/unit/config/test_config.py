@@ -80,6 +80,11 @@ def test_sections_keys_and_words_are_case_insensitive(disguise: Callable[[str], 
         pytest.param(lambda text: text.replace("\n", " # ü\n"), id="comments"),
         pytest.param(lambda text: text.replace("\n", "\n#\n\n \t\n"), id="blank-lines"),
         pytest.param(lambda text: text.replace(" = ", "="), id="no-blanks"),
+        pytest.param(lambda text: text.replace("[", "[ ").replace("]", " ]"), id="wide-headers"),
+        pytest.param(
+            lambda text: text.replace("42.example.org:", "42.example.org : "), id="wide-port"
+        ),
+        pytest.param(lambda text: text.replace("/0", " / 0"), id="wide-prefixes"),
         pytest.param(lambda text: text.replace(" = ", "\t =\t  "), id="many-blanks"),
         pytest.param(lambda text: text.replace("\n", "  \n\t"), id="indented"),
         pytest.param(lambda text: text.replace(", ", ","), id="narrow-lists"),
@@ -94,9 +99,29 @@ def test_the_layout_makes_no_difference(disguise: Callable[[str], str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "comment",
+    [
+        pytest.param("für".encode("latin-1"), id="latin-1"),
+        pytest.param("für“".encode("cp1252"), id="cp1252"),
+        pytest.param(bytes(set(range(256)) - set(b"\r\n")), id="any-byte"),
+    ],
+)
+def test_a_comment_may_hold_any_bytes(comment: bytes) -> None:
+    data = PROVIDERS.replace("\n", " #…\n").encode().replace("…".encode(), comment)
+    assert parse(data) == parsed(PROVIDERS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_read_if_it_begins_with_its_mark(encoding: str) -> None:
+    assert parse(f"\ufeff{PROVIDERS}# ü\n".encode(encoding)) == parsed(PROVIDERS)
+
+
+@pytest.mark.parametrize(
     ("text", "endpoint"),
     [
         ("192.0.2.1:1", Endpoint("192.0.2.1", 1)),
+        ("192.0.2.1 : 1", Endpoint("192.0.2.1", 1)),
+        ("[2001:db8::1] :\t1", Endpoint("2001:db8::1", 1)),
         ("[2001:DB8::0:1]:65535", Endpoint("2001:db8::1", 65535)),
         ("[fe80::1%eth0]:51820", Endpoint("fe80::1%eth0", 51820)),
         ("vpn.example.org:51820", Endpoint("vpn.example.org", 51820)),
@@ -115,6 +140,7 @@ def test_endpoints(text: str, endpoint: Endpoint) -> None:
         ("", []),
         ("10.0.0.1", ["10.0.0.1/32"]),
         ("10.0.0.1/24", ["10.0.0.0/24"]),  # as wg(8), which masks it
+        ("10.0.0.1 / 24", ["10.0.0.0/24"]),
         ("2001:db8::1/64", ["2001:db8::/64"]),
         ("10.0.0.0/24, 10.0.0.0/24", ["10.0.0.0/24", "10.0.0.0/24"]),
         ("10.0.0.0/24\nAllowedIPs = 10.0.1.0/24", ["10.0.0.0/24", "10.0.1.0/24"]),
@@ -125,9 +151,32 @@ def test_allowed_ips(text: str, networks: list[str]) -> None:
     assert peer.allowed_ips == tuple(map(ip_network, networks))
 
 
-@pytest.mark.parametrize("harmless", ["FwMark = off", "FwMark = 0", "SaveConfig = false"])
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "FwMark = off",
+        "FwMark = 0",
+        "SaveConfig = false",
+        *(f"{key} =" for key in ("MTU", "Table", "DNS", "PreUp", "PostUp", "PreDown", "PostDown")),
+        "MTU = # 1400\nMTU =",
+        "Jc = 0\nS1 = 0\nS2 = 0\nH1 = 1\nh2 = 2\nH3 = 3\nH4 = 4",  # AmneziaWG, as WireGuard
+    ],
+)
 def test_what_asks_for_nothing_is_taken(harmless: str) -> None:
     assert parsed(f"{INTERFACE}{harmless}\n") == parsed(INTERFACE)
+
+
+def test_domains_that_only_route_are_dropped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    config = parsed(f"{INTERFACE}DNS = 10.0.0.1, ~corp.example, lan\nDNS = ~.\n")
+    assert config.interface.dns == (ip_address("10.0.0.1"), "lan")
+    assert [record.getMessage() for record in caplog.records] == [
+        "line 4: DNS: '~corp.example' has no effect: all look-ups go there",
+        "line 5: DNS: '~.' has no effect: all look-ups go there",
+    ]
+
+
+def test_a_peers_line_is_known() -> None:
+    assert parsed(f"{INTERFACE}{PEER}# …\n{PEER2}").peer_lines == (4, 7)
 
 
 def test_two_peers_may_have_networks_that_lie_in_each_other() -> None:
@@ -156,7 +205,7 @@ def test_the_mtu_is_the_callers_else_the_files() -> None:
 def test_a_large_file_is_taken_up_to_the_limit() -> None:
     padding = "#" * (MAX_SIZE - len(INTERFACE))
     assert parsed(INTERFACE + padding) == parsed(INTERFACE)
-    with pytest.raises(LimitExceeded, match="the configuration is longer than 1048576 bytes"):
+    with pytest.raises(LimitExceeded, match="the configuration is longer than 2097152 bytes"):
         parsed(INTERFACE + padding + "#")
 
 

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from support.wgquick import INTERFACE, PEER, PEER2, PRIVATE, PUBLIC, parsed, refusal
-from wg4netnsd.config.wgquick import IGNORABLE
+from wg4netnsd.config.foreign import IGNORABLE
 
 PLAIN_KEY = "wG4" * 14 + "k"
 """Of a key without its `=`; every fourth has neither `+` nor `/`."""
@@ -33,13 +33,20 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
         pytest.param("# nothing\n", "no [Interface] section", id="comment-only"),
         pytest.param(PEER, "no [Interface] section", id="no-interface"),
         pytest.param(b"\x7fELF\x02\x01\x01\0\0", "line 1: a NUL byte: expected text", id="binary"),
-        pytest.param(INTERFACE + "# \0", "line 4: a NUL byte: expected text", id="NUL"),
-        pytest.param(INTERFACE.encode() + b"# \xff", "line 4: not UTF-8 text", id="latin-1"),
-        pytest.param(INTERFACE.encode("utf-16"), "line 1: not UTF-8 text", id="utf-16"),
+        pytest.param(INTERFACE + "MTU = \0", "line 4: a NUL byte: expected text", id="NUL"),
+        pytest.param(INTERFACE.encode() + b"\xff = 1", "line 4: not UTF-8 text", id="latin-1"),
+        pytest.param(
+            INTERFACE.encode("utf-16-le"), "line 1: a NUL byte: expected text", id="utf-16"
+        ),
+        pytest.param(
+            INTERFACE.encode("utf-16") + b"\0",
+            "it begins with UTF-16's byte order mark, but is not UTF-16",
+            id="half-utf-16",
+        ),
         # lines and sections
         pytest.param(f"\n{INTERFACE[12:]}", f"line 2: {IN_FRONT}", id="key-without-section"),
         pytest.param(f"{INTERFACE}MTU", "line 4: expected 'Key = value'", id="no-equals-sign"),
-        pytest.param(f"{INTERFACE}MTU =", "line 4: MTU has no value", id="no-value"),
+        pytest.param(f"{INTERFACE}ListenPort =", "line 4: ListenPort has no value", id="no-value"),
         pytest.param(
             f"{INTERFACE}= 1", "line 4: unknown key in [Interface]", id="value-without-key"
         ),
@@ -57,7 +64,34 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             id="unclosed-section",
         ),
         pytest.param(
-            f"{INTERFACE}Jc = 4", "line 4: unknown key 'Jc' in [Interface]", id="unknown-key"
+            f"{INTERFACE}Mut = 4", "line 4: unknown key 'Mut' in [Interface]", id="unknown-key"
+        ),
+        pytest.param(
+            f"{INTERFACE}jC = 4",
+            "line 4: Jc belongs to AmneziaWG, and only hides that this is WireGuard: "
+            "remove it, or pass the option ignore=['Jc']",
+            id="junk",
+        ),
+        pytest.param(
+            f"{INTERFACE}H1 = 2",
+            "line 4: H1 belongs to AmneziaWG, and changes messages so that wireguard-go cannot "
+            "read them: expected a configuration of plain WireGuard",
+            id="other-messages",
+        ),
+        pytest.param(
+            f"{INTERFACE}ExcludedApplications = org.example",
+            "line 4: ExcludedApplications belongs to WireGuard for Android, and chooses the apps "
+            "that use the tunnel: remove it, or pass the option ignore=['ExcludedApplications']",
+            id="android",
+        ),
+        pytest.param(
+            f"{INTERFACE}{PEER}Reserved = 1, 2, 3",
+            "line 6: Reserved belongs to Cloudflare's WARP, and changes messages as wireguard-go "
+            "cannot: expected a configuration of plain WireGuard",
+            id="warp",
+        ),
+        pytest.param(
+            f"{INTERFACE}{PEER}Jc = 4", "line 6: unknown key 'Jc' in [Peer]", id="junk-in-a-peer"
         ),
         pytest.param(
             f"{INTERFACE}{PEER}Address = 10.0.0.1",
@@ -150,6 +184,16 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
             f"{INTERFACE}DNS = 10.0.0.1, a..b",
             "line 4: DNS: 'a..b' is neither an IP address nor a domain",
             id="dns-domain",
+        ),
+        pytest.param(
+            f"{INTERFACE}DNS = 10.0.0.1, ~a..b",
+            "line 4: DNS: '~a..b' is neither an IP address nor a domain",
+            id="dns-route-only-domain",
+        ),
+        pytest.param(
+            f"{INTERFACE}DNS = ~{PLAIN_KEY}",
+            f"line 4: DNS: {HIDDEN} is neither an IP address nor a domain",
+            id="dns-route-only-key",
         ),
         pytest.param(
             f"{INTERFACE}DNS = 10.0.0.1, fe80::1%w/g",
@@ -248,7 +292,12 @@ IN_FRONT = "expected [Interface] or [Peer] before anything else"
                 ("example.org", " is not HOST:PORT or [IPV6]:PORT, port 1 to 65535"),
                 ("example.org:0", " is not HOST:PORT or [IPV6]:PORT, port 1 to 65535"),
                 ("example.org:65536", " is not HOST:PORT or [IPV6]:PORT, port 1 to 65535"),
-                ("2001:db8::1:51820", " is not HOST:PORT or [IPV6]:PORT, port 1 to 65535"),
+                (
+                    "2001:db8::1:51820",
+                    " is not HOST:PORT or [IPV6]:PORT, port 1 to 65535: "
+                    "expected [2001:db8::1]:51820",
+                ),
+                ("2001:db8::1:0", " is not HOST:PORT or [IPV6]:PORT, port 1 to 65535"),
                 ("[192.0.2.1]:1", ": the host is not an IP address"),
                 ("[fe80::1%a b]:1", ": the host is not an IP address"),
                 ("192.0.2.256:1", ": the host is not an IP address"),
@@ -278,7 +327,7 @@ def test_each_mistake_has_its_error(data: str | bytes, message: str) -> None:
     assert refusal(data) == message
 
 
-HOOKS = {
+VALUES = {
     "FwMark": "0xca6c",
     "PreUp": "iptables -A FORWARD",
     "PostUp": "iptables -A FORWARD",
@@ -286,12 +335,18 @@ HOOKS = {
     "PostDown": "iptables -D FORWARD",
     "SaveConfig": "true",
     "Table": "123",
+    "IncludedApplications": "org.example",
+    "ExcludedApplications": "org.example, com.example",
+    "Jc": "4",
+    "Jmin": "40",
+    "Jmax": "70",
+    **{f"I{n}": "<b 0xf6ab3267fa><c><t><r 10>" for n in range(1, 6)},
 }
 
 
 @pytest.mark.parametrize("name", IGNORABLE)
-def test_what_needs_privilege_is_refused_until_ignored(name: str) -> None:
-    text = f"{INTERFACE}{name} = {HOOKS[name]}\n{PEER}"
+def test_what_can_be_done_without_is_refused_until_ignored(name: str) -> None:
+    text = f"{INTERFACE}{name} = {VALUES[name]}\n{PEER}"
     refused = refusal(text, ignore=[other for other in IGNORABLE if other != name])
     assert refused.startswith(f"line 4: {name}")
     assert f"ignore=['{name}']" in refused

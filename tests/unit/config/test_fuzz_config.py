@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.depth import depth
+from wg4netnsd.config.foreign import IGNORABLE
 from wg4netnsd.config.model import Config
-from wg4netnsd.config.wgquick import IGNORABLE, MAX_SIZE, parse
+from wg4netnsd.config.wgquick import MAX_SIZE, parse
 from wg4netnsd.engine import uapi
 from wg4netnsd.errors import Error, InvalidConfig, LimitExceeded
 
