@@ -20,7 +20,7 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
     python3-dev python3-venv)
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … the independent programs that the suite tests it with …
-readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun
+readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun curl
     fish gjs iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools openssh-client podman python3-gi rootlesskit
     tmux uidmap wireguard-tools zsh)
 # … those among them that are not installed, as they would take over the machine's look-ups and bus …

@@ -14,6 +14,7 @@ from bench import (
     latency,
     memory,
     pairs,
+    reach,
     run,
     signals,
     survive,
@@ -73,6 +74,13 @@ def main() -> None:
     command.add_argument("--seconds", type=int, default=2)
     command.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     command.set_defaults(run=pairs.run)
+
+    command = what.add_parser("reach", help="through a proxy into a tunnel, beside netstack's way")
+    command.add_argument("--rounds", type=int, default=6)
+    command.add_argument("--seconds", type=float, default=3)
+    command.add_argument("--directions", nargs="+", default=["up", "down"], choices=["up", "down"])
+    command.add_argument("--streams", type=int, nargs="+", default=[1, 8])
+    command.set_defaults(run=reach.run)
 
     command = what.add_parser("run", help="time to a command's first byte, beside the peers")
     command.add_argument("--rounds", type=int, default=50)

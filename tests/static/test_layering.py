@@ -27,6 +27,7 @@ LAYERS = (
 ONLY_IN = {
     "dbus_next": {"bus/codec.py"},
     "dns": {"dns/messages.py"},
+    "h11": {"gateway/http.py"},
     "jeepney": {"ctl/client.py"},
     "pyroute2": {"kernel/pyroute.py"},
     "systemd": {"systemd/journal.py", "systemd/notify.py"},

@@ -21,6 +21,7 @@ MNT_DETACH: Final = 2  # linux/fs.h
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
+PR_SET_NO_NEW_PRIVS: Final = 38
 TFD_NONBLOCK, TFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC  # linux/timerfd.h
 TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
 TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
@@ -100,6 +101,11 @@ def landlock_version() -> int:
     flag = ctypes.c_uint32(LANDLOCK_CREATE_RULESET_VERSION)
     result = _libc.syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flag)
     return _check(result, "landlock_create_ruleset")
+
+
+def syscall(operation: str, number: int, *arguments: object) -> int:
+    """syscall(2), for what the C library has no function for. Its OSError names the operation."""
+    return _check(_libc.syscall(number, *arguments), operation)
 
 
 class _Timespec(ctypes.Structure):
