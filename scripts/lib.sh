@@ -20,11 +20,13 @@ readonly BUILD_PACKAGES=(ca-certificates gcc git libc6-dev libsystemd-dev pkg-co
     python3-dev python3-venv)
 readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … the independent programs that the suite tests it with …
-readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun curl
-    fish gjs iperf3 iputils-ping jq libfaketime libglib2.0-bin musl-tools openssh-client podman python3-gi rootlesskit
-    tmux uidmap wireguard-tools zsh)
-# … those among them that are not installed, as they would take over the machine's look-ups and bus …
-readonly UNPACKED_PACKAGES=(dbus-broker libnss-mdns libnss-resolve nscd systemd-resolved)
+readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun
+    curl fish gjs iperf3 iputils-ping jq keyutils libfaketime libglib2.0-bin musl-tools openssh-client podman
+    python3-gi rootlesskit rsync socat sshfs sudo tcpdump tmux traceroute uidmap wireguard-tools xauth zsh)
+# … those among them that are not installed, as they would take over the machine's look-ups and bus, or
+# let others log in …
+readonly UNPACKED_PACKAGES=(dbus-broker libnss-mdns libnss-resolve libwrap0 nscd openssh-server
+    systemd-resolved)
 # … and the programs that benchmarks compare it with.
 readonly BENCH_PACKAGES=(openssl passt slirp4netns)
 

@@ -10,7 +10,7 @@ _wg4netnsctl() {
             continue
         elif [[ -n $option && ${COMP_WORDS[i - 1]} =~ ^(=|"$option")$ ]]; then
             option=''
-        elif [[ $word =~ ^--(ignore|interface|lifetime|mtu|name|netns|pid|timeout)$ ]]; then
+        elif [[ $word =~ ^--(cap|ignore|interface|lifetime|mtu|name|netns|pid|timeout)$ ]]; then
             option=$word
         elif [[ $word == -- && $command =~ ^(run|exec)$ ]]; then
             _command_offset $((i + 1))
@@ -39,11 +39,11 @@ _wg4netnsctl_options() { # COMMAND
     local file='--ignore --mtu'
     local new="--handshake --interface --name --timeout $file"
     case $1 in
-        run) _wg4netnsctl_offer "-h --help $new --share-pids --" ;;
+        run) _wg4netnsctl_offer "-h --help $new --cap --share-pids --" ;;
         up) _wg4netnsctl_offer "-h --help $new --foreground --json" ;;
         attach) _wg4netnsctl_offer "-h --help $new --json --lifetime --netns --pid" ;;
-        exec) _wg4netnsctl_offer '-h --help --trust-root --' ;;
-        shell) _wg4netnsctl_offer '-h --help --trust-root' ;;
+        exec) _wg4netnsctl_offer '-h --help --cap --trust-root --' ;;
+        shell) _wg4netnsctl_offer '-h --help --cap --trust-root' ;;
         list) _wg4netnsctl_offer '-h --help -q --quiet --json' ;;
         show | doctor) _wg4netnsctl_offer '-h --help --json' ;;
         monitor) _wg4netnsctl_offer '-h --help --full --json' ;;
@@ -56,6 +56,7 @@ _wg4netnsctl_options() { # COMMAND
 
 _wg4netnsctl_value() { # OPTION
     case $1 in
+        --cap) _wg4netnsctl_offer 'net_admin net_raw' ;;
         --ignore)
             _wg4netnsctl_offer 'ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table'
             ;;

@@ -1,6 +1,6 @@
 # Completion of wg4netnsctl(1) by fish.
 
-set -g __wg4netnsctl_valued --ignore --interface --lifetime --mtu --name --netns --pid --timeout
+set -g __wg4netnsctl_valued --cap --ignore --interface --lifetime --mtu --name --netns --pid --timeout
 
 function __wg4netnsctl_words -d "The command and its operands before the cursor"
     set -l tokens (commandline -opc)
@@ -88,6 +88,8 @@ complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l ignore -x 
     -a "ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table" \
     -d "Ignore this key of the file"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run" -l share-pids -d "Stay in the current PID namespace"
+complete -c wg4netnsctl -n "__wg4netnsctl_of run exec shell" -l cap -x -a "net_admin net_raw" \
+    -d "Let the command keep a capability"
 complete -c wg4netnsctl -n "__wg4netnsctl_of exec shell" -l trust-root \
     -d "Enter a namespace whose root can take over what runs there"
 complete -c wg4netnsctl -n "__wg4netnsctl_of up" -l foreground -d "Stay in the foreground and end with the tunnel"

@@ -54,11 +54,12 @@ def test_the_parsers_options_and_no_others(offered: Offered) -> None:
 
 
 def test_values(offered: Offered) -> None:
-    asked = ("attach --lifetime ", "attach --lifetime=", "up --ignore ", "wg office ")
+    asked = ("attach --lifetime ", "attach --lifetime=", "up --ignore ", "run --cap ", "wg office ")
     assert offered(*asked) == [
         {"namespace", "persistent"},
         {"namespace", "persistent"},
         set(IGNORABLE),
+        {"net_admin", "net_raw"},
         {"addconf", "set", "setconf", "show", "showconf", "syncconf"},
     ]
 
@@ -90,11 +91,8 @@ def test_tunnels(
     one = ("exec ", "shell ", "show ", "reload ", "restart ", "wg ")
     assert offered(*many, *one) == [{"office"}] * 8
     for found in offered("shell office ", "restart office "):
-        assert found <= {
-            "-h",
-            "--help",
-            "--trust-root",
-        }  # zsh offers these when nothing else is left
+        # zsh offers these when nothing else is left.
+        assert found <= {"-h", "--help", "--cap", "--trust-root"}
 
 
 def test_what_is_run_is_completed_as_by_itself(offered: Offered, home: Path) -> None:

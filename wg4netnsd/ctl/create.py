@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 from argparse import Namespace as Arguments
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from wg4netnsd import names
 from wg4netnsd.ctl import progress, xdg
@@ -16,6 +16,9 @@ from wg4netnsd.ctl.client import Client, Reply
 from wg4netnsd.ctl.failure import INVALID_CONFIG, Failure, complain, of_kernel, without_name
 
 SUFFIX = ".conf"
+
+_INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD
+"""Its inode: PROC_USER_INIT_INO in linux/proc_ns.h."""
 
 START_TIME = 20.0
 """Seconds that a daemon may take to start, on top of the time limit of the call."""
@@ -36,7 +39,7 @@ def conf_path(conf: str) -> str:
     return os.path.join(xdg.directory("XDG_CONFIG_HOME", "~/.config"), "wg4netnsd", conf + SUFFIX)
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_conf(conf: str) -> Iterator[Conf]:
     """Open the configuration, for the daemon to check and read; `/dev/stdin` and pipes work too.
 
@@ -61,6 +64,20 @@ def open_conf(conf: str) -> Iterator[Conf]:
         raise Failure(f"{path}: {failure}", hint, failure.status) from None
     finally:
         os.close(fd)
+
+
+def warn_if_inside(client: Client) -> None:
+    """Warn if we are in a tunnel's namespace already: the new tunnel does not go through that one.
+
+    In the initial user namespace we can't be, and save the call.
+    """
+    if os.stat("/proc/self/ns/user").st_ino == _INITIAL_USER_NAMESPACE:
+        return
+    with open("/proc/self/ns/net") as netns, contextlib.suppress(Failure):
+        found = (names.ROOT_PATH, names.MANAGER, "GetTunnelByNetns", "h", netns.fileno())
+        outer = client.tunnel(*client.call(*found, start=False))["Name"]
+        text = f"this is inside '{outer}', but the new tunnel will not go through it"
+        complain(f"warning: {text}", "its packets leave by the host's network")
 
 
 def warn_of_error(tunnel: dict[str, Any]) -> None:

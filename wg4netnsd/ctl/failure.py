@@ -16,6 +16,8 @@ others   … the command's own, or 128 plus the number of the signal that ended 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import Final, NamedTuple
 
@@ -102,9 +104,27 @@ def of_bus(error_name: str, message: str) -> Failure:
     if hint := _NOT_RUNNING.get(error_name):
         return NotRunning(text, hint, UNREACHABLE)
     if error_name.startswith(_NOT_STARTED):
-        return Failure(text, DOCTOR, UNREACHABLE)
+        return _of_other_daemon() or Failure(text, DOCTOR, UNREACHABLE)
     known = _KNOWN.get(error_name, _Known(FAILED, ""))
     return Failure(text, known.hint, known.status)
+
+
+def _of_other_daemon() -> Failure | None:
+    """The failure if a daemon of the user's serves another bus: it has locked their directory."""
+    directory = os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "wg4netnsd")
+    with contextlib.suppress(OSError), open("/proc/locks") as locks:
+        status = os.stat(directory)
+        device, inode = status.st_dev, status.st_ino
+        place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+        for _, kind, _, _, pid, where, *_ in map(str.split, locks):
+            if (kind, where) == ("FLOCK", place):
+                text = f"another wg4netnsd of yours, process {pid}, serves another session bus"
+                hint = (
+                    f"'kill {pid}' ends it and its tunnels; or use its bus: is "
+                    "DBUS_SESSION_BUS_ADDRESS set to what you want?"
+                )
+                return Failure(text, hint, UNREACHABLE)
+    return None
 
 
 def without_name(error_name: str, message: str) -> str:

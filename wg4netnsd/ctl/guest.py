@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import textwrap  # noqa: F401  complain() needs it when Python's own files may be out of sight
+from argparse import Namespace as Arguments
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
@@ -58,7 +59,7 @@ _PLACE: Final = "/run"
 """Where the new root is built; every system has this directory, and we need nothing in it."""
 
 
-def run(words: list[str], netns: int, tunnel: dict[str, Any], files: list[RootFile]) -> int:
+def run(arguments: Arguments, netns: int, tunnel: dict[str, Any], files: list[RootFile]) -> int:
     """Run a command there; return its exit status."""
     # Until we have left the user's files: root there may not trace a process that is not dumpable,
     # because this program was started outside (__ptrace_may_access() in kernel/ptrace.c).
@@ -67,9 +68,9 @@ def run(words: list[str], netns: int, tunnel: dict[str, Any], files: list[RootFi
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     # A text, not the daemon's file, which root could write to.
     dns = [_parse_dns(entry) for entry in tunnel["Dns"]]
-    prepare(tunnel, render(tunnel["Name"], dns).encode(), files)
+    prepare(arguments, tunnel, render(tunnel["Name"], dns).encode(), files)
     os.chdir("/")  # init and we must not keep the old root by a directory in it
-    return command.run(words, new_pids=True, enter_root=_enter_root)
+    return command.run(arguments.command, new_pids=True, enter_root=_enter_root)
 
 
 def _parse_dns(entry: str) -> IPv4Address | IPv6Address | str:

@@ -74,6 +74,17 @@ def bind_file(source: int, target: str) -> None:
     forbid_writing(target, MS_NOEXEC)
 
 
+def hide_private_socket() -> None:
+    """Have systemctl and systemd-run call the user manager over the session bus.
+
+    They prefer the manager's own socket, but refuse it if they can't see the manager's PID, as in a
+    new PID namespace (getpeercred() in systemd's src/basic/socket-util.c).
+    """
+    path = os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "systemd/private")
+    with contextlib.suppress(OSError):  # there is none
+        mount(os.devnull, path, "", MS_BIND)  # not a socket: ECONNREFUSED
+
+
 def renew_sysfs() -> None:
     """Have /sys show the interfaces of our network namespace only; what is mounted in it stays.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from wg4netnsd import __version__, names
 from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
@@ -19,9 +20,23 @@ from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
 def main() -> None:
     """Parse the command line, run the command, exit."""
     _open_standard_streams()
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+        name.write("wg4netnsctl")  # for ps: behind env, it is Python's
     # Supervisors may start us with it ignored; then wait(2) does not report a child's status.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sys.exit(_run_command(sys.argv[1:]))
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see launcher.py
+        sys.exit(_run_command(sys.argv[1:]))
+    except KeyboardInterrupt:
+        _end_by_interrupt()
+
+
+def _end_by_interrupt() -> NoReturn:
+    """End by SIGINT itself: a script, or a loop in one, goes on after a mere exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(128 + signal.SIGINT)  # in a PID namespace's init, a signal of its own does nothing
 
 
 def _open_standard_streams() -> None:
@@ -53,8 +68,6 @@ def _run_command(words: list[str]) -> int:
         _drop_output()
         complain(str(of_kernel(error)))
         return FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return status
 
 
@@ -128,6 +141,7 @@ def _run(command: ArgumentParser) -> None:
     command.add_argument(
         "--share-pids", action="store_true", help="stay in the current PID namespace"
     )
+    _add_capabilities(command)
     _add_conf(command)
     _add_command(command)
 
@@ -160,12 +174,14 @@ def _attach(command: ArgumentParser) -> None:
 
 def _exec(command: ArgumentParser) -> None:
     _add_trust_root(command)
+    _add_capabilities(command)
     _add_name(command)
     _add_command(command)
 
 
 def _shell(command: ArgumentParser) -> None:
     _add_trust_root(command)
+    _add_capabilities(command)
     _add_name(command)
 
 
@@ -245,6 +261,16 @@ def _add_trust_root(command: ArgumentParser) -> None:
     )
 
 
+def _add_capabilities(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--cap",
+        action="extend",
+        type=_capabilities,
+        metavar="NAME",
+        help="let the command keep a capability: net_raw, as tcpdump needs, or net_admin",
+    )
+
+
 def _add_name(command: ArgumentParser, **more: Any) -> None:
     command.add_argument("name", metavar="NAME", type=_name, help="name of the tunnel", **more)
 
@@ -286,6 +312,14 @@ def _keys(text: str) -> list[str]:
     if not all(key.isascii() and key.isalnum() for key in keys):
         raise argparse.ArgumentTypeError(f"{_shown(text)}: expected keys such as PostUp,PreDown")
     return keys
+
+
+def _capabilities(text: str) -> list[str]:
+    found = [name.lower().removeprefix("cap_") for name in text.split(",")]
+    if not set(found) <= {"net_admin", "net_raw"}:
+        wanted = "net_raw, net_admin or both; no other is about the network alone"
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected {wanted}")
+    return found
 
 
 def _shown(text: str) -> str:

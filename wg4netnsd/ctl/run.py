@@ -12,6 +12,14 @@ from wg4netnsd.ctl import create, mounts, namespaces, sshconfig
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import DOCTOR, NOT_STARTED, Failure, of_kernel
 from wg4netnsd.ctl.sshconfig import RootFile
+from wg4netnsd.kernel.syscalls import (
+    CAP_NET_ADMIN,
+    CAP_NET_RAW,
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_RAISE,
+    add_inheritable,
+    prctl,
+)
 
 TUNNEL_VARIABLE = "WG4NETNS"
 """The command's environment variable with the tunnel's name, for a shell's prompt for example."""
@@ -25,7 +33,9 @@ def run(arguments: Arguments) -> int:
         with client:
             tunnel = client.tunnel(path)
         create.warn_of_error(tunnel)
-        prepare(tunnel, tunnel["ResolvConf"], files)
+        prepare(arguments, tunnel, tunnel["ResolvConf"], files)
+        if not arguments.share_pids:
+            mounts.hide_private_socket()
         from wg4netnsd.ctl import command
 
         return command.run(arguments.command, new_pids=not arguments.share_pids)
@@ -36,6 +46,7 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
     outside."""
     with create.open_conf(arguments.conf) as conf:
         client = Client()
+        create.warn_if_inside(client)
         # When this process ends, for whatever reason, the tunnel does too.
         lease = os.pidfd_open(os.getpid())
         namespaces.make(mounts=True, pids=not arguments.share_pids)
@@ -68,11 +79,11 @@ def execute(arguments: Arguments) -> int:
                 raise _untrusted(arguments.name)
             from wg4netnsd.ctl import guest
 
-            return guest.run(arguments.command, netns, tunnel, files)
+            return guest.run(arguments, netns, tunnel, files)
 
         namespaces.enter(netns)
         os.close(netns)
-        prepare(tunnel, tunnel["ResolvConf"], files)
+        prepare(arguments, tunnel, tunnel["ResolvConf"], files)
     from wg4netnsd.ctl import command
 
     return command.replace(arguments.command)
@@ -105,11 +116,23 @@ def _before_command() -> Iterator[None]:
         raise
 
 
-def prepare(tunnel: dict[str, Any], resolv_conf: str | bytes, files: list[RootFile]) -> None:
-    """Set up look-ups, /sys, directory and environment; lookups.confine() has `resolv_conf`."""
+def prepare(
+    arguments: Arguments, tunnel: dict[str, Any], resolv_conf: str | bytes, files: list[RootFile]
+) -> None:
+    """Set up look-ups, /sys, directory, environment and capabilities; lookups.confine() has
+    `resolv_conf`."""
     from wg4netnsd.ctl import lookups
 
     lookups.confine(resolv_conf, files)
     mounts.renew_sysfs()
     mounts.reenter_directory()
     os.environ[TUNNEL_VARIABLE] = tunnel["Name"]
+    for name in arguments.cap or ():
+        _keep(name)
+
+
+def _keep(name: str) -> None:
+    """Keep a capability over the next exec and those after it, though the command is not root's."""
+    number = {"net_admin": CAP_NET_ADMIN, "net_raw": CAP_NET_RAW}[name]
+    add_inheritable(number)
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)

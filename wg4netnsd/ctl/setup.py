@@ -6,12 +6,13 @@
     ~/.local/share/{bash-completion/completions,fish/vendor_completions.d,zsh/site-functions}/…
     ~/.local/share/man/…
 
-They get the paths of the `wg4netnsd` and `wg4netnsctl` of this installation, whether it is in a
-virtual environment, pipx's or the system's.
+It also changes how the programs start (launcher.py). The files get the paths of the `wg4netnsd` and
+`wg4netnsctl` of this installation, whether it is in a virtual environment, pipx's or the system's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shlex
@@ -26,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from wg4netnsd import names
 from wg4netnsd.bus import contract
-from wg4netnsd.ctl import xdg
+from wg4netnsd.ctl import launcher, xdg
 from wg4netnsd.ctl.client import Client
 from wg4netnsd.ctl.failure import Failure
 
@@ -61,7 +62,7 @@ def install() -> list[str]:
     """Write missing and outdated files and have systemd and the bus read them. Returns the steps
     taken."""
     programs = {program: find_program(program) for program in PROGRAMS}
-    done = []
+    done = _isolate(programs)
     for file in _files(programs):
         if file.path.is_file() and file.path.read_text() == file.content:
             done.append(f"unchanged {file.path}")
@@ -88,7 +89,28 @@ def remove() -> list[str]:
         if path.is_symlink() or path.exists():
             path.unlink()
             done.append(f"removed {path}")
-    return done + _reload()
+    return done + _restore_scripts() + _reload()
+
+
+def _isolate(programs: Mapping[str, str]) -> list[str]:
+    done = []
+    for program, path in programs.items():
+        try:
+            if launcher.isolate(Path(path), block_interrupts=program == "wg4netnsctl"):
+                done.append(f"isolated {path} from PYTHONPATH and the like")
+        except OSError as error:  # a distribution's package
+            done.append(f"unchanged {path}: {error.strerror}")
+    return done
+
+
+def _restore_scripts() -> list[str]:
+    done = []
+    for program in PROGRAMS:
+        with contextlib.suppress(OSError, Failure):
+            path = find_program(program)
+            if launcher.restore(Path(path)):
+                done.append(f"restored {path}")
+    return done
 
 
 def find_program(program: str) -> str:

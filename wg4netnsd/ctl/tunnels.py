@@ -24,6 +24,7 @@ def up(arguments: Arguments) -> int:
 
         return foreground.run(arguments)
     with create.open_conf(arguments.conf) as conf, Client() as client:
+        create.warn_if_inside(client)
         namespaces.make()
         # The user namespace has no process: whoever enters it later comes from us.
         more = {"lifetime": ("s", "persistent"), "trust_root": ("b", True)}

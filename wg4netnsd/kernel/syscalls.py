@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 from typing import Final
 
 CLONE_NEWNS: Final = 0x00020000  # linux/sched.h
@@ -22,6 +23,9 @@ PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
 PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
+CAPABILITY_VERSION_3: Final = 0x20080522  # linux/capability.h
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
 TFD_NONBLOCK, TFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC  # linux/timerfd.h
 TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
 TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
@@ -72,10 +76,21 @@ def pivot_root(new: str, old: str) -> None:
     _check(_libc.syscall(number, os.fsencode(new), os.fsencode(old)), "pivot_root")
 
 
-def prctl(option: int, argument: int | bytes) -> None:
-    """prctl(2) with one argument."""
+def prctl(option: int, argument: int | bytes, second: int = 0) -> None:
+    """prctl(2) with one or two arguments."""
     pointer = ctypes.c_char_p(argument) if isinstance(argument, bytes) else ctypes.c_ulong(argument)
-    _check(_libc.prctl(option, pointer, 0, 0, 0), "prctl")
+    _check(_libc.prctl(option, pointer, ctypes.c_ulong(second), 0, 0), "prctl")
+
+
+def add_inheritable(capability: int) -> None:
+    """capget(2) and capset(2): add a permitted capability to our inheritable set."""
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    # Effective, permitted, inheritable: the low halves, then the high ones.
+    sets = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, sets), "capget")
+    halves = list(struct.unpack("=6I", sets.raw))
+    halves[2 + 3 * (capability // 32)] |= 1 << capability % 32
+    _check(_libc.capset(header, struct.pack("=6I", *halves)), "capset")
 
 
 def timerfd_create(clock: int, flags: int) -> int:
