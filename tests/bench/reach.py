@@ -33,6 +33,8 @@ from support.stage import Stage, read
 CLIENT = Path(__file__).with_name("reach_client.py")
 GATEWAY, NETSTACK, INSIDE = "gateway", "netstack", "inside"
 IDLE = 1000  # connections
+SAMPLES = 0.05
+"""Seconds between two samples of memory."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Transfer:
     cpu: float
     """CPU-seconds of the way's processes per GB."""
     machine_cpu: float
+    rss: float
+    """The most that the way's processes had, in MiB."""
 
 
 def run(arguments: argparse.Namespace) -> list[Table]:
@@ -77,9 +81,8 @@ def _ways(stage: Stage, program: Path) -> Iterator[dict[str, Way]]:
         engine = int(daemon.client.get(path, "EnginePID"))
         gateway = stack.enter_context(GatewayProcess(namespace))
         netstack_pid, port = stack.enter_context(netstack.proxy(program, stage, 1))
-        sockets = gateway.sockets[0].process.pid
         ways = {
-            GATEWAY: Way(_on_host, gateway.proxy(), (engine, gateway.pid, sockets)),
+            GATEWAY: Way(_on_host, gateway.proxy(), (engine, gateway.pid)),
             NETSTACK: Way(_on_host, port, (netstack_pid,)),
             INSIDE: Way(namespace.command, 0, (engine,)),
         }
@@ -99,9 +102,22 @@ def _command(stage: Stage, way: Way, *arguments: str) -> list[str]:
 
 def _client(stage: Stage, way: Way, *arguments: str) -> Any:
     """Run the client; return what it prints."""
+    found, _ = _watched_client(stage, way, *arguments)
+    return found
+
+
+def _watched_client(stage: Stage, way: Way, *arguments: str) -> tuple[Any, float]:
+    """Run the client; return what it prints, and the most memory that the way has meanwhile."""
     command = _command(stage, way, *arguments)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
-    return json.loads(done.stdout)
+    most = 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout
+        while client.poll() is None:
+            most = max(most, _rss(way))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(SAMPLES)
+        assert client.returncode == 0, f"{arguments} by {way}"
+        return json.loads(client.stdout.read()), most
 
 
 # ---------------------------------------------------------------- transfers
@@ -127,6 +143,7 @@ def _transfers(
                 (f"TCP {kind}", "Gbit/s", "gbits"),
                 (f"TCP {kind}: CPU of what carries it", "CPU-s/GB", "cpu"),
                 (f"TCP {kind}: CPU of the whole machine", "CPU-s/GB", "machine_cpu"),
+                (f"TCP {kind}: RSS at most", "MiB", "rss"),
             ):
                 rows = {
                     name: [getattr(one, figure) for one in each] for name, each in found.items()
@@ -145,10 +162,11 @@ def _transfers(
 
 def _transfer(stage: Stage, way: Way, *arguments: str) -> Transfer:
     before = _cpu(way)
-    found = _client(stage, way, "transfer", *arguments)
+    found, rss = _watched_client(stage, way, "transfer", *arguments)
     used, machine = (now - then for now, then in zip(_cpu(way), before, strict=True))
     gigabytes = found["bytes"] / 1e9
-    return Transfer(8 * gigabytes / found["seconds"], used / gigabytes, machine / gigabytes)
+    rate = 8 * gigabytes / found["seconds"]
+    return Transfer(rate, used / gigabytes, machine / gigabytes, rss)
 
 
 def _cpu(way: Way) -> tuple[float, float]:

@@ -98,7 +98,7 @@ def connections(proxy: int, address: str, clients: str, seconds: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    print(json.dumps({"times": times, "seconds": time.monotonic() - start}))
+    print(json.dumps({"times": times, "seconds": time.monotonic() - start}), flush=True)
 
 
 def idle(proxy: int, address: str, count: str) -> None:

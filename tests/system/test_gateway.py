@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support.capture import Capture
 from support.containers import podman
 from support.daemon import Daemon
 from support.gateway_process import (
@@ -25,8 +26,15 @@ from support.gateway_process import (
 )
 from support.namespaces import Namespace
 from support.processes import resident, status, wait_for
-from support.stage import Stage
-from wg4netnsd.gateway.protocol import AddForward, ForwardAdded, Refusal, RemoveForward
+from support.sockets import name_server
+from support.stage import Control, Stage
+from wg4netnsd.gateway.protocol import (
+    AddForward,
+    ForwardAdded,
+    Refusal,
+    RemoveForward,
+    SetResolvers,
+)
 from wg4netnsd.gateway.socks import encode_datagram, parse_datagram
 
 
@@ -340,10 +348,27 @@ def test_with_a_full_table_of_descriptors_clients_wait_or_are_told(
             assert exactly(connection, 5) == b"hello"
 
 
-def test_a_name_needs_a_server_of_the_tunnel(gateway: GatewayProcess) -> None:
+def test_names_are_looked_up_at_the_tunnels_servers_alone(
+    gateway: GatewayProcess, stage: Stage, tunnelled: Namespace, control: Control
+) -> None:
+    """The capture looks for the name in whatever passes outside the tunnel."""
     port = gateway.proxy()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        assert ask_socks_5(connection, "far.test", 7) == 4
+    name = "confidential-name.test"
+    with Capture(control, b"confidential-name") as capture:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            assert ask_socks_5(connection, name, 7) == 4  # there is no server
+        with name_server(tunnelled, "198.51.100.53", stage.far.ipv4):
+            gateway.ask(SetResolvers(["198.51.100.53"], ["test"]))
+            for each in (name, "confidential-name"):
+                with socks_5(port, each, stage.far.echo_port) as connection:
+                    connection.sendall(b"hello")
+                    assert exactly(connection, 5) == b"hello"
+        gateway.ask(SetResolvers([stage.far.ipv4], []))  # where none runs
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            assert ask_socks_5(connection, name, 7) == 4
+        seen = capture.finish()
+    # A client's question to its proxy is on loopback.
+    assert not [each for each in seen.leaks if each.interface != "lo" or 53 in each.ports]
 
 
 def test_it_has_given_up_what_it_does_not_need(gateway: GatewayProcess) -> None:

@@ -6,9 +6,9 @@ import asyncio
 import os
 import socket
 import struct
-import sys
 from typing import Final
 
+from wg4netnsd.gateway.log import say
 from wg4netnsd.kernel.sock_diag import Address, SockDiag
 
 LOG_SECONDS: Final = 60
@@ -75,7 +75,3 @@ class RefusalLog:
         who = f"uid {uid}" if uid >= 0 else "an unknown uid"
         say(f"forward {self._forward}: refused a client of {who}{more}")
         self._quiet_until, self._unlogged = now + LOG_SECONDS, 0
-
-
-def say(text: str) -> None:
-    print(f"wg4netns-gateway: {text}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from wg4netnsd.gateway.access import say
+from wg4netnsd.gateway.log import say
 from wg4netnsd.kernel import sandbox
 from wg4netnsd.kernel.syscalls import (
     PR_SET_DUMPABLE,

@@ -61,6 +61,10 @@ class Gateway:
                 await self._readable()
                 try:
                     text, fds = protocol.receive(self._control)
+                except BlockingIOError:
+                    continue
+                except ConnectionError:  # the other end was closed with an answer unread
+                    return
                 except OSError as error:
                     self._answer(Refusal("LimitExceeded", f"control socket: {error.strerror}"))
                     await asyncio.sleep(SHORTAGE_SECONDS)

@@ -25,15 +25,13 @@ from wg4netnsd.gateway.pipes import SIZE, Pipe, PipePool
 BURST: Final = 16
 """Reads of one direction in a row, before it is another one's turn."""
 
-ROUNDS: Final = 8
-"""Polls of ours in a row, before asyncio's loop has its turn."""
-
 MAX_EVENTS: Final = 64
 PEEK_SIZE: Final = 65536
 """Bytes that are copied at a time if there is no pipe."""
 
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: close() resets the connection
 
 
@@ -88,14 +86,16 @@ class Relays:
         self._loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def start(self, relay: Relay) -> None:
-        """Relay until both sides have ended, one fails, or `end()`."""
+        """Relay until both sides have ended, one fails, or `end()`. Owns the relay from now on."""
         relay.last = self._loop.time()
         inwards, outwards = relay.inwards, relay.outwards
         for ours, other in ((inwards, outwards), (outwards, inwards)):
             self._of_fd[ours.source.fileno()] = relay, ours, other
-        for each in (inwards, outwards):
-            events = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-            self._epoll.register(each.source.fileno(), events)
+        try:
+            for each in (inwards, outwards):
+                self._epoll.register(each.source.fileno(), _EVENTS)
+        except OSError:  # ENOMEM, or ENOSPC of /proc/sys/fs/epoll/max_user_watches
+            self.end(relay, reset=True)
 
     def end(self, relay: Relay, reset: bool = False) -> None:
         """Close a connection's sockets. Repeats are no-ops."""
@@ -122,16 +122,14 @@ class Relays:
         self._epoll.close()
 
     def _on_ready(self) -> None:
+        if self._epoll.closed:
+            return
         now = self._loop.time()
-        for _ in range(ROUNDS):
-            events = self._epoll.poll(0, MAX_EVENTS)
-            if not events and not self._unfinished:
-                return
-            unfinished, self._unfinished = self._unfinished, []
-            for fd in unfinished:
-                self._on_event(fd, select.EPOLLIN, now)
-            for fd, ready in events:
-                self._on_event(fd, ready, now)
+        unfinished, self._unfinished = self._unfinished, []
+        for fd in unfinished:
+            self._on_event(fd, select.EPOLLIN, now)
+        for fd, ready in self._epoll.poll(0, MAX_EVENTS):
+            self._on_event(fd, ready, now)
         if self._unfinished:  # nothing of the epoll's will say so
             self._loop.call_soon(self._on_ready)
 
