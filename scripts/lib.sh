@@ -27,6 +27,8 @@ readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static
 # let others log in …
 readonly UNPACKED_PACKAGES=(dbus-broker libnss-mdns libnss-resolve libwrap0 nscd openssh-server
     systemd-resolved)
+# … those that are too large for every run …
+readonly LONG_PACKAGES=(chromium firefox-esr)
 # … and the programs that benchmarks compare it with.
 readonly BENCH_PACKAGES=(openssl passt slirp4netns)
 

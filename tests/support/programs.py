@@ -96,7 +96,8 @@ class Place:
     def clear(self) -> None:
         """Have the directory in which commands run as it was at first."""
         shutil.rmtree(self.work, ignore_errors=True)
-        (self.work / "mnt").mkdir(parents=True)
+        for name in ("mnt", "own"):  # to mount on, and for a browser's profile
+            (self.work / name).mkdir(parents=True)
         (self.work / "notes").write_text("noted\n")
         (HOME / "copied").unlink(missing_ok=True)
 
@@ -108,6 +109,7 @@ class Place:
         self.environment = os.environ | {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "DISPLAY": f":{DISPLAY}",
+            "MOZ_SANDBOX_LOGGING": "1",
             "SSH_AUTH_SOCK": str(self.directory / "agent"),
         }
 
