@@ -92,6 +92,7 @@ class Place:
         self._keys()
         self._displays()
         self._serve(unpacked)
+        self._serve_outside()
 
     def clear(self) -> None:
         """Have the directory in which commands run as it was at first."""
@@ -193,6 +194,13 @@ class Place:
             kind, _, rule = listening.partition(" ")
             look = ["exec", "far", "--", "ss", "-Hln", f"--{kind}", rule]
             wait_for(lambda look=look: ctl(*look), listening)
+
+    def _serve_outside(self) -> None:
+        self._spawn(sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8000")
+        self._spawn("dbus-daemon", "--session", "--nofork", "--address=unix:abstract=/tmp/bus")
+        for kind, rule in (("tcp", "sport = :8000"), ("unix", "src @/tmp/bus")):
+            look = ["ss", "-Hln", f"--{kind}", rule]
+            wait_for(lambda look=look: subprocess.check_output(look), rule)
 
     def _spawn(self, *command: str) -> None:
         with (self.directory / "servers.log").open("ab") as log:
