@@ -10,7 +10,7 @@ _wg4netnsctl() {
             continue
         elif [[ -n $option && ${COMP_WORDS[i - 1]} =~ ^(=|"$option")$ ]]; then
             option=''
-        elif [[ $word =~ ^--(cap|ignore|interface|lifetime|mtu|name|netns|pid|timeout)$ ]]; then
+        elif [[ $word =~ ^--(cap|ignore|interface|lifetime|mtu|name|netns|pid|timeout|transit-fd|transit-netns|transit-pid|via)$ ]]; then
             option=$word
         elif [[ $word == -- && $command =~ ^(run|exec)$ ]]; then
             _command_offset $((i + 1))
@@ -37,7 +37,8 @@ _wg4netnsctl() {
 
 _wg4netnsctl_options() { # COMMAND
     local file='--ignore --mtu'
-    local new="--handshake --interface --name --timeout $file"
+    local new="--handshake --interface --name --timeout --transit-fd --transit-netns --transit-pid --via
+        $file"
     case $1 in
         run) _wg4netnsctl_offer "-h --help $new --cap --share-pids --" ;;
         up) _wg4netnsctl_offer "-h --help $new --foreground --json" ;;
@@ -61,8 +62,9 @@ _wg4netnsctl_value() { # OPTION
             _wg4netnsctl_offer 'ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table'
             ;;
         --lifetime) _wg4netnsctl_offer 'namespace persistent' ;;
-        --netns) _wg4netnsctl_files ;;
-        --pid) _wg4netnsctl_offer "$(ps -U "$EUID" -o pid=)" ;;
+        --netns | --transit-netns) _wg4netnsctl_files ;;
+        --pid | --transit-pid) _wg4netnsctl_offer "$(ps -U "$EUID" -o pid=)" ;;
+        --via) _wg4netnsctl_offer "$(wg4netnsctl list --quiet 2>/dev/null)" ;;
     esac
 }
 

@@ -1,6 +1,7 @@
 # Completion of wg4netnsctl(1) by fish.
 
-set -g __wg4netnsctl_valued --cap --ignore --interface --lifetime --mtu --name --netns --pid --timeout
+set -g __wg4netnsctl_valued --cap --ignore --interface --lifetime --mtu --name --netns --pid --timeout \
+    --transit-fd --transit-netns --transit-pid --via
 
 function __wg4netnsctl_words -d "The command and its operands before the cursor"
     set -l tokens (commandline -opc)
@@ -83,6 +84,11 @@ complete -c wg4netnsctl -n $new -l name -x -d "Name of the tunnel; default: the 
 complete -c wg4netnsctl -n $new -l interface -x -d "Name of the interface; default: wg0"
 complete -c wg4netnsctl -n $new -l handshake -d "Wait until a peer has answered"
 complete -c wg4netnsctl -n $new -l timeout -x -d "Give up after this many seconds; default: 20"
+complete -c wg4netnsctl -n $new -l via -x -a "(__wg4netnsctl_tunnels)" -d "Send everything through this tunnel"
+complete -c wg4netnsctl -n $new -l transit-pid -x -a "(__fish_complete_pids)" \
+    -d "Send it from the namespace of this process"
+complete -c wg4netnsctl -n $new -l transit-fd -x -d "Send it with this open UDP socket"
+complete -c wg4netnsctl -n $new -l transit-netns -rF -d "Or from that of this file"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l mtu -x -d "MTU instead of the file's"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach reload" -l ignore -x \
     -a "ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table" \

@@ -11,6 +11,7 @@ went wrong, comes once the effect is there. These are all the requests:
   host-name NAME.test ADDRESS…    all addresses of the name; none removes it
   engine descriptors PID          the files they refer to, as JSON after the `ok`
   engine environment PID          also as JSON
+  roots sockets                   two UDP sockets in the namespace `roots`, as descriptors
   stock mtu 1420|8920             the MTU of the stock client, which benchmarks use
   capture start MARKER | capture stop           tests/stage/capture.py, on the host; MARKER in hex
   reset                           everything as it was when this program started
@@ -316,11 +317,23 @@ def run(*command: str) -> str:
 # --- the server ----------------------------------------------------------------------------
 
 
+SOCKETS = """
+import socket
+kinds = socket.AF_INET, socket.AF_INET6
+sockets = [socket.socket(family, socket.SOCK_DGRAM) for family in kinds]
+socket.send_fds(socket.socket(fileno=0), [b"ok\\n"], [each.fileno() for each in sockets])
+"""
+
+
 class Handler(socketserver.StreamRequestHandler):
     timeout = 5  # seconds for a silent client: requests are handled one after the other
 
     def handle(self) -> None:
         line = self.rfile.readline(MOST_BYTES).decode(errors="replace")
+        if line == "roots sockets\n":
+            command = ["ip", "netns", "exec", "roots", "/usr/bin/python3", "-I", "-c", SOCKETS]
+            subprocess.run(command, stdin=self.request)
+            return
         try:
             told = self.server.control.obey(line)
             answer = "ok" if told is None else f"ok {json.dumps(told)}"

@@ -165,6 +165,17 @@ class Control:
         """Each as NAME=VALUE; only root can read that too."""
         return list(self.request("engine environment", str(pid)))
 
+    def roots_sockets(self) -> list[int]:
+        """UDP sockets of root's namespace `roots`, for IPv4 and IPv6; the caller closes them."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(self.path)
+            connection.sendall(b"roots sockets\n")
+            answer, fds, _, _ = socket.recv_fds(connection, 100, 2)
+        if answer != b"ok\n":
+            raise ControlError(answer.decode())
+        return fds
+
     def stock_mtu(self, mtu: int) -> None:
         """Of the stock client's tunnel, 1420 at first, or 8920; benchmarks have one."""
         self.request("stock mtu", str(mtu))

@@ -20,6 +20,7 @@ from support.journal import Journal
 from support.manager import UNIT, UserManager, ctl, installed, user_manager
 from support.processes import is_alive, of_program, wait_for
 from support.stage import Stage
+from support.transits import conf_through
 
 pytestmark = [pytest.mark.long, pytest.mark.distribution]
 
@@ -140,9 +141,9 @@ def work(session: Session, stage: Stage) -> Session:
     return session
 
 
-def documented(path: str, program: str = "") -> tuple[str, str]:
+def documented(path: str, program: str = "", document: Path = DOCUMENTED) -> tuple[str, str]:
     """The path and text of a unit in the documentation, with another program for `exec`."""
-    blocks = re.findall(r"```ini\n# ~/(\S+)\n(.*?)```", DOCUMENTED.read_text(), re.DOTALL)
+    blocks = re.findall(r"```ini\n# ~/(\S+)\n(.*?)```", document.read_text(), re.DOTALL)
     text = dict(blocks)[path]
     return path, re.sub(r" -- .*", f" -- {program}", text) if program else text
 
@@ -433,3 +434,29 @@ def test_systemd_run_leads_outside(work: Session, inside: list[str]) -> None:
     here, there, status = told.split()
     assert here != there == os.readlink("/proc/self/ns/net")
     assert status == "1"
+
+
+# ---------------------------------------------------------------- a tunnel through a tunnel
+
+
+def test_a_session_of_two_hops(session: Session, stage: Stage) -> None:
+    """The drop-in of docs/transit.md: systemd brings the outer tunnel up first, and down last."""
+    session.configure("entry", stage.conf(0))
+    session.configure("exit", conf_through(stage, 1))
+    path = ".config/systemd/user/wg4netns@exit.service.d/via.conf"
+    session.place(*documented(path, document=Path("docs/transit.md")))
+    for _ in range(2):
+        session.systemctl("start", "wg4netns@exit")
+        assert session.state("wg4netns@entry") == "active"
+        assert session.client.get(session.tunnel("exit"), "Transit") == ("tunnel", "entry")
+        ctl("exec", "exit", "--", "ping", "-n", "-c1", "-W10", stage.far.ipv4)
+        session.systemctl("stop", "wg4netns@entry")
+        session.wait_state("wg4netns@exit", "inactive")
+        assert session.manager.property("wg4netns@exit", "Result") == "success"
+        gone = [session.when(f"wg4netns@{name}", "ActiveExit") for name in ("exit", "entry")]
+        assert gone == sorted(gone)
+        assert session.client.tunnels() == []
+    session.systemctl("start", "wg4netns@exit")
+    ctl("down", "entry")
+    session.wait_state("wg4netns@exit", "inactive")
+    assert session.client.tunnels() == []

@@ -17,6 +17,7 @@ from wg4netnsd.agent.protocol import (
     ChangeInterface,
     CreateInterface,
     InterfaceLink,
+    OpenUdpSockets,
     Refusal,
     Request,
     ServeSockets,
@@ -86,6 +87,12 @@ class Conversation:
     async def done(self) -> None:
         """Return when everything that was asked for is done. Raises as `created()`."""
         await self._answer()
+
+    async def sockets(self) -> list[int]:
+        """Return the fds that were asked for; they are the caller's. Raises as `created()`."""
+        await self.done()
+        fds, self._fds = self._fds, []
+        return fds
 
     async def give_up(self) -> None:
         """Return when the agent's child has ended, so that nothing more comes of the request."""
@@ -194,6 +201,14 @@ class Agent:
                     raise errors.Timeout(why) from None
                 raise
             return client
+
+    async def open_udp_sockets(self, fd: int, port: int, *, by_tun: bool) -> list[socket.socket]:
+        """Return UDP sockets bound to `port` of a namespace; with `by_tun`, of a TUN's interface.
+
+        Raises PortInUse, EngineFailed, InvalidNetns, TunFailed.
+        """
+        async with self._ask(fd, OpenUdpSockets(port, by_tun)) as conversation:
+            return [socket.socket(fileno=fd) for fd in await conversation.sockets()]
 
     @contextlib.asynccontextmanager
     async def _ask(self, fd: int, request: Request) -> AsyncIterator[Conversation]:

@@ -6,6 +6,8 @@
     daemon ── WatchInterface, a TUN's fd ─────────► child ── InterfaceLink, one fd ───► daemon
     daemon ── ServeSockets, a TUN's fd ───────────► child ── SocketServer, two fds ───► daemon
                                                     child ── Done, and stays ─────────► daemon
+    daemon ── OpenUdpSockets, a namespace's fd ───► child ── Done, two fds or one ────► daemon
+    daemon ── OpenUdpSockets, a TUN's fd ─────────► child ── Done, two fds or one ────► daemon
 
 Each answer is a line, and any of them can be a Refusal instead. A request ends with its stream.
 """
@@ -55,7 +57,17 @@ class ServeSockets(NamedTuple):
     """Stay beside a TUN's interface, and open sockets there; sockets.py has these messages."""
 
 
-Request = CreateInterface | ChangeInterface | WatchInterface | ServeSockets
+class OpenUdpSockets(NamedTuple):
+    """Open UDP sockets in a namespace, for IPv4 and IPv6, bound to `port`; 0 for any.
+
+    With `by_tun`, they are opened where that TUN's interface is, and use it alone.
+    """
+
+    port: int
+    by_tun: bool
+
+
+Request = CreateInterface | ChangeInterface | WatchInterface | ServeSockets | OpenUdpSockets
 
 
 class InterfaceLink(NamedTuple):
@@ -101,6 +113,8 @@ def decode_request(text: bytes) -> Request:
             return WatchInterface()
         case {"ServeSockets": {}}:
             return ServeSockets()
+        case {"OpenUdpSockets": {"port": int(port), "by_tun": bool(by_tun)}}:
+            return OpenUdpSockets(port, by_tun)
     raise ValueError("not a request")
 
 

@@ -26,7 +26,7 @@ import sys
 import traceback
 from typing import Any, Final, NoReturn
 
-from wg4netnsd.agent import interface, sockets
+from wg4netnsd.agent import interface, sockets, udp
 from wg4netnsd.agent.interface import InterfaceError
 from wg4netnsd.agent.protocol import (
     Answer,
@@ -34,6 +34,7 @@ from wg4netnsd.agent.protocol import (
     CreateInterface,
     Done,
     InterfaceSettings,
+    OpenUdpSockets,
     Refusal,
     Request,
     ServeSockets,
@@ -219,6 +220,9 @@ def _answer(fd: int, connection: socket.socket) -> None:
                     interface.change(request)
                 case ServeSockets():
                     _serve_sockets(fd, connection)
+                    return
+                case OpenUdpSockets():
+                    _pass_on(connection, Done(), *udp.open_sockets(fd, request))
                     return
                 case None:
                     return

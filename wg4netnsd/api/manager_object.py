@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from wg4netnsd import __version__, errors, names
 from wg4netnsd.api import options
+from wg4netnsd.api import transit as transits
 from wg4netnsd.api.options import Options
 from wg4netnsd.api.tunnel_object import TunnelObject, close_with_client, path_of
 from wg4netnsd.bus.call import Call
@@ -40,7 +41,7 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
         "Version": lambda self: __version__,
         "EngineVersion": lambda self: engine.version(self._binary),
         "EngineLacks": lambda self: self._manager.engine_lacks,
-        "Features": lambda self: ["survival"] if notify.is_supervised() else [],
+        "Features": lambda self: [*["survival"] * notify.is_supervised(), "transit"],
         "MaxTunnels": lambda self: self._manager.max_tunnels,
     }
 
@@ -112,6 +113,8 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
             if asked.lease is not None:
                 lease = Lease(call.pop_fd(asked.lease))
                 stack.callback(lease.close)
+            made = await transits.make(asked, call, config, self._manager)
+            stack.callback(made.transit.close)
             ends_with_client = asked.lifetime is Lifetime.CLIENT
             spec = Spec(
                 name=asked.name or f"ns{namespace.id.inode}",
@@ -122,8 +125,10 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
                 handshake=asked.handshake,
                 client=f"{self.server.bus_id} {call.sender}" if ends_with_client else "",
                 root_trusted=asked.trust_root,
+                transit=made.spec,
+                path_mtu=made.path_mtu,
             )
-            tunnel = self._manager.create(spec, namespace, lease)
+            tunnel = self._manager.create(spec, namespace, made.transit, lease)
             stack.pop_all()
         if ends_with_client:
             close_with_client(tunnel, self.server)

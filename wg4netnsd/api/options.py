@@ -44,6 +44,10 @@ class Options:
     """The default is less than the 25 s that most clients wait."""
     ignore: tuple[str, ...] = field(default=(), metadata=_type("as", reconfigure=True))
     trust_root: bool = field(default=False, metadata=_type("b"))
+    transit: int | None = field(default=None, metadata=_type("h"))
+    """Like `lease`, as are all of `transit_sockets`."""
+    transit_sockets: tuple[int, ...] | None = field(default=None, metadata=_type("ah"))
+    transit_tunnel: str | None = field(default=None, metadata=_type("s"))
 
     @property
     def handshake(self) -> bool:
@@ -55,6 +59,9 @@ SIGNATURES: Final = {each.name: each.metadata["signature"] for each in fields(Op
 """The D-Bus type of each option."""
 
 OF_RECONFIGURE: Final = [each.name for each in fields(Options) if each.metadata["reconfigure"]]
+
+
+TRANSITS: Final = ("transit", "transit_sockets", "transit_tunnel")
 
 
 def parse(options: dict[str, Variant], known_options: Collection[str] = SIGNATURES) -> Options:
@@ -71,6 +78,8 @@ def parse(options: dict[str, Variant], known_options: Collection[str] = SIGNATUR
         values["lifetime"] = _lifetime(values["lifetime"])
     if "ignore" in values:
         values["ignore"] = tuple(values["ignore"])
+    if "transit_sockets" in values:
+        values["transit_sockets"] = tuple(values["transit_sockets"])
     parsed = Options(**values)
     _check(parsed)
     return parsed
@@ -102,6 +111,12 @@ def _check(options: Options) -> None:
         raise _invalid("mtu", f"{options.mtu}: expected {MIN_MTU} to {MAX_MTU}")
     if not options.timeout_usec:
         raise _invalid("timeout_usec", "expected more than 0")
+    chosen = [name for name in TRANSITS if getattr(options, name) is not None]
+    if len(chosen) > 1:
+        raise _invalid(chosen[1], f"expected only one of {', '.join(TRANSITS)}")
+    if options.transit_sockets is not None and len(options.transit_sockets) not in (1, 2):
+        count = len(options.transit_sockets)
+        raise _invalid("transit_sockets", f"{count} sockets: expected one of each family, or one")
     for key in options.ignore:
         if key.lower() not in map(str.lower, IGNORABLE):
             raise _invalid("ignore", f"{quote(key)}: expected some of {', '.join(IGNORABLE)}")

@@ -56,6 +56,7 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
         "Interface": lambda self: self._tunnel.link.name,
         "LinkState": lambda self: self._tunnel.link.state,
         "Lifetime": lambda self: self._tunnel.spec.lifetime,
+        "Transit": lambda self: [self._tunnel.spec.transit.kind, self._tunnel.spec.transit.detail],
         "RootTrusted": lambda self: self._tunnel.spec.root_trusted,
         "CreatedUSec": lambda self: self._tunnel.created_usec,
         "ResolvConf": lambda self: str(self._tunnel.resolv_conf.path),

@@ -37,8 +37,8 @@ from wg4netnsd.text import printable
 
 log = logging.getLogger(__name__)
 
-MAX_FDS: Final = 3
-"""Fds that a call may bring: no method needs more."""
+MAX_FDS: Final = 6
+"""Fds that a call may bring: no method needs more than 5, and one more for its error."""
 
 MAX_UNSENT: Final = 16 << 20
 """Bytes. While the bus has yet to take so much from us, signals are dropped: it has stopped."""

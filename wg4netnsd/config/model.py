@@ -24,9 +24,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes
 
 from wg4netnsd.errors import InvalidConfig
 
-DEFAULT_MTU: Final = 1420
 MIN_MTU, MAX_MTU = 576, 65535
 IPV6_MIN_MTU: Final = 1280  # RFC 8200, section 5
+PATH_MTU: Final = 1500
+"""The MTU of the paths to the peers while none is known, in bytes: Ethernet's."""
+MAX_PATH_MTU: Final = 9000
+"""The largest that a default follows: of jumbo frames. Only loopback has more."""
+OVERHEAD: Final = {4: 60, 6: 80}
+"""Bytes that WireGuard puts around a packet: the header of that IP version, UDP's 8, its own 32."""
 
 TABLES: Final = ("auto", "off")
 
@@ -235,14 +240,19 @@ class Config(BaseModel):
             return NotImplemented
         return (self.interface, self.peers) == (other.interface, other.peers)
 
-    def mtu(self, override: int | None = None) -> int:
-        """Return the interface's MTU in bytes: `override`, else the file's, else 1420.
+    def mtu(self, override: int | None = None, path_mtu: int = PATH_MTU) -> int:
+        """Return the interface's MTU in bytes: `override`, else the file's, else the path's.
+
+        The last is what fits the path, over either IP version, as in wg-quick. But it is never too
+        small for the addresses: where IPv6 needs more, larger packets go in fragments.
 
         Raises InvalidConfig if it is too small for the addresses (IPv6 needs 1280).
         """
-        mtu = override or self.interface.mtu or DEFAULT_MTU
         has_ipv6 = any(a.version == 6 for a in self.interface.addresses)
-        if has_ipv6 and mtu < IPV6_MIN_MTU:
+        least = IPV6_MIN_MTU if has_ipv6 else MIN_MTU
+        default = max(least, min(path_mtu, MAX_PATH_MTU) - OVERHEAD[6])
+        mtu = override or self.interface.mtu or default
+        if mtu < least:
             raise InvalidConfig(
                 f"MTU: {mtu} is too small for IPv6: expected {IPV6_MIN_MTU} or more"
             )

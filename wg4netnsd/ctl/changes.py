@@ -41,6 +41,7 @@ class Event:
     realtime_usec: int | None = None
     last_handshake_usec: int | None = None
     missed: int | None = None
+    transit: tuple[str, str] | None = None
 
 
 @dataclass
@@ -208,6 +209,7 @@ class Changes:
             snapshot=snapshot,
             tunnel=name,
             new=state,
+            transit=properties.get("Transit"),
         )
 
     def _removed(self, usec: int, path: str, reason: str | None = None) -> Iterator[Event]:

@@ -107,6 +107,31 @@ def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[st
     return asked
 
 
+def transit(arguments: Arguments) -> dict[str, tuple[str, Any]]:
+    """The option that says where the ciphertext goes, if the command line does.
+
+    Call this before entering a user namespace: from there, other processes' files can't be opened.
+    """
+    if arguments.via is not None:
+        return {"transit_tunnel": ("s", arguments.via)}
+    if arguments.transit_pid is not None:
+        return {"transit": ("h", open_netns(f"/proc/{arguments.transit_pid}/ns/net"))}
+    if arguments.transit_netns is not None:
+        return {"transit": ("h", open_netns(arguments.transit_netns))}
+    if arguments.transit_fd is not None:
+        return {"transit_sockets": ("ah", arguments.transit_fd)}
+    return {}
+
+
+def open_netns(path: str) -> int:
+    """Open a namespace that another process made."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "expected a process of yours, or the file of its network namespace"
+        raise of_kernel(error, hint) from None
+
+
 def changes(arguments: Arguments) -> dict[str, tuple[str, Any]]:
     """The options from the command line that Reconfigure has too."""
     asked: dict[str, tuple[str, Any]] = {}
@@ -120,7 +145,12 @@ def changes(arguments: Arguments) -> dict[str, tuple[str, Any]]:
 def begin(client: Client, netns: int, conf: Conf, asked: dict[str, tuple[str, Any]]) -> Reply:
     """Ask for the tunnel without waiting for it."""
     body = (netns, conf.fd, asked)
-    return client.begin(names.ROOT_PATH, names.MANAGER, "CreateTunnel", "hha{sv}", *body)
+    reply = client.begin(names.ROOT_PATH, names.MANAGER, "CreateTunnel", "hha{sv}", *body)
+    # Else we would have them for as long as we run, and so would a command.
+    sockets = asked.get("transit_sockets", ("ah", ()))[1]
+    for fd in {*asked.get("transit", ("h",))[1:], *sockets}:
+        os.close(fd)
+    return reply
 
 
 def finish(reply: Reply, asked: dict[str, tuple[str, Any]]) -> str:

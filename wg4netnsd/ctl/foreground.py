@@ -76,6 +76,7 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
         lease = os.pidfd_open(os.getpid())
         name = create.suggested_name(conf.name)
         more = {"lifetime": ("s", "lease"), "lease": ("h", lease), "trust_root": ("b", True)}
+        more |= create.transit(arguments)
         asked = create.options(arguments, name, **more)
         namespaces.make()
         at_end.callback(_close)

@@ -164,7 +164,8 @@ class Lines:
             case "daemon-stopped":
                 return "wg4netnsd is not running"
             case "tunnel-added":
-                return f"{event.new}" if event.snapshot else f"added, {event.new}"
+                added = f"{event.new}" if event.snapshot else f"added, {event.new}"
+                return f"{added}{_via(*event.transit or ())}"
             case "tunnel-removed":
                 return f"removed: {event.reason}" if event.reason else "removed"
             case "tunnel-state":
@@ -189,6 +190,10 @@ def _local_time(usec: int) -> str:
 
 def _at(endpoint: str | None) -> str:
     return f", at {endpoint}" if endpoint else ""
+
+
+def _via(kind: str = "host", detail: str = "") -> str:
+    return "" if kind == "host" else f", via {kind} {detail}".rstrip()
 
 
 def _last_handshake(event: Event) -> str:

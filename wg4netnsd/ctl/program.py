@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Final, NamedTuple, NoReturn
 
-from wg4netnsd import __version__, names
+from wg4netnsd import __version__
+from wg4netnsd.ctl import values
 from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
 
 
@@ -157,7 +158,7 @@ def _up(command: ArgumentParser) -> None:
 
 def _attach(command: ArgumentParser) -> None:
     where = command.add_mutually_exclusive_group(required=True)
-    where.add_argument("--pid", type=_pid, help="PID of a process in the namespace")
+    where.add_argument("--pid", type=values.pid, help="PID of a process in the namespace")
     where.add_argument(
         "--netns", metavar="PATH", help="file of the namespace, such as /proc/PID/ns/net"
     )
@@ -198,7 +199,9 @@ def _show(command: ArgumentParser) -> None:
 def _monitor(command: ArgumentParser) -> None:
     _add_json(command, "print one JSON object per line")
     command.add_argument("--full", action="store_true", help="do not shorten public keys")
-    command.add_argument("names", nargs="*", metavar="NAME", type=_name, help="only these tunnels")
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", type=values.name, help="only these tunnels"
+    )
 
 
 def _reload(command: ArgumentParser) -> None:
@@ -221,28 +224,55 @@ def _setup(command: ArgumentParser) -> None:
 
 
 def _add_creation(command: ArgumentParser) -> None:
-    command.add_argument("--name", type=_name, help="name of the tunnel (default: the file's)")
+    command.add_argument(
+        "--name", type=values.name, help="name of the tunnel (default: the file's)"
+    )
     command.add_argument(
         "--interface",
-        type=_interface,
+        type=values.interface,
         metavar="IFNAME",
         help="name of the interface (default: wg0)",
     )
     command.add_argument("--handshake", action="store_true", help="wait until a peer has answered")
     command.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="give up after this time (default: 20)"
+        "--timeout",
+        type=values.seconds,
+        metavar="SECONDS",
+        help="give up after this time (default: 20)",
     )
     _add_mtu_and_ignore(command)
+    _add_transit(command)
+
+
+def _add_transit(command: ArgumentParser) -> None:
+    transit = command.add_mutually_exclusive_group()
+    transit.add_argument(
+        "--via", metavar="NAME", type=values.name, help="send everything through this tunnel"
+    )
+    transit.add_argument(
+        "--transit-pid",
+        type=values.pid,
+        metavar="PID",
+        help="send it from this process's namespace",
+    )
+    transit.add_argument("--transit-netns", metavar="PATH", help="or from that of this file")
+    transit.add_argument(
+        "--transit-fd",
+        action="append",
+        type=values.fd,
+        metavar="FD",
+        help="send it with this open UDP socket; twice for IPv4 and IPv6",
+    )
 
 
 def _add_mtu_and_ignore(command: ArgumentParser) -> None:
     command.add_argument(
-        "--mtu", type=_mtu, metavar="BYTES", help="MTU to use instead of the file's"
+        "--mtu", type=values.mtu, metavar="BYTES", help="MTU to use instead of the file's"
     )
     command.add_argument(
         "--ignore",
         action="extend",
-        type=_keys,
+        type=values.keys,
         metavar="KEY[,KEY…]",
         help="ignore these keys of the file, such as PostUp, which needs root; may be repeated",
     )
@@ -265,14 +295,16 @@ def _add_capabilities(command: ArgumentParser) -> None:
     command.add_argument(
         "--cap",
         action="extend",
-        type=_capabilities,
+        type=values.capabilities,
         metavar="NAME",
         help="let the command keep a capability: net_raw, as tcpdump needs, or net_admin",
     )
 
 
 def _add_name(command: ArgumentParser, **more: Any) -> None:
-    command.add_argument("name", metavar="NAME", type=_name, help="name of the tunnel", **more)
+    command.add_argument(
+        "name", metavar="NAME", type=values.name, help="name of the tunnel", **more
+    )
 
 
 def _add_json(command: ArgumentParser, text: str = "print JSON") -> None:
@@ -285,63 +317,6 @@ def _add_command(command: ArgumentParser) -> None:
     )
 
 
-def _name(text: str) -> str:
-    if not names.TUNNEL_NAME.fullmatch(text):
-        wanted = "1 to 48 of A-Za-z0-9_.@-, the first a letter or digit"
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a tunnel name: expected {wanted}")
-    return text
-
-
-def _interface(text: str) -> str:
-    if not names.INTERFACE_NAME.fullmatch(text):
-        wanted = "1 to 15 of A-Za-z0-9_=+.-"
-        raise argparse.ArgumentTypeError(
-            f"{_shown(text)} is not an interface name: expected {wanted}"
-        )
-    return text
-
-
-def _mtu(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected bytes, 1 to 65535")
-    return int(text)
-
-
-def _keys(text: str) -> list[str]:
-    keys = text.split(",")
-    if not all(key.isascii() and key.isalnum() for key in keys):
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected keys such as PostUp,PreDown")
-    return keys
-
-
-def _capabilities(text: str) -> list[str]:
-    found = [name.lower().removeprefix("cap_") for name in text.split(",")]
-    if not set(found) <= {"net_admin", "net_raw"}:
-        wanted = "net_raw, net_admin or both; no other is about the network alone"
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected {wanted}")
-    return found
-
-
-def _shown(text: str) -> str:
-    return f"'{text.encode(errors='replace').decode()}'"
-
-
-def _pid(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a PID")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected a number of seconds above 0")
-    return seconds
-
-
 _COMMANDS: Final = {
     "run": _Command("run:run", "run a command behind a tunnel that ends with it", _run),
     "up": _Command("tunnels:up", "bring up a tunnel in a new namespace", _up),
@@ -349,7 +324,7 @@ _COMMANDS: Final = {
     "down": _Command(
         "tunnels:down",
         "take tunnels down",
-        lambda command: command.add_argument("names", nargs="+", metavar="NAME", type=_name),
+        lambda command: command.add_argument("names", nargs="+", metavar="NAME", type=values.name),
     ),
     "exec": _Command("run:execute", "run a command in a tunnel's namespace", _exec),
     "shell": _Command("run:shell", "run your shell in a tunnel's namespace", _shell),

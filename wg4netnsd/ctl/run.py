@@ -49,12 +49,13 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
         create.warn_if_inside(client)
         # When this process ends, for whatever reason, the tunnel does too.
         lease = os.pidfd_open(os.getpid())
+        transit = create.transit(arguments)
         namespaces.make(mounts=True, pids=not arguments.share_pids)
         netns = namespaces.current_netns()
         # The inode makes the name unique; a PID would be unique only in its PID namespace.
         name = create.suggested_name(conf.name, f"-{os.fstat(netns).st_ino}")
         more = {"lifetime": ("s", "lease"), "lease": ("h", lease), "trust_root": ("b", True)}
-        asked = create.options(arguments, name, **more)
+        asked = create.options(arguments, name, **more, **transit)
         reply = create.begin(client, netns, conf, asked)
         os.close(netns)
         os.close(lease)

@@ -23,6 +23,7 @@ _KEYS: Final = {
     "link_state": "LinkState",
     "netns_id": "NetnsId",
     "lifetime": "Lifetime",
+    "transit": "Transit",
     "root_trusted": "RootTrusted",
     "created_usec": "CreatedUSec",
     "public_key": "PublicKey",
@@ -144,6 +145,7 @@ def _lines(tunnel: dict[str, Any]) -> Iterator[str]:
         addresses=", ".join(tunnel["addresses"]),
         dns=", ".join(tunnel["dns"]) or "none",
         mtu=str(tunnel["mtu"]),
+        transit=_transit(*tunnel.get("transit", ("host", ""))),
         engine=_engine(tunnel),
         last_error=without_name(*tunnel["last_error"]),
     )
@@ -177,6 +179,10 @@ def _engine(tunnel: dict[str, Any]) -> str:
     restarts = tunnel["restart_count"]
     again = f", replaced {_count(restarts, 'time')}" if restarts else ""
     return f"process {tunnel['engine_pid']}{again}"
+
+
+def _transit(kind: str, detail: str) -> str:
+    return "" if kind == "host" else f"{kind} {detail}".rstrip()
 
 
 def _endpoint(peer: dict[str, Any]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from argparse import Namespace as Arguments
 from typing import Any
 
 from wg4netnsd import names
 from wg4netnsd.ctl import create, namespaces, progress
 from wg4netnsd.ctl.client import Client
-from wg4netnsd.ctl.failure import Failure, complain, of_kernel
+from wg4netnsd.ctl.failure import Failure, complain
 
 REPLY_TIME = 60.0
 """Seconds. The daemon answers sooner: it gives up on host names and on engines after 20."""
@@ -25,9 +24,10 @@ def up(arguments: Arguments) -> int:
         return foreground.run(arguments)
     with create.open_conf(arguments.conf) as conf, Client() as client:
         create.warn_if_inside(client)
+        more = create.transit(arguments)
         namespaces.make()
         # The user namespace has no process: whoever enters it later comes from us.
-        more = {"lifetime": ("s", "persistent"), "trust_root": ("b", True)}
+        more |= {"lifetime": ("s", "persistent"), "trust_root": ("b", True)}
         asked = create.options(arguments, create.suggested_name(conf.name), **more)
         _create(client, arguments, namespaces.current_netns(), conf, asked)
     return 0
@@ -36,15 +36,10 @@ def up(arguments: Arguments) -> int:
 def attach(arguments: Arguments) -> None:
     """Bring up a tunnel in a namespace that another process made."""
     path = f"/proc/{arguments.pid}/ns/net" if arguments.netns is None else arguments.netns
-    try:
-        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        hint = "expected a process of yours, or the file of its network namespace"
-        raise of_kernel(error, hint) from None
+    netns = create.open_netns(path)
+    more = {"lifetime": ("s", arguments.lifetime)} | create.transit(arguments)
     with create.open_conf(arguments.conf) as conf, Client() as client:
-        asked = create.options(
-            arguments, create.suggested_name(conf.name), lifetime=("s", arguments.lifetime)
-        )
+        asked = create.options(arguments, create.suggested_name(conf.name), **more)
         _create(client, arguments, netns, conf, asked)
 
 

@@ -37,18 +37,18 @@ class UdpSockets:
         try:
             return cls(udp.open_sockets(port))
         except OSError as error:
-            raise socket_error(error, port) from None
+            raise socket_error(error, port, "on the host") from None
 
     @classmethod
-    def adopt(cls, fds: Sequence[int]) -> Self | None:
+    def adopt(cls, fds: Sequence[int], least: int) -> Self | None:
         """Take over the sockets that an earlier daemon opened. Owns `fds`.
 
-        None if one is missing or wrong: the running engine goes on with its copies, and the next
-        one gets other sockets, of the same port.
+        None if there are fewer than `least`, or one is wrong: the running engine goes on with its
+        copies, and the next one gets other sockets, of the same port.
         """
         sockets = [socket.socket(fileno=fd) for fd in fds]
-        ports = {each.getsockname()[1] for each in sockets if is_udp(each)}
-        if len(sockets) == 2 and all(map(is_udp, sockets)) and len(ports) == 1:
+        ports = {each.getsockname()[1] for each in sockets if udp.is_udp(each)}
+        if len(sockets) >= least and all(map(udp.is_udp, sockets)) and len(ports) == 1:
             return cls(sockets)
         for each in sockets:
             each.close()
@@ -68,21 +68,9 @@ class UdpSockets:
             each.close()
 
 
-def is_udp(candidate: socket.socket) -> bool:
-    return (
-        candidate.family in (socket.AF_INET, socket.AF_INET6)
-        and candidate.type == socket.SOCK_DGRAM
-        and candidate.proto == socket.IPPROTO_UDP
-    )
-
-
-def socket_error(error: OSError, port: int) -> Error:
-    """Return the error for sockets that could not be opened."""
-    match error.errno:
-        case errno.EADDRINUSE:
-            return PortInUse("ListenPort: the port is in use on the host")
-        case errno.EACCES:
-            why = "only root may use it: expected net.ipv4.ip_unprivileged_port_start or higher"
-            return EngineFailed(f"ListenPort: {port}: {why}")
-    text = f"UDP sockets can't be opened: {error.strerror}"
+def socket_error(error: OSError, port: int, where: str) -> Error:
+    """Return the error for sockets that could not be opened; `where` says in which network."""
+    text = udp.explain(error, port, where)
+    if error.errno == errno.EADDRINUSE:
+        return PortInUse(text)
     return from_os_error(error, text, EngineFailed)

@@ -16,7 +16,7 @@ from wg4netnsd.aio.tasks import log_failure
 from wg4netnsd.config.model import Endpoint
 from wg4netnsd.engine.events import Timers
 from wg4netnsd.errors import Error, Unresolved
-from wg4netnsd.peers.resolve import LookupResults, is_address, look_up
+from wg4netnsd.peers.resolve import LookUp, LookupResults, is_address
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +52,20 @@ class NamedEndpoint:
         found: LookupResults,
         use: Callable[[str, bool], None],
         failed: Callable[[Error], None],
+        look_up: LookUp,
     ) -> None:
         """Begin with first_endpoint().
 
         `use(endpoint, initiate)` is called when packets should go to another ADDRESS:PORT, with
-        `initiate` if a handshake should begin at once. `failed` is called with each new error of a
-        look-up.
+        `initiate` if a handshake should begin at once. `failed` is called with each new error of
+        `look_up`.
         """
         self.error: Error | None = None  # the last look-up's, until the peer answers
         self.timers = Timers()
         self._name = name
         self._use = use
         self._failed = failed
+        self._look_up_host = look_up
         self._addresses: list[str] = []  # the first one is in use
         self._unanswered = 0  # initiations
         self._delay = FIRST_DELAY
@@ -125,7 +127,7 @@ class NamedEndpoint:
                 await asyncio.sleep(self._looked_up_at + self._delay - loop.time())
                 self._delay = min(self._delay * 2, MAX_DELAY)
             try:
-                found = await look_up(self._name.host)
+                found = await self._look_up_host(self._name.host)
             except Error as error:
                 self._set_error(error)
                 if self._addresses:  # they may do; the next failure looks the name up again

@@ -19,7 +19,7 @@ from wg4netnsd.engine.uapi import PeerStatus
 from wg4netnsd.errors import Error
 from wg4netnsd.peers.endpoint import NamedEndpoint, first_endpoint, host_of
 from wg4netnsd.peers.rate_limit import RateLimiter, Report
-from wg4netnsd.peers.resolve import LookupResults, is_address
+from wg4netnsd.peers.resolve import LookUp, LookupResults, is_address
 from wg4netnsd.peers.state import PeerState, StateMachine
 from wg4netnsd.systemd.journal import TunnelLog
 
@@ -111,14 +111,15 @@ class TunnelPeer:
         found: LookupResults,
         use: Callable[[str, bool], None],
         lookup_failed: Callable[[Error], None],
+        look_up: LookUp,
     ) -> None:
         """Use this Endpoint from now on, and drop what was known of another one.
 
-        `use` and `lookup_failed` are those of NamedEndpoint.
+        `use`, `lookup_failed` and `look_up` are those of NamedEndpoint.
         """
         self._drop_named_endpoint()
         if configured and not is_address(configured.host):
-            self.named_endpoint = NamedEndpoint(configured, found, use, lookup_failed)
+            self.named_endpoint = NamedEndpoint(configured, found, use, lookup_failed, look_up)
             self.named_endpoint.timers = self.state_machine.timers
         if configured and (first := first_endpoint(configured, found)):
             self.endpoint = first

@@ -19,7 +19,7 @@ from wg4netnsd.engine import events, uapi
 from wg4netnsd.errors import Error, Timeout
 from wg4netnsd.peers.endpoint import first_endpoint, host_of
 from wg4netnsd.peers.peer import PeerObserver, PeerView, TunnelPeer
-from wg4netnsd.peers.resolve import LookupResults, is_address, look_up_all
+from wg4netnsd.peers.resolve import LookUp, LookupResults, is_address, look_up, look_up_all
 from wg4netnsd.peers.state import PeerState
 from wg4netnsd.systemd.journal import TunnelLog
 
@@ -52,7 +52,11 @@ class Peers:
         observer: PeerObserver,
         log: TunnelLog,
         lookup_failed: Callable[[Error], None],
+        look_up: LookUp = look_up,
     ) -> None:
+        """`look_up` is called with the host names of endpoints."""
+        self.renewed: set[Callable[[], None]] = set()
+        """Called at the first handshake after the host's network has changed."""
         self.handshaken = asyncio.Event()
         """Set once any peer has completed a handshake."""
         self.timers = events.Timers()
@@ -60,6 +64,8 @@ class Peers:
         self._observer = observer
         self._log = log
         self._lookup_failed = lookup_failed
+        self._look_up = look_up
+        self._network_changed = False
         self._peers: dict[str, TunnelPeer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resyncing = self._must_resync = False
@@ -69,7 +75,8 @@ class Peers:
     async def look_up(self, configured: Iterable[Peer]) -> LookupResults:
         """Look up the host names of peers that are new or have another Endpoint. Never fails."""
         endpoints = [c.endpoint for c in configured if c.endpoint and self._is_new(c)]
-        return await look_up_all(e.host for e in endpoints if not is_address(e.host))
+        names = (e.host for e in endpoints if not is_address(e.host))
+        return await look_up_all(names, self._look_up)
 
     def new_endpoints(self, configured: Iterable[Peer], found: LookupResults) -> dict[str, str]:
         """Return the first ADDRESS:PORT of each peer that is new or has another Endpoint."""
@@ -89,7 +96,7 @@ class Peers:
             self._peers[each.public_key] = peer
             if before is None or before.configured.endpoint != each.endpoint:
                 use = self._endpoint_setter(peer)
-                peer.set_endpoint(each.endpoint, found, use, self._lookup_failed)
+                peer.set_endpoint(each.endpoint, found, use, self._lookup_failed, self._look_up)
             peer.configured = each
             peer.report_changes()
         for removed in old.values():
@@ -149,7 +156,14 @@ class Peers:
                 if event.public_key in self._peers:  # else it was removed a moment ago
                     self._peers[event.public_key].handle_event(event)
                 if isinstance(event, events.Completed):
-                    self.handshaken.set()
+                    self._handshake_completed()
+
+    def _handshake_completed(self) -> None:
+        self.handshaken.set()
+        if self._network_changed:
+            self._network_changed = False
+            for callback in list(self.renewed):
+                callback()
 
     def engine_ended(self) -> None:
         """Record that the engine has ended, and every session with it."""
@@ -159,6 +173,7 @@ class Peers:
 
     def network_changed(self) -> None:
         """Begin a handshake with every peer in use, now that the host's network has changed."""
+        self._network_changed = True
         if reachable := self.in_use() & self.endpoints().keys():
             for key in reachable:
                 self._peers[key].state_machine.gave_up()  # initiations sent into the old network

@@ -1,11 +1,11 @@
-"""Look up host names in the host's network namespace, where the engines' sockets are."""
+"""Look up host names in the host's network namespace, where most engines' sockets are."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from wg4netnsd.aio import blocking
@@ -24,8 +24,12 @@ LookupResults = dict[str, list[str] | Error]
 """Each host name's addresses, or the error that its look-up ended with."""
 
 
-async def look_up_all(hosts: Iterable[str]) -> LookupResults:
-    """Look up all of `hosts` at once, within LOOKUP_TIME. Never fails."""
+LookUp = Callable[[str], Awaitable[list[str]]]
+"""Returns a host's addresses, the best first. Raises Error."""
+
+
+async def look_up_all(hosts: Iterable[str], look_up: LookUp) -> LookupResults:
+    """Look up all of `hosts` at once. Never fails."""
 
     async def ask(host: str) -> tuple[str, list[str] | Error]:
         try:

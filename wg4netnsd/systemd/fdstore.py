@@ -41,6 +41,7 @@ class FdKind(enum.StrEnum):
     TUN = "tun"
     NETNS = "netns"  # absent if the tunnel must not keep the namespace alive
     LEASE = "lease"
+    TRANSIT = "transit"  # the namespace that UDP sockets are opened in; absent if it is the host's
     UDP4 = "udp4"  # the UDP sockets that engines use, each absent if the kernel lacks its family
     UDP6 = "udp6"
     PIDFD = "pidfd"  # the engine's, like all below
@@ -55,6 +56,7 @@ _TARGETS: Final = {
     FdKind.TUN: r"/.*/tun",
     FdKind.NETNS: r"net:\[\d+\]|/.*",  # a path if it is bind-mounted
     FdKind.LEASE: r".*",  # checked in lifetime.py
+    FdKind.TRANSIT: r"net:\[\d+\]|/.*",
     FdKind.UDP4: r"socket:\[\d+\]",  # checked further in engine/udp.py
     FdKind.UDP6: r"socket:\[\d+\]",
     FdKind.PIDFD: r"anon_inode:\[pidfd\]|pidfd:\[\d+\]",  # the latter since Linux 6.9

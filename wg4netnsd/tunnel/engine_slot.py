@@ -30,6 +30,7 @@ from wg4netnsd.systemd.fdstore import ENGINE_KINDS, UDP_KINDS, FdKind, FdStore
 from wg4netnsd.systemd.journal import TunnelLog
 from wg4netnsd.tunnel.record import SavedTunnel
 from wg4netnsd.tunnel.spec import Spec
+from wg4netnsd.tunnel.transit import Transit, TransitKind
 
 MAX_MEMORY: Final = 1 << 30
 """Bytes of unshared memory; an engine has 1.5 MB idle, and 20 MB at 3 Gbit/s in 8 streams."""
@@ -56,12 +57,13 @@ class SlotState(enum.Enum):
 
 
 class EngineSlot:
-    """The engine of one tunnel, and its replacements. Owns the engine, and the UDP sockets that its
-    replacements go on with."""
+    """The engine of one tunnel, and its replacements. Owns the engine, the UDP sockets that its
+    replacements go on with, and the transit that opens them."""
 
     def __init__(
         self,
         spare: SpareEngine,
+        transit: Transit,
         socket_path: Path,
         fd_store: FdStore,
         log: TunnelLog,
@@ -80,6 +82,7 @@ class EngineSlot:
         self.public_key = ""
         self.listen_port = 0
         self._spare = spare
+        self.transit = transit
         self._socket_path = socket_path
         self._fd_store = fd_store
         self._log = log
@@ -110,7 +113,7 @@ class EngineSlot:
         `endpoints` and `initiate` are those of uapi.encode_set(). Raises any of RETRYABLE; call
         `stop()` in any case.
         """
-        sockets = self._open_sockets(spec.config.interface.listen_port)
+        sockets = await self._open_sockets(spec.config.interface.listen_port)
         self._engine = self._spare.take_engine()
         self._engine.forward_events(self.on_event, self._log)
         await self._engine.listen(sockets.fds, self._socket_path)
@@ -121,16 +124,16 @@ class EngineSlot:
         self.half_changed = False
         self._set_identity(status.public_key, status.listen_port)
 
-    def _open_sockets(self, wanted_port: int) -> UdpSockets:
+    async def _open_sockets(self, wanted_port: int) -> UdpSockets:
         """Return the last engine's sockets, or the first engine's.
 
         `wanted_port` is the configuration's; with 0, the kernel chooses one. Raises as
-        UdpSockets.open().
+        Transit.open_sockets().
         """
         if self._sockets and wanted_port in (0, self._sockets.port):
             return self._sockets
         try:
-            self._set_sockets(UdpSockets.open(wanted_port or self.listen_port))
+            self._set_sockets(await self.transit.open_sockets(wanted_port or self.listen_port))
         except PortInUse:
             # Taken while nobody had sockets. If the kernel chose the port, it may choose anew.
             self._set_identity(self.public_key, wanted_port)
@@ -147,6 +150,8 @@ class EngineSlot:
             self._store_sockets()
 
     def _store_sockets(self) -> None:
+        if self.transit.fd >= 0:
+            self._fd_store.put(FdKind.TRANSIT, self.transit.fd)
         fds = self._sockets.by_family if self._sockets else {}
         for family, kind in UDP_KINDS.items():
             if family in fds:
@@ -172,7 +177,8 @@ class EngineSlot:
         adopted; `stop()` then ends it.
         """
         udp_fds = [fd for kind in UDP_KINDS.values() for fd in saved.fds.pop_fds(kind) or ()]
-        self._sockets = UdpSockets.adopt(udp_fds)
+        passed = spec.transit.kind is TransitKind.SOCKETS
+        self._sockets = UdpSockets.adopt(udp_fds, least=1 if passed else 2)
         if not self._sockets:
             self._fd_store.remove(*UDP_KINDS.values())
         fds = saved.fds.pop_fds(*ENGINE_KINDS)
@@ -216,6 +222,7 @@ class EngineSlot:
                 await self._engine.process.kill(DEATH_TIME)
         async with self.lock:
             await self.stop()
+            self.transit.close()
             if self._sockets:
                 self._sockets.close()
         # There may be a socket without an engine: that may have ended while there was no daemon.
@@ -251,7 +258,9 @@ class EngineSlot:
         why the engine keeps the old configuration, or is replaced: see `half_changed`.
         """
         port = new.config.interface.listen_port
-        sockets = UdpSockets.open(port) if port and port != self.listen_port else None
+        sockets = None
+        if port and port != self.listen_port:
+            sockets = await self.transit.open_sockets(port)
         if not self._engine or self.state is not SlotState.SERVING:
             if sockets:
                 self._set_sockets(sockets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 from pathlib import Path
@@ -18,13 +19,14 @@ from wg4netnsd.tunnel.observer import TunnelObserver
 from wg4netnsd.tunnel.record import SavedTunnel
 from wg4netnsd.tunnel.resources import Resources
 from wg4netnsd.tunnel.spec import Spec
+from wg4netnsd.tunnel.transit import Transit, TransitSpec, inner_mtu
 from wg4netnsd.tunnel.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
 MAX_TUNNELS: Final = 256
 """Each needs a process and FDS."""
-FDS: Final = 14
+FDS: Final = 15
 """Each tunnel's fds here: those of fdstore.FdKind, its link watch, its lease's epoll, and its
 socket server's two."""
 SPARE_FDS: Final = 160
@@ -59,6 +61,10 @@ class Manager:
         self._closing = False
 
     @property
+    def agent(self) -> Agent:
+        return self._resources.agent
+
+    @property
     def tunnels(self) -> list[Tunnel]:
         return list(self._tunnels.values())
 
@@ -71,13 +77,14 @@ class Manager:
         self,
         spec: Spec,
         netns: Netns,
+        transit: Transit,
         lease: Lease | None = None,
         saved: SavedTunnel | None = None,
     ) -> Tunnel:
         """Start a tunnel, or adopt a `saved` one.
 
-        The tunnel owns `netns`, `lease` and `saved` if this returns. Raises AlreadyExists,
-        LimitExceeded, ShuttingDown.
+        The tunnel owns `netns`, `transit`, `lease` and `saved` if this returns. Raises
+        AlreadyExists, LimitExceeded, ShuttingDown, InvalidArgs, NoSuchTunnel.
         """
         if self._closing:
             raise errors.ShuttingDown("the daemon is ending")
@@ -87,11 +94,34 @@ class Manager:
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
         if len(self._tunnels) >= self.max_tunnels:
             raise errors.LimitExceeded(f"there are {self.max_tunnels} tunnels already")
-        created = Tunnel(spec, netns, self._resources, lease, saved)
+        self._refuse_loop(spec.transit, netns.id)
+        outer = self.get_open(spec.transit.tunnel) if spec.transit.tunnel else None
+        created = Tunnel(spec, netns, self._resources, transit, lease, saved)
         self._tunnels[spec.name] = created
         created.start(self._observer.tunnel_added)
+        if outer:
+            watch = asyncio.create_task(self._end_with(outer, created))
+            created.call_at_end(watch.cancel)
+            renew = created.peers.network_changed
+            outer.peers.renewed.add(renew)
+            created.call_at_end(lambda: outer.peers.renewed.discard(renew))
         self._removals[created] = asyncio.create_task(self._remove_when_closed(created))
         return created
+
+    def _refuse_loop(self, transit: TransitSpec, netns: NetnsId) -> None:
+        """Raise InvalidArgs if ciphertext from the namespace would come back into it."""
+        seen: list[str] = []
+        while transit.netns:
+            if transit.netns == netns:
+                via = "".join(f" by way of '{name}'" for name in seen)
+                raise errors.InvalidArgs(
+                    f"transit: it leads into the tunnel's own namespace{via}: expected another"
+                )
+            next_one = self._in_netns(NetnsId(*transit.netns))
+            if next_one is None or next_one.spec.name in seen:
+                return
+            seen.append(next_one.spec.name)
+            transit = next_one.spec.transit
 
     async def wait_ready(self, created: Tunnel) -> None:
         """Return when a new tunnel is up and, if its spec asks for that, a handshake is complete.
@@ -101,6 +131,7 @@ class Manager:
         try:
             await created.lifecycle.wait_for({State.UP})
             self._warn_of_same_key(created)
+            self._warn_of_large_mtu(created)
             if created.spec.handshake:
                 await created.wait_handshake()
         except BaseException as error:  # also a cancellation at the moment it comes up
@@ -120,6 +151,13 @@ class Manager:
                 )
                 return
 
+    def _warn_of_large_mtu(self, created: Tunnel) -> None:
+        if outer := self._tunnels.get(created.spec.transit.tunnel):
+            most = inner_mtu(outer.spec.mtu, created.peers.endpoints().values())
+            if created.spec.mtu > most:
+                text = f"MTU: {created.spec.mtu}: too large for '{outer.spec.name}' to pass whole"
+                created.report_error(errors.InvalidConfig(f"{text}: expected {most} or less"))
+
     async def close(self, closed: Tunnel, reason: str) -> None:
         """Close a tunnel and return when its name and namespace are free again."""
         closed.close(reason)
@@ -130,7 +168,8 @@ class Manager:
         """Begin handshakes with all peers in use, now that the host's network has changed."""
         log.info("%s: beginning new handshakes", why)
         for one in self.tunnels:
-            one.peers.network_changed()
+            if not one.spec.transit.tunnel:  # else its outer tunnel comes first
+                one.peers.network_changed()
 
     def clock_jumped(self) -> None:
         """Update all peers: after a suspend or a set clock, timers may be late."""
@@ -147,6 +186,13 @@ class Manager:
             return self._tunnels[name]
         except KeyError:
             raise errors.NoSuchTunnel(f"no tunnel named '{name[:64]}'") from None
+
+    def get_open(self, name: str) -> Tunnel:
+        """Return the tunnel `name`, which is not about to end. Raises NoSuchTunnel."""
+        found = self.get(name)
+        if found.lifecycle.close_reason:
+            raise errors.NoSuchTunnel(f"'{name}' is closing: {found.lifecycle.close_reason}")
+        return found
 
     def get_by_netns(self, netns: NetnsId) -> Tunnel:
         """Return the tunnel of a namespace. Raises NoSuchTunnel."""
@@ -165,6 +211,14 @@ class Manager:
 
     def _in_netns(self, netns: NetnsId) -> Tunnel | None:
         return next((t for t in self._tunnels.values() if t.netns_id == netns), None)
+
+    @staticmethod
+    async def _end_with(outer: Tunnel, inner: Tunnel) -> None:
+        """Close a tunnel when the one that is its transit ends."""
+        with contextlib.suppress(errors.NoSuchTunnel):
+            await outer.lifecycle.wait_for({State.STOPPING})
+        why = outer.lifecycle.close_reason
+        inner.close(f"its outer tunnel '{outer.spec.name}' ended: {why}")
 
     async def _remove_when_closed(self, tunnel: Tunnel) -> None:
         await tunnel.wait_closed()

@@ -9,12 +9,13 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wg4netnsd.config import wgquick
-from wg4netnsd.config.model import Config
+from wg4netnsd.config.model import PATH_MTU, Config
 from wg4netnsd.engine.events import PROTOCOL, Timers
 from wg4netnsd.errors import Error, Failed, by_name
 from wg4netnsd.systemd.fdstore import FdStore, InheritedFds
 from wg4netnsd.tunnel.lifetime import Lifetime
 from wg4netnsd.tunnel.spec import Spec
+from wg4netnsd.tunnel.transit import HOST, TransitSpec
 
 
 class Unreadable(Exception):
@@ -61,7 +62,9 @@ class Record(BaseModel):
     client: str
     mtu_option: int | None
     handshake: bool
+    path_mtu: int = PATH_MTU  # records of earlier versions lack it
     root_trusted: bool = False  # records of earlier versions lack it
+    transit: TransitSpec = HOST  # the same
     config: str = Field(repr=False)  # wg-quick's format
     change: PendingChange | None  # in progress: it may be applied in part
     netns: tuple[int, int]  # device and inode
@@ -81,7 +84,9 @@ class Record(BaseModel):
                 "client": spec.client,
                 "mtu_option": spec.mtu_option,
                 "handshake": spec.handshake,
+                "path_mtu": spec.path_mtu,
                 "root_trusted": spec.root_trusted,
+                "transit": spec.transit,
                 "config": wgquick.render(spec.config),
                 "change": changing_to
                 and PendingChange(
@@ -100,7 +105,9 @@ class Record(BaseModel):
             config=_parse(self.config),
             mtu_option=self.mtu_option,
             handshake=self.handshake,
+            path_mtu=self.path_mtu,
             root_trusted=self.root_trusted,
+            transit=self.transit,
         )
 
     def changing_to(self) -> Spec | None:

@@ -21,6 +21,14 @@ from wg4netnsd.tunnel.lifetime import Lease, Lifetime
 from wg4netnsd.tunnel.manager import Manager
 from wg4netnsd.tunnel.netns import Netns, NetnsId
 from wg4netnsd.tunnel.record import Record, SavedTunnel, Unreadable
+from wg4netnsd.tunnel.transit import (
+    HostTransit,
+    NamespaceTransit,
+    PassedTransit,
+    Transit,
+    TransitKind,
+    TunnelTransit,
+)
 from wg4netnsd.tunnel.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -34,9 +42,11 @@ _ENGINE: Final = "wireguard-go"
 async def adopt_tunnels(manager: Manager, inherited: Mapping[str, InheritedFds]) -> list[Tunnel]:
     """Adopt all tunnels that can be; return when their states are known, or after DECISION_TIME."""
     adopted = []
-    for name, fds in inherited.items():
+    found = {name: _read_record(name, fds) for name, fds in inherited.items()}
+    for name in _outer_first(found):
+        fds = inherited[name]
         try:
-            adopted.append(_adopt_tunnel(manager, name, fds))
+            adopted.append(_adopt_tunnel(manager, found[name], fds))
         except (Unreadable, errors.Error) as why:
             log.warning("can't be adopted, so it ends: %s", why, extra={"TUNNEL": name})
             await _end_tunnel(fds)
@@ -50,14 +60,40 @@ async def adopt_tunnels(manager: Manager, inherited: Mapping[str, InheritedFds])
     return adopted
 
 
-def _adopt_tunnel(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
+def _read_record(name: str, fds: InheritedFds) -> Record | Unreadable:
+    """Return a tunnel's record, or the reason why there is none."""
+    try:
+        written = record.read_newest(fds.pop_records())
+    except Unreadable as why:
+        return why
+    if written.name != name:
+        return Unreadable(f"its record is that of another tunnel, {written.name}")
+    return written
+
+
+def _outer_first(found: Mapping[str, Record | Unreadable]) -> list[str]:
+    """Return the names of all tunnels, each one after that which is its transit."""
+    ordered: dict[str, None] = {}
+
+    def add(name: str, inner: frozenset[str] = frozenset()) -> None:
+        written = found.get(name)
+        if isinstance(written, Record) and name not in inner:
+            add(written.transit.tunnel, inner | {name})
+        if written:
+            ordered[name] = None
+
+    for name in found:
+        add(name)
+    return list(ordered)
+
+
+def _adopt_tunnel(manager: Manager, written: Record | Unreadable, fds: InheritedFds) -> Tunnel:
     """Adopt one tunnel, which owns `fds` if this returns.
 
     Raises Unreadable, or the reason why the manager refuses it.
     """
-    written = record.read_newest(fds.pop_records())
-    if written.name != name:
-        raise Unreadable(f"its record is that of another tunnel, {written.name}")
+    if isinstance(written, Unreadable):
+        raise written
     if FdKind.TUN not in fds:
         raise Unreadable("its TUN is missing")
     with contextlib.ExitStack() as stack:
@@ -67,7 +103,10 @@ def _adopt_tunnel(manager: Manager, name: str, fds: InheritedFds) -> Tunnel:
             namespace.fd = fd
         if lease := _lease(written, fds):
             stack.callback(lease.close)
-        tunnel = manager.create(written.spec(), namespace, lease, SavedTunnel(written, fds))
+        transit = _transit(manager, written, fds)
+        stack.callback(transit.close)
+        saved = SavedTunnel(written, fds)
+        tunnel = manager.create(written.spec(), namespace, transit, lease, saved)
         stack.pop_all()
         return tunnel
 
@@ -78,6 +117,27 @@ def _lease(written: Record, fds: InheritedFds) -> Lease | None:
     for fd in fds.pop_fds(FdKind.LEASE) or ():
         return Lease(fd)
     raise Unreadable("its lease ended while there was no daemon")  # systemd has closed it
+
+
+def _transit(manager: Manager, written: Record, fds: InheritedFds) -> Transit:
+    match written.transit.kind:
+        case TransitKind.HOST:
+            return HostTransit()
+        case TransitKind.NAMESPACE:
+            for fd in fds.pop_fds(FdKind.TRANSIT) or ():
+                return NamespaceTransit(manager.agent, fd)
+            raise Unreadable("its transit namespace is missing")
+        case TransitKind.SOCKETS:
+            if FdKind.UDP4 not in fds and FdKind.UDP6 not in fds:
+                raise Unreadable("its UDP sockets, which its creator had passed, are missing")
+            return PassedTransit()
+        case TransitKind.TUNNEL:
+            try:
+                outer = manager.get_open(written.transit.tunnel)
+            except errors.NoSuchTunnel:
+                name = written.transit.tunnel
+                raise Unreadable(f"its outer tunnel '{name}' ended") from None
+            return TunnelTransit(manager.agent, outer)
 
 
 async def _end_tunnel(fds: InheritedFds) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from wg4netnsd.agent.protocol import InterfaceSettings
-from wg4netnsd.config.model import Address, Config, Dns, Peer
+from wg4netnsd.config.model import PATH_MTU, Address, Config, Dns, Peer
 from wg4netnsd.tunnel.lifetime import Lifetime
+from wg4netnsd.tunnel.transit import HOST, TransitSpec
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Spec:
     mtu_option: int | None = None  # overrides the configuration's MTU
     handshake: bool = False  # begin a handshake with each peer at once
     client: str = ""  # for Lifetime.CLIENT: the bus's ID and the client's name on it
+    path_mtu: int = PATH_MTU  # of the paths to the peers; decides if nobody has said an MTU
+    transit: TransitSpec = HOST  # where the ciphertext goes
     root_trusted: bool = False  # the creator has the namespace for itself; we only pass this on
 
     mtu: int = field(init=False)
@@ -29,7 +32,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Set `mtu`. Raises InvalidConfig if it is too small for the addresses."""
-        object.__setattr__(self, "mtu", self.config.mtu(self.mtu_option))
+        object.__setattr__(self, "mtu", self.config.mtu(self.mtu_option, self.path_mtu))
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -36,6 +36,7 @@ from wg4netnsd.tunnel.resolvconf import ResolvConf
 from wg4netnsd.tunnel.resources import Resources
 from wg4netnsd.tunnel.sockets import TunnelSockets
 from wg4netnsd.tunnel.spec import Spec
+from wg4netnsd.tunnel.transit import Transit
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Tunnel:
         spec: Spec,
         namespace: Netns,
         resources: Resources,
+        transit: Transit,
         lease: Lease | None = None,
         saved: SavedTunnel | None = None,
     ) -> None:
@@ -80,12 +82,9 @@ class Tunnel:
         self.resolv_conf = ResolvConf(directory, spec.name, self._log)
         self._fd_store = saved.fds if saved else FdStore(spec.name)
         self._records = RecordWriter(self._fd_store)
+        socket = directory / f"{spec.interface}.sock"
         self.engine = EngineSlot(
-            resources.spare,
-            directory / f"{spec.interface}.sock",
-            self._fd_store,
-            self._log,
-            self._changed,
+            resources.spare, transit, socket, self._fd_store, self._log, self._changed
         )
         self._creators_mtu = spec.mtu_option
         self._ending = False  # the run task must not be cancelled any more
@@ -102,7 +101,8 @@ class Tunnel:
         self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
         # After that, so that what `observe` schedules runs after the task's first step.
         self._observer = observe(self)
-        self.peers = Peers(self.engine, self._observer, self._log, self.report_error)
+        told = self._observer, self._log, self.report_error
+        self.peers = Peers(self.engine, *told, self.engine.transit.look_up)
         self.engine.on_event = self.peers.handle_event
 
     @property

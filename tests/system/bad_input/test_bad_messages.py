@@ -31,12 +31,12 @@ def test_descriptors_that_did_not_come(refuses: Refuses, client: Client, inside:
 
 
 @ON_BOTH
-@pytest.mark.parametrize("number", [4, 16])
+@pytest.mark.parametrize("number", [7, 16])
 def test_too_many_descriptors(refuses: Refuses, number: int) -> None:
     with opened("/dev/null") as fd:
         refuses(
             "InvalidArgs",
-            "more than 3 file descriptors",
+            "more than 6 file descriptors",
             *(ROOT, MANAGER, "ListTunnels", "ah", ([fd] * number,)),
         )
 
@@ -47,7 +47,7 @@ def test_as_many_descriptors_as_the_kernel_allows(refuses: Refuses) -> None:
     with opened("/dev/null") as fd:
         refuses(
             "InvalidArgs",
-            "more than 3 file descriptors",
+            "more than 6 file descriptors",
             *(ROOT, MANAGER, "ListTunnels", "ah", ([fd] * 253,)),
         )
 

@@ -1,6 +1,7 @@
 """The options of CreateTunnel are declared once, in api/options.py; the contract, wg4netnsctl, its
 manual page and its completions say the same of them."""
 
+import os
 import re
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from dataclasses import fields
@@ -16,6 +17,7 @@ from wg4netnsd.bus.contract import load
 from wg4netnsd.config.foreign import IGNORABLE
 from wg4netnsd.ctl import create
 from wg4netnsd.ctl.program import parser
+from wg4netnsd.errors import InvalidArgs
 from wg4netnsd.tunnel.lifetime import Lifetime
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +36,19 @@ FLAGS = {
 follows from the command, but for attach, and so does who is root in the namespace; only a program
 has a lease to pass."""
 
+TRANSITS = {
+    "transit_tunnel": "--via office",
+    "transit": "--transit-netns /proc/self/ns/net",
+    "transit_sockets": "--transit-fd 0 --transit-fd 1",
+}
+"""Those of which there can be only one."""
+
 WITHOUT_FLAG = {"lifetime", "lease", "trust_root"}
+
+FLAG_NAMES = [
+    *(each.split()[0] for each in (*FLAGS.values(), *TRANSITS.values())),
+    "--transit-pid",
+]
 
 SECONDS = Options().timeout_usec // 10**6
 DEFAULTS = {"interface": Options().interface, "timeout_usec": str(SECONDS)}
@@ -91,7 +105,7 @@ def parsed(name: str, *words: str) -> Namespace:
 
 @pytest.mark.parametrize("name", ["run", "up", "attach --pid 1"])
 def test_the_command_line_has_each_of_them(name: str) -> None:
-    assert FLAGS.keys() | WITHOUT_FLAG == SIGNATURES.keys()
+    assert FLAGS.keys() | TRANSITS.keys() | WITHOUT_FLAG == SIGNATURES.keys()
     arguments = parser().parse_args([*name.split(), *" ".join(FLAGS.values()).split(), "conf"])
     asked = create.options(arguments, "suggested")
     assert {option: signature for option, (signature, _) in asked.items()} == {
@@ -106,6 +120,34 @@ def test_the_command_line_has_each_of_them(name: str) -> None:
         timeout_usec=5_000_000,
         ignore=("PostUp",),
     )
+
+
+@pytest.mark.parametrize("option", TRANSITS)
+@pytest.mark.parametrize("name", ["run", "up", "attach --pid 1"])
+def test_the_command_line_has_one_transit(name: str, option: str) -> None:
+    arguments = parser().parse_args([*name.split(), *TRANSITS[option].split(), "conf"])
+    asked = create.transit(arguments)
+    (signature, value) = asked[option]
+    assert (list(asked), signature) == ([option], SIGNATURES[option])
+    taken = options.parse({option: Variant(signature, value)})
+    assert getattr(taken, option) == (tuple(value) if signature == "ah" else value)
+    if signature == "h":
+        os.close(value)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        (("transit", "transit_tunnel"), "transit_tunnel"),
+        (("transit_sockets", "transit"), "transit_sockets"),
+        (("transit_tunnel", "transit_sockets"), "transit_tunnel"),
+    ],
+)
+def test_two_transits(chosen: tuple[str, ...], named: str) -> None:
+    values = {"transit": 0, "transit_sockets": [0], "transit_tunnel": "office"}
+    asked = {name: Variant(SIGNATURES[name], values[name]) for name in chosen}
+    with pytest.raises(InvalidArgs, match=f"option '{named}': expected only one of transit, "):
+        options.parse(asked)
 
 
 def test_without_flags_the_defaults_are_the_daemons() -> None:
@@ -153,9 +195,9 @@ def test_help_page_and_completions_have_the_defaults() -> None:
             assert re.search(rf"{flag[2:]}\b.*default:? {default}\b", COMPLETIONS[name]), name
 
 
-@pytest.mark.parametrize("flag", [each.split()[0] for each in FLAGS.values()])
+@pytest.mark.parametrize("flag", FLAG_NAMES)
 def test_page_and_completions_have_each_of_them(flag: str) -> None:
-    assert re.search(rf"^\.It Fl -{flag[2:]}\b", PAGE, re.MULTILINE)
+    assert re.search(rf"^\.It (.* | )?Fl -{flag[2:]}\b", PAGE, re.MULTILINE)
     for name, text in COMPLETIONS.items():
         spelled = f"-l {flag[2:]}" if name.endswith(".fish") else flag
         assert re.search(rf"{spelled}\b", text), name

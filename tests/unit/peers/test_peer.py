@@ -15,7 +15,7 @@ from wg4netnsd.config.model import Endpoint, Peer
 from wg4netnsd.engine.events import Completed, Initiated, Moved, Timers
 from wg4netnsd.engine.uapi import PeerStatus
 from wg4netnsd.errors import Error, Unresolved
-from wg4netnsd.peers import endpoint
+from wg4netnsd.peers import endpoint, resolve
 from wg4netnsd.peers.peer import Handshake, TunnelPeer
 from wg4netnsd.peers.rate_limit import Report
 from wg4netnsd.peers.state import PeerState
@@ -59,7 +59,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise Unresolved(f"{host}: nobody knows")
         return list(addresses)
 
-    monkeypatch.setattr(endpoint, "look_up", look_up)
+    monkeypatch.setattr(resolve, "look_up", look_up)
     monkeypatch.setattr(endpoint, "FIRST_DELAY", 0.01)
     return addresses
 
@@ -74,7 +74,8 @@ def with_peer(test: Callable[[TunnelPeer, Recorder], Awaitable[None]], found: An
         name = configured.endpoint
         assert name
         looked_up = {NAME: found or Unresolved(NAME)}
-        peer.set_endpoint(name, looked_up, lambda e, _: told.used.append(e), told.lookup_failed)
+        use, failed = (lambda e, _: told.used.append(e)), told.lookup_failed
+        peer.set_endpoint(name, looked_up, use, failed, lambda host: resolve.look_up(host))
         peer.report_changes()
         await test(peer, told)
         peer.close()

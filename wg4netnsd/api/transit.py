@@ -1,0 +1,60 @@
+"""Make a tunnel's transit of the options that choose one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from wg4netnsd.api.options import Options
+from wg4netnsd.bus.call import Call
+from wg4netnsd.config.model import OVERHEAD, PATH_MTU, Config
+from wg4netnsd.errors import InvalidArgs, InvalidNetns, NoSuchTunnel
+from wg4netnsd.tunnel import passed_sockets
+from wg4netnsd.tunnel.lifecycle import State
+from wg4netnsd.tunnel.manager import Manager
+from wg4netnsd.tunnel.netns import Netns
+from wg4netnsd.tunnel.transit import (
+    HOST,
+    HostTransit,
+    NamespaceTransit,
+    PassedTransit,
+    Transit,
+    TransitKind,
+    TransitSpec,
+    TunnelTransit,
+    inner_mtu,
+)
+
+
+class Made(NamedTuple):
+    transit: Transit
+    spec: TransitSpec
+    path_mtu: int = PATH_MTU
+
+
+async def make(asked: Options, call: Call, config: Config, manager: Manager) -> Made:
+    """Return the transit that the options ask for; the caller closes it.
+
+    Raises InvalidArgs, NoSuchTunnel, PortInUse, EngineFailed, LimitExceeded, Timeout.
+    """
+    if asked.transit is not None:
+        try:
+            netns = await Netns.from_fd(call.pop_fd(asked.transit))
+        except InvalidNetns as error:
+            raise InvalidArgs(f"option 'transit': {error.text}") from None
+        spec = TransitSpec(TransitKind.NAMESPACE, netns=netns.id)
+        return Made(NamespaceTransit(manager.agent, netns.fd), spec)
+    if asked.transit_sockets is not None:
+        fds = [call.pop_fd(index) for index in asked.transit_sockets]
+        sockets, netns_id = passed_sockets.check(fds, config.interface.listen_port)
+        return Made(PassedTransit(sockets), TransitSpec(TransitKind.SOCKETS, netns=netns_id))
+    if asked.transit_tunnel is not None:
+        try:
+            outer = manager.get_open(asked.transit_tunnel)
+            await outer.lifecycle.wait_for(set(State) - {State.STARTING, State.CLOSED})
+        except NoSuchTunnel as error:
+            raise NoSuchTunnel(f"option 'transit_tunnel': {error.text}") from None
+        spec = TransitSpec(TransitKind.TUNNEL, outer.spec.name, outer.netns_id)
+        endpoints = [str(peer.endpoint) for peer in config.peers if peer.endpoint]
+        path_mtu = inner_mtu(outer.spec.mtu, endpoints) + OVERHEAD[6]
+        return Made(TunnelTransit(manager.agent, outer), spec, path_mtu)
+    return Made(HostTransit(), HOST)
