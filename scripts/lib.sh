@@ -25,8 +25,7 @@ readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static
     python3-gi rootlesskit rsync socat sshfs sudo tcpdump tmux traceroute uidmap wireguard-tools xauth zsh)
 # … those among them that are not installed, as they would take over the machine's look-ups and bus, or
 # let others log in …
-readonly UNPACKED_PACKAGES=(dbus-broker libnss-mdns libnss-resolve libwrap0 nscd openssh-server
-    systemd-resolved)
+readonly UNPACKED_PACKAGES=(dbus-broker libnss-mdns libnss-resolve nscd openssh-server systemd-resolved)
 # … those that are too large for every run …
 readonly LONG_PACKAGES=(chromium firefox-esr)
 # … and the programs that benchmarks compare it with.
@@ -195,14 +194,18 @@ unpack_packages() {
     exec {lock}>&-
 }
 
-unpack() { # PACKAGE… DIRECTORY
+unpack() { # PACKAGE… DIRECTORY: and the packages that these need and the machine lacks
     local packages=("${@:1:$#-1}") directory=${*: -1} package
     say "unpacking distribution packages: ${packages[*]}"
     mkdir "$directory"
-    if ! download "$directory" "${packages[@]}"; then
-        apt-get update -qq </dev/null
-        download "$directory" "${packages[@]}"
-    fi
+    apt-get update -qq </dev/null
+    mapfile -t packages < <(
+        printf '%s\n' "${packages[@]}"
+        apt-get install --simulate --no-install-recommends "${packages[@]}" |
+            sed -n 's/^Inst \([^ ]*\) .*/\1/p'
+    )
+    # As root, because apt-get's own user may not write there.
+    (cd "$directory" && apt-get download -qq --option APT::Sandbox::User=root "${packages[@]}")
     for package in "$directory"/*.deb; do
         dpkg-deb --extract "$package" "$directory"
         rm "$package"
@@ -212,10 +215,6 @@ unpack() { # PACKAGE… DIRECTORY
     local launcher=$directory/usr/bin/dbus-broker-launch
     sed --in-place 's,/usr/bin/dbus-broker\x00,usr/bin//dbus-broker\x00,' "$launcher"
     grep --quiet --text 'usr/bin//dbus-broker' "$launcher"
-}
-
-download() { # DIRECTORY PACKAGE…: as root, because apt-get's own user may not write there
-    (cd "$1" && shift && apt-get download -qq --option APT::Sandbox::User=root "$@")
 }
 
 make_all() { # CHECKOUT: sets $venv, $wheel, $stock and $short

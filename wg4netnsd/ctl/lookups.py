@@ -54,7 +54,7 @@ def confine(resolv_conf: str | bytes, copied: Collection[RootFile] = ()) -> None
     _cover_etc(resolv_conf, copied)
     for run in {os.path.realpath("/run"), os.path.realpath("/var/run")}:
         if os.path.lexists(f"{run}/nscd"):
-            _leave_out(run, "nscd")
+            mounts.leave_out(run, "nscd")
         for path in (f"{run}/{name}" for name in _EMPTIED):
             if os.path.isdir(path):
                 mounts.cover_with_tmpfs(path)
@@ -122,13 +122,6 @@ def _copies(files: Collection[RootFile]) -> Iterator[dict[str, int]]:
             _write(name, file.content, file.mode)
             copies[file.path] = stack.enter_context(mounts.open_fd(name, os.O_PATH))
         yield copies
-
-
-def _leave_out(directory: str, name: str) -> None:
-    with mounts.open_fd(directory, os.O_DIRECTORY) as covered:
-        mounts.cover_with_tmpfs(directory)
-        mounts.bind_all(covered, directory, without=(name,))
-        mounts.forbid_writing(directory)
 
 
 def _read(path: str) -> str:

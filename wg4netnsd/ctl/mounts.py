@@ -55,6 +55,14 @@ def bind_all(covered: int, target: str, without: Collection[str]) -> None:
             mount(f"/proc/self/fd/{covered}/{entry.name}", path, "", MS_BIND | MS_REC)
 
 
+def leave_out(directory: str, name: str) -> None:
+    """Cover a directory with one that has everything in it, but not `name`."""
+    with open_fd(directory, os.O_DIRECTORY) as covered:
+        cover_with_tmpfs(directory)
+        bind_all(covered, directory, without=(name,))
+        forbid_writing(directory)
+
+
 def cover_with_tmpfs(path: str) -> None:
     """Hide a directory's content; what was opened before stays reachable."""
     mount("tmpfs", path, "tmpfs", FLAGS, "mode=0755")
@@ -78,11 +86,13 @@ def hide_private_socket() -> None:
     """Have systemctl and systemd-run call the user manager over the session bus.
 
     They prefer the manager's own socket, but refuse it if they can't see the manager's PID, as in a
-    new PID namespace (getpeercred() in systemd's src/basic/socket-util.c).
+    new PID namespace (getpeercred() in systemd's src/basic/socket-util.c). If it does not exist,
+    they use the bus (bus_connect_transport_systemd() in src/shared/bus-util.c).
     """
-    path = os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "systemd/private")
-    with contextlib.suppress(OSError):  # there is none
-        mount(os.devnull, path, "", MS_BIND)  # not a socket: ECONNREFUSED
+    directory = f"{os.environ.get('XDG_RUNTIME_DIR', '')}/systemd"
+    with contextlib.suppress(OSError):
+        if os.path.exists(f"{directory}/private"):
+            leave_out(directory, "private")
 
 
 def renew_sysfs() -> None:
