@@ -66,20 +66,6 @@ def open_conf(conf: str) -> Iterator[Conf]:
         os.close(fd)
 
 
-def warn_if_inside(client: Client) -> None:
-    """Warn if we are in a tunnel's namespace already: the new tunnel does not go through that one.
-
-    In the initial user namespace we can't be, and save the call.
-    """
-    if os.stat("/proc/self/ns/user").st_ino == _INITIAL_USER_NAMESPACE:
-        return
-    with open("/proc/self/ns/net") as netns, contextlib.suppress(Failure):
-        found = (names.ROOT_PATH, names.MANAGER, "GetTunnelByNetns", "h", netns.fileno())
-        outer = client.tunnel(*client.call(*found, start=False))["Name"]
-        text = f"this is inside '{outer}', but the new tunnel will not go through it"
-        complain(f"warning: {text}", "its packets leave by the host's network")
-
-
 def warn_of_error(tunnel: dict[str, Any]) -> None:
     """Warn of a new tunnel's error: it is up nevertheless."""
     if any(tunnel["LastError"]):
@@ -107,8 +93,10 @@ def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[st
     return asked
 
 
-def transit(arguments: Arguments) -> dict[str, tuple[str, Any]]:
+def transit(arguments: Arguments, client: Client) -> dict[str, tuple[str, Any]]:
     """The option that says where the ciphertext goes, if the command line does.
+
+    Warns if it does not, and we are in another tunnel's namespace.
 
     Call this before entering a user namespace: from there, other processes' files can't be opened.
     """
@@ -120,7 +108,22 @@ def transit(arguments: Arguments) -> dict[str, tuple[str, Any]]:
         return {"transit": ("h", open_netns(arguments.transit_netns))}
     if arguments.transit_fd is not None:
         return {"transit_sockets": ("ah", arguments.transit_fd)}
+    _warn_if_inside(client)
     return {}
+
+
+def _warn_if_inside(client: Client) -> None:
+    """Warn if we are in a tunnel's namespace: the new tunnel does not go through that one.
+
+    In the initial user namespace we can't be, and save the call.
+    """
+    if os.stat("/proc/self/ns/user").st_ino == _INITIAL_USER_NAMESPACE:
+        return
+    with open("/proc/self/ns/net") as netns, contextlib.suppress(Failure):
+        found = (names.ROOT_PATH, names.MANAGER, "GetTunnelByNetns", "h", netns.fileno())
+        outer = client.tunnel(*client.call(*found, start=False))["Name"]
+        text = f"warning: this is inside '{outer}', but the new tunnel leaves by the host's network"
+        complain(text, f"'--via {outer}' sends it through '{outer}'")
 
 
 def open_netns(path: str) -> int:

@@ -72,11 +72,10 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
     notify.status("waiting for the tunnel")
     with create.open_conf(arguments.conf) as conf:
         client = at_end.enter_context(Client())
-        create.warn_if_inside(client)
         lease = os.pidfd_open(os.getpid())
         name = create.suggested_name(conf.name)
         more = {"lifetime": ("s", "lease"), "lease": ("h", lease), "trust_root": ("b", True)}
-        more |= create.transit(arguments)
+        more |= create.transit(arguments, client)
         asked = create.options(arguments, name, **more)
         namespaces.make()
         at_end.callback(_close)

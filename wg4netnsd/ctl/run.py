@@ -46,10 +46,9 @@ def _up(arguments: Arguments) -> tuple[str, Client]:
     outside."""
     with create.open_conf(arguments.conf) as conf:
         client = Client()
-        create.warn_if_inside(client)
         # When this process ends, for whatever reason, the tunnel does too.
         lease = os.pidfd_open(os.getpid())
-        transit = create.transit(arguments)
+        transit = create.transit(arguments, client)
         namespaces.make(mounts=True, pids=not arguments.share_pids)
         netns = namespaces.current_netns()
         # The inode makes the name unique; a PID would be unique only in its PID namespace.

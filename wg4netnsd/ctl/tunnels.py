@@ -23,8 +23,7 @@ def up(arguments: Arguments) -> int:
 
         return foreground.run(arguments)
     with create.open_conf(arguments.conf) as conf, Client() as client:
-        create.warn_if_inside(client)
-        more = create.transit(arguments)
+        more = create.transit(arguments, client)
         namespaces.make()
         # The user namespace has no process: whoever enters it later comes from us.
         more |= {"lifetime": ("s", "persistent"), "trust_root": ("b", True)}
@@ -37,8 +36,8 @@ def attach(arguments: Arguments) -> None:
     """Bring up a tunnel in a namespace that another process made."""
     path = f"/proc/{arguments.pid}/ns/net" if arguments.netns is None else arguments.netns
     netns = create.open_netns(path)
-    more = {"lifetime": ("s", arguments.lifetime)} | create.transit(arguments)
     with create.open_conf(arguments.conf) as conf, Client() as client:
+        more = {"lifetime": ("s", arguments.lifetime)} | create.transit(arguments, client)
         asked = create.options(arguments, create.suggested_name(conf.name), **more)
         _create(client, arguments, netns, conf, asked)
 
