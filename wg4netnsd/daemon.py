@@ -92,7 +92,7 @@ async def _serve(
 
     stop = _stop_on_signals()
     agent_dead = asyncio.create_task(_wait_agent_dead(agent.pid))
-    await restore.kill_stray_engines(inherited)
+    await restore.kill_strays(inherited)
     service = Service(agent, binary or engine.BINARY, directory)
     try:
         server = await service.start(inherited)

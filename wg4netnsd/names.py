@@ -11,6 +11,7 @@ TUNNEL_ROOT: Final = ROOT_PATH + "/tunnel"
 
 MANAGER: Final = "org.wg4netns1.Manager"
 TUNNEL: Final = "org.wg4netns1.Tunnel"
+FORWARD: Final = "org.wg4netns1.Forward"
 ERROR: Final = "org.wg4netns1.Error"
 BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 """The bus's own service, object path and interface."""
@@ -28,6 +29,11 @@ TUNNEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,47}")
 def tunnel_path(name: str) -> str:
     """Return the object path of the tunnel `name`."""
     return f"{TUNNEL_ROOT}/{escape_label(name)}"
+
+
+def forward_path(tunnel: str, forward: str) -> str:
+    """Return the object path of a tunnel's forward, by its id."""
+    return f"{tunnel_path(tunnel)}/forward/{forward}"
 
 
 def escape_label(name: str) -> str:

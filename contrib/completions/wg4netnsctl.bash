@@ -10,7 +10,7 @@ _wg4netnsctl() {
             continue
         elif [[ -n $option && ${COMP_WORDS[i - 1]} =~ ^(=|"$option")$ ]]; then
             option=''
-        elif [[ $word =~ ^--(cap|ignore|interface|lifetime|mtu|name|netns|pid|timeout|transit-fd|transit-netns|transit-pid|via)$ ]]; then
+        elif [[ $word =~ ^--(cap|credentials|forward|idle|ignore|interface|lifetime|listen|mtu|name|netns|pid|proxy|publish|timeout|transit-fd|transit-netns|transit-pid|via)$ ]]; then
             option=$word
         elif [[ $word == -- && $command =~ ^(run|exec)$ ]]; then
             _command_offset $((i + 1))
@@ -28,8 +28,8 @@ _wg4netnsctl() {
     elif [[ $cur == -* ]]; then
         _wg4netnsctl_options "$command"
     elif [[ -z $command ]]; then
-        _wg4netnsctl_offer 'run up attach down exec shell list show monitor reload restart wg doctor
-            setup'
+        _wg4netnsctl_offer 'run up attach down exec shell list show monitor reload restart connect
+            proxy forward publish forwards unforward wg doctor setup'
     else
         _wg4netnsctl_operand "$command" "$operands"
     fi
@@ -41,7 +41,7 @@ _wg4netnsctl_options() { # COMMAND
         $file"
     case $1 in
         run) _wg4netnsctl_offer "-h --help $new --cap --share-pids --" ;;
-        up) _wg4netnsctl_offer "-h --help $new --foreground --json" ;;
+        up) _wg4netnsctl_offer "-h --help $new --foreground --forward --json --proxy --publish" ;;
         attach) _wg4netnsctl_offer "-h --help $new --json --lifetime --netns --pid" ;;
         exec) _wg4netnsctl_offer '-h --help --cap --trust-root --' ;;
         shell) _wg4netnsctl_offer '-h --help --cap --trust-root' ;;
@@ -50,7 +50,12 @@ _wg4netnsctl_options() { # COMMAND
         monitor) _wg4netnsctl_offer '-h --help --full --json' ;;
         reload) _wg4netnsctl_offer "-h --help $file" ;;
         setup) _wg4netnsctl_offer '-h --help --remove' ;;
-        down | restart | wg) _wg4netnsctl_offer '-h --help' ;;
+        connect) _wg4netnsctl_offer '-h --help --pass-fd --timeout' ;;
+        proxy) _wg4netnsctl_offer "-h --help $new --anyone --credentials --idle --json --listen" ;;
+        forward) _wg4netnsctl_offer '-h --help --anyone --idle --json' ;;
+        publish) _wg4netnsctl_offer '-h --help --idle --json --proxy-protocol' ;;
+        forwards) _wg4netnsctl_offer '-h --help --json' ;;
+        down | restart | unforward | wg) _wg4netnsctl_offer '-h --help' ;;
         '') _wg4netnsctl_offer '-h --help --version' ;;
     esac
 }
@@ -62,7 +67,7 @@ _wg4netnsctl_value() { # OPTION
             _wg4netnsctl_offer 'ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table'
             ;;
         --lifetime) _wg4netnsctl_offer 'namespace persistent' ;;
-        --netns | --transit-netns) _wg4netnsctl_files ;;
+        --credentials | --netns | --transit-netns) _wg4netnsctl_files ;;
         --pid | --transit-pid) _wg4netnsctl_offer "$(ps -U "$EUID" -o pid=)" ;;
         --via) _wg4netnsctl_offer "$(wg4netnsctl list --quiet 2>/dev/null)" ;;
     esac
@@ -71,9 +76,14 @@ _wg4netnsctl_value() { # OPTION
 _wg4netnsctl_operand() { # COMMAND NUMBER
     case $1,$2 in
         run,0 | up,0 | attach,0 | reload,1) _wg4netnsctl_conf ;;
+        proxy,0)
+            _wg4netnsctl_conf
+            _wg4netnsctl_offer "$(wg4netnsctl list --quiet 2>/dev/null)"
+            ;;
         run,1 | exec,1) _wg4netnsctl_offer -- ;;
         wg,1) _wg4netnsctl_offer 'addconf set setconf show showconf syncconf' ;;
-        down,* | monitor,* | exec,0 | shell,0 | show,0 | reload,0 | restart,0 | wg,0)
+        down,* | monitor,* | exec,0 | shell,0 | show,0 | reload,0 | restart,0 | wg,0 | \
+            connect,0 | forward,0 | publish,0 | forwards,0 | unforward,0)
             _wg4netnsctl_offer "$(wg4netnsctl list --quiet 2>/dev/null)"
             ;;
     esac

@@ -213,7 +213,7 @@ def test_the_limit_of_tunnels_follows_from_that_of_fds(
 ) -> None:
     """The daemon raises its soft limit by itself: it is the hard one that counts."""
     ours = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert start_daemon().client.get(ROOT, "MaxTunnels", MANAGER) == min(256, (ours[1] - 160) // 14)
+    assert start_daemon().client.get(ROOT, "MaxTunnels", MANAGER) == min(256, (ours[1] - 160) // 17)
 
 
 # ---------------------------------------------------------------- the clock

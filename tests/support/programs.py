@@ -137,7 +137,7 @@ class Place:
         (HOME / ".ssh").mkdir(mode=0o700)
         self._closing.callback(shutil.rmtree, HOME / ".ssh")
         (HOME / ".ssh/config").write_text(SSH.format(directory=self.directory))
-        self._spawn("ssh-agent", "-D", "-a", self.environment["SSH_AUTH_SOCK"])
+        self.spawn("ssh-agent", "-D", "-a", self.environment["SSH_AUTH_SOCK"])
         wait_for(Path(self.environment["SSH_AUTH_SOCK"]).exists, "ssh-agent listens")
         _check("ssh-add", "-q", str(self.directory / "client_key"), env=self.environment)
         _check("git", "init", "--quiet", "--bare", str(HOME / "project.git"))
@@ -189,20 +189,21 @@ class Place:
             ["ping", "-q", "-i", "0.5", NEAR],
         ]
         for server in servers:
-            self._spawn("wg4netnsctl", "exec", "far", "--", *server)
+            self.spawn("wg4netnsctl", "exec", "far", "--", *server)
         for listening in ("tcp sport = :22", "tcp sport = :80", "udp sport = :53"):
             kind, _, rule = listening.partition(" ")
             look = ["exec", "far", "--", "ss", "-Hln", f"--{kind}", rule]
             wait_for(lambda look=look: ctl(*look), listening)
 
     def _serve_outside(self) -> None:
-        self._spawn(sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8000")
-        self._spawn("dbus-daemon", "--session", "--nofork", "--address=unix:abstract=/tmp/bus")
+        self.spawn(sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8000")
+        self.spawn("dbus-daemon", "--session", "--nofork", "--address=unix:abstract=/tmp/bus")
         for kind, rule in (("tcp", "sport = :8000"), ("unix", "src @/tmp/bus")):
             look = ["ss", "-Hln", f"--{kind}", rule]
             wait_for(lambda look=look: subprocess.check_output(look), rule)
 
-    def _spawn(self, *command: str) -> None:
+    def spawn(self, *command: str) -> None:
+        """Run a command until the place is closed."""
         with (self.directory / "servers.log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory

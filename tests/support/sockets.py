@@ -55,5 +55,7 @@ def name_server(inside: Namespace, address: str, answer: str) -> "Iterator[subpr
     with inside.popen(*command, stdout=subprocess.PIPE) as server:
         assert server.stdout
         assert server.stdout.readline() == "listens\n"
-        yield server
-        server.terminate()
+        try:
+            yield server
+        finally:
+            server.terminate()

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from wg4netnsd import errors
@@ -47,7 +48,7 @@ class SocketClient:
         """Take ownership of both fds. `home`: the namespace that it is in, by device and inode."""
         self.process = Process(pidfd)
         self._requests = socket.socket(fileno=requests)
-        self._home = home
+        self.home = home
         self._killed = False
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
 
@@ -60,7 +61,7 @@ class SocketClient:
         """
         protocol = protocol or DEFAULT_PROTOCOL.get(kind, 0)
         request = REQUEST.pack(family, kind, protocol)
-        there = self._home if netns is None else _id_of(netns)
+        there = self.home if netns is None else _id_of(netns)
         async with self._slots:
             fd = await self._ask(request, [] if netns is None else [netns])
         if re.fullmatch(r"socket:\[\d+\]", fdpath.target(fd)):
@@ -72,6 +73,24 @@ class SocketClient:
             blocking.close(fd)  # which may take for ever, as any other call on it
         self.kill()
         raise SocketServerGone("the socket server sent something else than was asked for")
+
+    @contextlib.contextmanager
+    def copied_fds(self) -> Iterator[list[int]]:
+        """Copy the fds that another client is made of: the socket for requests, and the pidfd.
+
+        Raises SocketServerGone, LimitExceeded.
+        """
+        if self.is_gone:
+            raise SocketServerGone("the socket server has ended")
+        with contextlib.ExitStack() as stack:
+            copies = []
+            try:
+                for fd in (self._requests.fileno(), self.process.pidfd):
+                    copies.append(os.dup(fd))
+                    stack.callback(os.close, copies[-1])
+            except OSError as error:
+                raise errors.LimitExceeded(f"dup: {error.strerror}") from None
+            yield copies
 
     @property
     def is_gone(self) -> bool:

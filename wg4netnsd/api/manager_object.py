@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from wg4netnsd import __version__, errors, names
 from wg4netnsd.api import options
@@ -28,6 +28,9 @@ from wg4netnsd.tunnel.netns import Netns
 from wg4netnsd.tunnel.spec import Spec
 from wg4netnsd.tunnel.tunnel import Tunnel
 
+REACH: Final = ["sockets", "forwards"]
+"""The features of every daemon that has OpenSocket, Resolve and AddForward."""
+
 OpenNetns = Callable[[], Awaitable[Netns]]
 LoadConfig = Callable[[Collection[str]], Awaitable[Config]]
 """Its argument: the keys to ignore."""
@@ -41,7 +44,7 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
         "Version": lambda self: __version__,
         "EngineVersion": lambda self: engine.version(self._binary),
         "EngineLacks": lambda self: self._manager.engine_lacks,
-        "Features": lambda self: [*["survival"] * notify.is_supervised(), "transit"],
+        "Features": lambda self: [*["survival"] * notify.is_supervised(), "transit", *REACH],
         "MaxTunnels": lambda self: self._manager.max_tunnels,
     }
 
@@ -153,9 +156,14 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
     @method("Describe")
     async def describe(self, _call: Call) -> str:
         tunnels = list(self._tunnel_objects.values())
-        await asyncio.gather(*(each.refresh() for each in tunnels))
+        forwards = [forward for each in tunnels for forward in each.forwards.values()]
+        await asyncio.gather(*(each.refresh() for each in (*tunnels, *forwards)))
         described = _plain(self.get_all())
-        described["tunnels"] = [_plain(each.get_all()) for each in tunnels]
+        described["tunnels"] = [
+            _plain(each.get_all())
+            | {"Forwards": [_plain(forward.get_all()) for forward in each.forwards.values()]}
+            for each in tunnels
+        ]
         return json.dumps(described)
 
 

@@ -49,7 +49,7 @@ class Service:
     # ------------------------------------------------------------ manager.ManagerObserver
 
     def tunnel_added(self, tunnel: Tunnel) -> TunnelObject:
-        added = TunnelObject(tunnel, self.manager, self._server)
+        added = TunnelObject(tunnel, self.manager, self._tree, self._server)
         self._tunnel_objects[tunnel] = added
         self._tree.add(added)
         return added

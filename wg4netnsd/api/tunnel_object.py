@@ -10,11 +10,12 @@ from typing import ClassVar, Final
 
 from wg4netnsd import errors, names
 from wg4netnsd.agent.sockets import KINDS as SOCKET_KINDS
-from wg4netnsd.api import options
+from wg4netnsd.api import forward_options, options
+from wg4netnsd.api.forward_object import ForwardObject
 from wg4netnsd.api.options import Options
 from wg4netnsd.bus.call import Call, Reply
 from wg4netnsd.bus.codec import Variant
-from wg4netnsd.bus.objects import ExportedObject, method
+from wg4netnsd.bus.objects import ExportedObject, ObjectTree, method
 from wg4netnsd.bus.server import Server
 from wg4netnsd.config import reader
 from wg4netnsd.config.model import Config
@@ -22,6 +23,7 @@ from wg4netnsd.dns.resolver import Resolver
 from wg4netnsd.peers.peer import Handshake, PeerView
 from wg4netnsd.peers.rate_limit import Report
 from wg4netnsd.peers.state import PeerState
+from wg4netnsd.tunnel.forward import Forward
 from wg4netnsd.tunnel.lifecycle import State
 from wg4netnsd.tunnel.manager import Manager
 from wg4netnsd.tunnel.tunnel import Tunnel
@@ -73,10 +75,12 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
     }
     refreshed = ("Peers",)
 
-    def __init__(self, tunnel: Tunnel, manager: Manager, server: Server) -> None:
+    def __init__(self, tunnel: Tunnel, manager: Manager, tree: ObjectTree, server: Server) -> None:
         super().__init__(path_of(tunnel), server)
+        self.forwards: dict[Forward, ForwardObject] = {}
         self._tunnel = tunnel
         self._manager = manager
+        self._tree = tree
 
     @method("Close")
     async def close(self, _call: Call) -> None:
@@ -144,6 +148,18 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
         resolver = Resolver(spec.name_servers, spec.search_domains, tunnel.sockets.open)
         return await tunnel.lifecycle.run_while_open(resolver.resolve(name, family))
 
+    @method("AddForward")
+    async def add_forward(self, call: Call, raw_options: dict[str, Variant]) -> str:
+        asked = forward_options.parse(raw_options)
+        spec = asked.spec
+        if asked.credentials is not None:
+            content = await reader.read_fd(call.pop_fd(asked.credentials), "credentials")
+            credentials = forward_options.parse_credentials(content)
+            spec = spec.model_copy(update={"credentials": credentials})
+        listeners = call.pop_fds(asked.listeners)
+        added = await self._tunnel.forwards.add(spec, listeners)
+        return self.forwards[added].path
+
     async def refresh(self) -> None:
         """Have the engine report its counters; without an engine there are none."""
         with contextlib.suppress(errors.Error):
@@ -159,6 +175,17 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
 
     def properties_changed(self, attributes: Collection[str]) -> None:
         self.emit_changed(prop for name in attributes for prop in CHANGES[name])
+
+    def forward_added(self, forward: Forward) -> None:
+        added = ForwardObject(forward, self._tunnel, self.server)
+        self.forwards[forward] = added
+        self._tree.add(added)
+
+    def forward_removed(self, forward: Forward) -> None:
+        self._tree.remove(self.forwards.pop(forward).path)
+
+    def forward_moved(self, forward: Forward) -> None:
+        self.forwards[forward].listening_changed()
 
     def handshake(self, public_key: str, report: Report[Handshake]) -> None:
         details = {
@@ -217,7 +244,7 @@ def close_with_client(tunnel: Tunnel, server: Server) -> None:
         close()
         return
     server.on_client_gone(client, close)
-    tunnel.call_at_end(lambda: server.forget_client(client, close))
+    tunnel.at_end.callback(server.forget_client, client, close)
 
 
 def _error(error: errors.Error | None) -> list[str]:

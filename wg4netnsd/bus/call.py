@@ -37,6 +37,15 @@ class Call:
         fd, self.fds[index] = self.fds[index], -1
         return fd
 
+    def pop_fds(self, indexes: Sequence[int]) -> list[int]:
+        """Return the fds of several `h`, owned by the caller. Raises InvalidArgs, and pops none."""
+        if len(set(indexes)) < len(indexes):
+            raise errors.InvalidArgs("a file descriptor is given twice")
+        for index in indexes:
+            if not 0 <= index < len(self.fds) or self.fds[index] < 0:
+                self.pop_fd(index)
+        return [self.pop_fd(index) for index in indexes]
+
     def close(self) -> None:
         """Close the fds that were not popped."""
         for index, fd in enumerate(self.fds):

@@ -58,6 +58,30 @@ async def load_path(path: str, ignore: Collection[str]) -> Config:
     return await _load(lambda: _open_and_read(path), ignore)
 
 
+async def read_fd(fd: int, name: str) -> bytes:
+    """Read all that `fd` holds or brings, at most MAX_SIZE + 1 bytes. Closes `fd`.
+
+    `name` is for errors. Raises InvalidConfig, LimitExceeded, Timeout.
+    """
+    begun = False
+
+    def read() -> bytes:
+        nonlocal begun
+        begun = True
+        return _read_and_close(fd, name)
+
+    try:
+        return await blocking.call(READ_TIME + 1, read)
+    except TimeoutError:
+        raise Timeout(f"{name}: no end of file within {READ_TIME:g} s") from None
+    except OSError as error:
+        raise InvalidConfig(f"{name}: {error.strerror}") from None
+    except LimitExceeded:
+        if not begun:
+            blocking.close(fd)
+        raise
+
+
 async def _load(read: Callable[[], bytes], ignore: Collection[str]) -> Config:
     """Read and parse in one thread, each within its time."""
     loop = asyncio.get_running_loop()
@@ -98,7 +122,7 @@ def _read_and_close(fd: int, name: str = "config") -> bytes:
         status = os.fstat(fd)
         mode = status.st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-            raise InvalidConfig("config: neither a file nor a pipe")
+            raise InvalidConfig(f"{name}: neither a file nor a pipe")
         _refuse_others(status, name)
         if stat.S_ISREG(mode):
             if status.st_size > wgquick.MAX_SIZE:

@@ -172,8 +172,7 @@ class Client:
 
     def tunnel(self, path: str) -> dict[str, Any]:
         """Return a tunnel's properties. Raises Failure."""
-        (variants,) = self.call(path, PROPERTIES, "GetAll", "s", names.TUNNEL, start=False)
-        found = plain(variants)
+        found = self.properties(path, names.TUNNEL)
         if "RootTrusted" not in found:
             text = "the running daemon is of an earlier version"
             raise Failure(text, "'systemctl --user restart wg4netnsd' replaces it; tunnels stay up")
@@ -181,16 +180,25 @@ class Client:
 
     def tunnels(self) -> dict[str, dict[str, Any]]:
         """Return the properties of all tunnels by their paths; none where no daemon runs."""
+        return self.objects(names.TUNNEL)
+
+    def objects(self, interface: str) -> dict[str, dict[str, Any]]:
+        """Return the properties of all objects with that interface, by their paths."""
         try:
             method = (names.ROOT_PATH, OBJECT_MANAGER, "GetManagedObjects")
             (objects,) = self.call(*method, start=False)
         except NotRunning:
             return {}
         return {
-            path: plain(interfaces[names.TUNNEL])
+            path: plain(interfaces[interface])
             for path, interfaces in objects.items()
-            if names.TUNNEL in interfaces
+            if interface in interfaces
         }
+
+    def properties(self, path: str, interface: str) -> dict[str, Any]:
+        """Return an object's properties. Raises Failure."""
+        (variants,) = self.call(path, PROPERTIES, "GetAll", "s", interface, start=False)
+        return plain(variants)
 
     def open_netns(self, path: str) -> int:
         """Return a new fd of a tunnel's namespace, which the caller owns."""

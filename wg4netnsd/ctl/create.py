@@ -72,6 +72,17 @@ def warn_of_error(tunnel: dict[str, Any]) -> None:
         complain(f"warning: {tunnel['Name']}: {without_name(*tunnel['LastError'])}")
 
 
+def add_forwards(client: Client, path: str, arguments: Arguments) -> None:
+    """Add the forwards that were asked for with a new tunnel; it is closed if one can't be."""
+    from wg4netnsd.ctl import forwards
+
+    try:
+        forwards.add_all(client, path, arguments)
+    except Failure:
+        client.call(path, names.TUNNEL, "Close", start=False)
+        raise
+
+
 def suggested_name(name: str, suffix: str = "") -> str:
     """The valid tunnel name nearest to `name`; empty if there is none: the daemon chooses one."""
     possible = re.sub(r"[^A-Za-z0-9_.@-]", "_", name).lstrip("_.@-")

@@ -83,6 +83,8 @@ def _up(arguments: Arguments, at_end: contextlib.ExitStack) -> tuple[Client, _Tu
         path = create.finish(create.begin(client, netns, conf, asked), asked)
         os.close(netns)
         os.close(lease)
+    if arguments.forwards:
+        create.add_forwards(client, path, arguments)
     found = client.tunnel(path)
     notify.status(_summary(found))
     # journald learns a stream's unit from its first line, while the process exists: without this

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple, NoReturn
 
 from wg4netnsd import __version__
-from wg4netnsd.ctl import values
+from wg4netnsd.ctl import forward_arguments, values
 from wg4netnsd.ctl.failure import FAILED, Failure, complain, of_kernel
 
 
@@ -152,6 +152,7 @@ def _up(command: ArgumentParser) -> None:
     command.add_argument(
         "--foreground", action="store_true", help="stay in the foreground and end with the tunnel"
     )
+    forward_arguments.add_to_up(command)
     _add_json(command, "print name, object path and resolv.conf as JSON")
     _add_conf(command)
 
@@ -213,6 +214,11 @@ def _reload(command: ArgumentParser) -> None:
 def _wg(command: ArgumentParser) -> None:
     _add_name(command)
     command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="arguments of wg")
+
+
+def _proxy(command: ArgumentParser) -> None:
+    _add_creation(command)
+    forward_arguments.add_proxy(command)
 
 
 def _setup(command: ArgumentParser) -> None:
@@ -337,6 +343,26 @@ _COMMANDS: Final = {
     "restart": _Command(
         "tunnels:restart", "replace a tunnel's engine; its interface stays", _add_name
     ),
+    "connect": _Command(
+        "connect:run",
+        "connect standard input and output to a host behind a tunnel",
+        forward_arguments.add_connect,
+    ),
+    "proxy": _Command("forwards:proxy", "serve a SOCKS and HTTP proxy into a tunnel", _proxy),
+    "forward": _Command(
+        "forwards:forward",
+        "lead from a port of the host into a tunnel, like 'ssh -L'",
+        forward_arguments.add_forward,
+    ),
+    "publish": _Command(
+        "forwards:forward",
+        "lead from a port in a tunnel to the host, like 'ssh -R'",
+        forward_arguments.add_publish,
+    ),
+    "forwards": _Command(
+        "forwards:run_list", "list a tunnel's forwards", forward_arguments.add_forwards
+    ),
+    "unforward": _Command("forwards:unforward", "remove forwards", forward_arguments.add_unforward),
     "wg": _Command("wg:run", "run wg(8) on a tunnel", _wg),
     "doctor": _Command(
         "doctor:run", "show what this machine lacks and what to do about it", _add_json

@@ -11,10 +11,12 @@ from argparse import Namespace as Arguments
 from collections.abc import Iterator
 from typing import Any, Final
 
-from wg4netnsd.ctl import colours
+from wg4netnsd import names
+from wg4netnsd.ctl import colours, forwards
 from wg4netnsd.ctl.client import Client, plain
 from wg4netnsd.ctl.colours import paint
 from wg4netnsd.ctl.failure import without_name
+from wg4netnsd.ctl.units import bytes_of
 
 _KEYS: Final = {
     "name": "Name",
@@ -39,7 +41,6 @@ _KEYS: Final = {
 """The keys of a tunnel in JSON and their properties; spelled as in GetPeers."""
 
 _HEADINGS: Final = ("NAME", "STATE", "PEERS", "UP SINCE", "ADDRESSES")
-_UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _TIMES: Final = (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
@@ -61,7 +62,12 @@ def run_show(arguments: Arguments) -> None:
             found = {path: client.tunnel(path)}
         else:
             found = client.tunnels()
-    described = [_describe(path, tunnel) for path, tunnel in found.items()]
+        forwarding = client.objects(names.FORWARD) if found else {}
+    described = [
+        _describe(path, tunnel)
+        | {"forwards": [forwards.describe(f) for f in forwarding.values() if f["Tunnel"] == path]}
+        for path, tunnel in found.items()
+    ]
     if arguments.json:
         print(json.dumps(described))
     elif described:
@@ -161,6 +167,20 @@ def _lines(tunnel: dict[str, Any]) -> Iterator[str]:
             persistent_keepalive=_every(peer["persistent_keepalive"]),
         )
 
+    for forward in tunnel["forwards"]:
+        yield ""
+        yield f"{paint('forward', colours.YELLOW)}: {paint(forward['id'], colours.YELLOW)}"
+        seen = forward["counters"]
+        counted = ("open", "total", "refused", "failed")
+        yield from _fields(
+            kind=f"{forward['kind']} ({forward['protocol']})",
+            listening=", ".join(forward["listening"]),
+            target=forward["target"],
+            access="anyone" if forward["access"] == "anyone" else "",
+            connections=", ".join(f"{seen[name]} {name}" for name in counted),
+            transfer=_transfer(seen["bytes_in"], seen["bytes_out"]),
+        )
+
 
 def _fields(**fields: str) -> Iterator[str]:
     for name, value in fields.items():
@@ -207,14 +227,7 @@ def _ago(usec: int) -> str:
 
 
 def _transfer(received: int, sent: int) -> str:
-    return f"{_bytes(received)} received, {_bytes(sent)} sent" if received or sent else ""
-
-
-def _bytes(count: int) -> str:
-    for unit, size in _UNITS:
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
+    return f"{bytes_of(received)} received, {bytes_of(sent)} sent" if received or sent else ""
 
 
 def _every(seconds: int) -> str:

@@ -48,6 +48,8 @@ def _create(
     path = create.finish(create.begin(client, netns, conf, asked), asked)
     tunnel = client.tunnel(path)
     create.warn_of_error(tunnel)
+    if getattr(arguments, "forwards", None):
+        create.add_forwards(client, path, arguments)
     if arguments.json:
         created = {"name": tunnel["Name"], "path": path, "resolv_conf": tunnel["ResolvConf"]}
         print(json.dumps(created))

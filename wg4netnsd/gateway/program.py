@@ -127,8 +127,9 @@ class Gateway:
                 if forward := self._forwards.pop(name, None):
                     forward.close()
                 return Done()
-            case GetCounters():
-                return AllCounters({name: each.counters() for name, each in self._forwards.items()})
+            case GetCounters(token):
+                counters = {name: each.counters() for name, each in self._forwards.items()}
+                return AllCounters(counters, token)
 
     async def _add(self, spec: AddForward, fds: list[int], copies: list[int]) -> Answer:
         check(spec, self._forwards)

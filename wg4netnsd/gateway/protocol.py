@@ -94,6 +94,10 @@ class RemoveForward(NamedTuple):
 class GetCounters(NamedTuple):
     """Report all forwards."""
 
+    token: int = 0
+    """Comes back with the answer. A daemon that adopts a gateway can't know which answers to its
+    predecessor are still to come; it drops them until it sees its token."""
+
 
 Request = SetSockets | SetResolvers | AddForward | RemoveForward | GetCounters
 
@@ -133,6 +137,8 @@ class AllCounters(NamedTuple):
     """The counters of each forward, by its id."""
 
     forwards: dict[str, Counters]
+    token: int = 0
+    """That of the request."""
 
 
 class Refusal(NamedTuple):
@@ -172,7 +178,8 @@ def decode_answer(text: bytes) -> Answer:
     """Raises ValueError if it is none."""
     message = _decode(text, _ANSWERS)
     if isinstance(message, AllCounters):
-        return AllCounters({name: Counters(**each) for name, each in message.forwards.items()})  # type: ignore[arg-type]
+        counters = {name: Counters(**each) for name, each in message.forwards.items()}  # type: ignore[arg-type]
+        return message._replace(forwards=counters)
     return message  # type: ignore[no-any-return]
 
 

@@ -33,6 +33,7 @@ _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: close() resets the connection
+_ORDERLY: Final = struct.pack("ii", 0, 0)
 
 
 class _Direction:
@@ -86,13 +87,18 @@ class Relays:
         self._loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def start(self, relay: Relay) -> None:
-        """Relay until both sides have ended, one fails, or `end()`. Owns the relay from now on."""
+        """Relay until both sides have ended, one fails, or `end()`. Owns the relay from now on.
+
+        If this process is killed, the kernel resets its connections: a client must not take what
+        has come so far for all of it.
+        """
         relay.last = self._loop.time()
         inwards, outwards = relay.inwards, relay.outwards
         for ours, other in ((inwards, outwards), (outwards, inwards)):
             self._of_fd[ours.source.fileno()] = relay, ours, other
         try:
             for each in (inwards, outwards):
+                each.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self._epoll.register(each.source.fileno(), _EVENTS)
         except OSError:  # ENOMEM, or ENOSPC of /proc/sys/fs/epoll/max_user_watches
             self.end(relay, reset=True)
@@ -107,9 +113,9 @@ class Relays:
                 self._pipes.put(each.pipe, empty=not each.held)
                 each.pipe = None
         for each in (relay.inwards, relay.outwards):
-            if reset:
+            if not reset:
                 with contextlib.suppress(OSError):
-                    each.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    each.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY)
             each.source.close()  # which ends its registration
         relay.on_end(relay)
 

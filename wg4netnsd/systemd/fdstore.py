@@ -48,6 +48,14 @@ class FdKind(enum.StrEnum):
     HANDOVER = "handover"  # the engine ends when nobody holds this socket
     EVENTS = "events"
     LOG = "log"
+    GATEWAY_PIDFD = "gateway-pidfd"
+    GATEWAY_CONTROL = "gateway-control"  # the gateway ends when nobody holds this socket
+    LISTENER = "listener"  # a forward's; stored under listener_key()
+
+
+def listener_key(number: int) -> str:
+    """Return the key of a forward's listener: there are many, each with a number of its own."""
+    return f"{FdKind.LISTENER}.{number}"
 
 
 _TARGETS: Final = {
@@ -63,10 +71,14 @@ _TARGETS: Final = {
     FdKind.HANDOVER: r"socket:\[\d+\]",
     FdKind.EVENTS: r"pipe:\[\d+\]",
     FdKind.LOG: r"pipe:\[\d+\]",
+    FdKind.GATEWAY_PIDFD: r"anon_inode:\[pidfd\]|pidfd:\[\d+\]",
+    FdKind.GATEWAY_CONTROL: r"socket:\[\d+\]",
+    FdKind.LISTENER: r"socket:\[\d+\]",
 }
 """The expected target of each fd. Any other fd under that name could fail or block when used."""
 
 ENGINE_KINDS: Final = (FdKind.PIDFD, FdKind.HANDOVER, FdKind.EVENTS, FdKind.LOG)
+GATEWAY_KINDS: Final = (FdKind.GATEWAY_PIDFD, FdKind.GATEWAY_CONTROL)
 UDP_KINDS: Final = {socket.AF_INET: FdKind.UDP4, socket.AF_INET6: FdKind.UDP6}
 
 
@@ -76,22 +88,26 @@ class FdStore:
     def __init__(self, tunnel: str) -> None:
         self._tunnel = tunnel
         self._log_extra = {"TUNNEL": tunnel}
-        self._stored: set[FdKind] = set()
+        self._stored: set[str] = set()
 
-    def put(self, kind: FdKind, fd: int) -> None:
-        """Store a copy of `fd`, in place of the one stored as `kind`."""
+    def put(self, key: str, fd: int) -> None:
+        """Store a copy of `fd`, in place of the one stored as `key`.
+
+        A key is an FdKind or a listener_key().
+        """
         if not notify.is_supervised():
             return
-        self.remove(kind)
+        self.remove(key)
         try:
             # A UDP socket that reports an error goes on working.
-            notify.store_fd(self._name(kind), fd, poll=kind not in UDP_KINDS.values())
+            poll = key not in UDP_KINDS.values() and _kind(key) is not FdKind.LISTENER
+            notify.store_fd(self._name(key), fd, poll=poll)
         except OSError as error:  # too many fds in flight, or systemd is gone
             log.warning(
-                "systemd can't be given the %s fd: %s", kind, error.strerror, extra=self._log_extra
+                "systemd can't be given the %s fd: %s", key, error.strerror, extra=self._log_extra
             )
         else:
-            self._stored.add(kind)
+            self._stored.add(key)
 
     def put_record(self, content: bytes) -> None:
         """Store a new record, and only then remove the last one."""
@@ -110,20 +126,23 @@ class FdStore:
         else:
             self.remove(old)
 
-    def remove(self, *kinds: FdKind) -> None:
-        for kind in kinds:
-            if kind in self._stored:
-                self._stored.remove(kind)
-                notify.remove_stored_fd(self._name(kind))
+    def remove(self, *keys: str) -> None:
+        for key in keys:
+            if key in self._stored:
+                self._stored.remove(key)
+                notify.remove_stored_fd(self._name(key))
+
+    def remove_all(self) -> None:
+        self.remove(*self._stored)
 
     async def clear(self) -> None:
         """Remove all of the tunnel's fds; return when systemd has closed them."""
         if self._stored:
-            self.remove(*FdKind)
+            self.remove_all()
             await _wait_processed()
 
-    def _name(self, kind: FdKind) -> str:
-        return f"{kind}@{self._tunnel}"
+    def _name(self, key: str) -> str:
+        return f"{key}@{self._tunnel}"
 
 
 class InheritedFds(FdStore):
@@ -131,25 +150,25 @@ class InheritedFds(FdStore):
 
     def __init__(self, tunnel: str) -> None:
         super().__init__(tunnel)
-        self._fds: dict[FdKind, int] = {}
+        self._fds: dict[str, int] = {}
 
-    def add(self, kind: FdKind, fd: int) -> None:
-        """Add `fd`, now ours. Two fds of one kind are both closed: nothing tells which is right."""
-        if kind in self._stored:
-            for other in (fd, *(self.pop_fds(kind) or ())):
+    def add(self, key: str, fd: int) -> None:
+        """Add `fd`, now ours. Two fds of one key are both closed: nothing tells which is right."""
+        if key in self._stored:
+            for other in (fd, *(self.pop_fds(key) or ())):
                 os.close(other)
         else:
-            self._stored.add(kind)
-            self._fds[kind] = fd
+            self._stored.add(key)
+            self._fds[key] = fd
 
-    def __contains__(self, kind: FdKind) -> bool:
-        return kind in self._fds
+    def __contains__(self, key: str) -> bool:
+        return key in self._fds
 
-    def pop_fds(self, *kinds: FdKind) -> list[int] | None:
+    def pop_fds(self, *keys: str) -> list[int] | None:
         """Return these fds, now owned by the caller, or None if one of them is missing."""
-        if not self._fds.keys() >= set(kinds):
+        if not self._fds.keys() >= set(keys):
             return None
-        return [self._fds.pop(kind) for kind in kinds]
+        return [self._fds.pop(key) for key in keys]
 
     def pop_records(self) -> list[bytes]:
         """Read and close the record, or both of them."""
@@ -162,9 +181,10 @@ class InheritedFds(FdStore):
         return contents
 
     @property
-    def pid(self) -> int:
-        """The engine's PID; -1 if it has ended."""
-        return process.pid_of(self._fds[FdKind.PIDFD]) if FdKind.PIDFD in self._fds else -1
+    def pids(self) -> set[int]:
+        """The PIDs of the engine and the gateway; -1 for one that has ended."""
+        kinds = (FdKind.PIDFD, FdKind.GATEWAY_PIDFD)
+        return {process.pid_of(self._fds[kind]) for kind in kinds if kind in self._fds}
 
     def close(self) -> None:
         """Close every fd that was not popped."""
@@ -176,18 +196,22 @@ def receive_fds() -> dict[str, InheritedFds]:
     """Return the fds that systemd passed to us, by tunnel name; drop any that we did not store."""
     found: dict[str, InheritedFds] = {}
     for fd, name in notify.inherited_fds():
-        kind, _, tunnel = name.partition("@")
-        if (
-            tunnel
-            and kind in set(FdKind)
-            and re.fullmatch(_TARGETS[FdKind(kind)], fdpath.target(fd))
-        ):
-            found.setdefault(tunnel, InheritedFds(tunnel)).add(FdKind(kind), fd)
+        key, _, tunnel = name.partition("@")
+        kind = _kind(key)
+        if tunnel and kind and re.fullmatch(_TARGETS[kind], fdpath.target(fd)):
+            found.setdefault(tunnel, InheritedFds(tunnel)).add(key, fd)
         else:
             log.warning("the fd store held an unexpected fd, '%s': removed", name)
             notify.remove_stored_fd(name)
             os.close(fd)
     return found
+
+
+def _kind(key: str) -> FdKind | None:
+    """Return what an fd is for, by its key; None if we have stored no such fd."""
+    if re.fullmatch(rf"{FdKind.LISTENER}\.[0-9]+", key):
+        return FdKind.LISTENER
+    return FdKind(key) if key in set(FdKind) - {FdKind.LISTENER} else None
 
 
 @contextlib.contextmanager

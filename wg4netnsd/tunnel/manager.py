@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 MAX_TUNNELS: Final = 256
 """Each needs a process and FDS."""
-FDS: Final = 15
-"""Each tunnel's fds here: those of fdstore.FdKind, its link watch, its lease's epoll, and its
-socket server's two."""
+FDS: Final = 17
+"""Each tunnel's fds here: those of fdstore.FdKind but forwards' listeners, its link watch, its
+lease's epoll, and its socket server's two."""
 SPARE_FDS: Final = 160
 """Fds for the bus, the spare engine, and calls in progress."""
 
@@ -101,10 +101,10 @@ class Manager:
         created.start(self._observer.tunnel_added)
         if outer:
             watch = asyncio.create_task(self._end_with(outer, created))
-            created.call_at_end(watch.cancel)
+            created.at_end.callback(watch.cancel)
             renew = created.peers.network_changed
             outer.peers.renewed.add(renew)
-            created.call_at_end(lambda: outer.peers.renewed.discard(renew))
+            created.at_end.callback(lambda: outer.peers.renewed.discard(renew))
         self._removals[created] = asyncio.create_task(self._remove_when_closed(created))
         return created
 
@@ -177,8 +177,9 @@ class Manager:
             one.peers.clock_jumped()
 
     async def check_engines(self) -> None:
-        """Have engines replaced that hang or use too much memory. Never fails."""
-        await asyncio.gather(*(one.engine.check() for one in self.tunnels))
+        """Have engines and gateways replaced that hang or use too much memory. Never fails."""
+        parts = [part for one in self.tunnels for part in (one.engine, one.forwards.gateway)]
+        await asyncio.gather(*(part.check() for part in parts))
 
     def get(self, name: str) -> Tunnel:
         """Return the tunnel `name`. Raises NoSuchTunnel."""

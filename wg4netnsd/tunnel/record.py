@@ -13,6 +13,7 @@ from wg4netnsd.config.model import PATH_MTU, Config
 from wg4netnsd.engine.events import PROTOCOL, Timers
 from wg4netnsd.errors import Error, Failed, by_name
 from wg4netnsd.systemd.fdstore import FdStore, InheritedFds
+from wg4netnsd.tunnel.forward import ForwardSpec
 from wg4netnsd.tunnel.lifetime import Lifetime
 from wg4netnsd.tunnel.spec import Spec
 from wg4netnsd.tunnel.transit import HOST, TransitSpec
@@ -73,6 +74,7 @@ class Record(BaseModel):
     restart_count: int
     error: KnownError | None  # the newest error
     timers: Timers
+    forwards: tuple[ForwardSpec, ...] = ()  # records of earlier versions lack it
 
     @classmethod
     def from_spec(cls, spec: Spec, changing_to: Spec | None, **state: object) -> Self:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from wg4netnsd import errors
+from wg4netnsd.agent import sockets
 from wg4netnsd.aio.process import Process
 from wg4netnsd.engine.engine import DEATH_TIME
 from wg4netnsd.systemd import notify, unit
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 DECISION_TIME: Final = 3.0
 """Seconds that adopted tunnels get to find their engines, before the daemon answers calls."""
 
-_ENGINE: Final = "wireguard-go"
+_HELPERS: Final = ("wireguard-go", sockets.PROGRAM.decode(), "wg4netns-gate")
+"""The programs of engines, socket servers and gateways."""
 
 
 async def adopt_tunnels(manager: Manager, inherited: Mapping[str, InheritedFds]) -> list[Tunnel]:
@@ -142,9 +144,10 @@ def _transit(manager: Manager, written: Record, fds: InheritedFds) -> Transit:
 
 async def _end_tunnel(fds: InheritedFds) -> None:
     """End a tunnel's engine and interface, and remove its fds from the store."""
-    for pidfd in fds.pop_fds(FdKind.PIDFD) or ():
-        await _kill(pidfd)
-    fds.remove(*FdKind)
+    for kind in (FdKind.PIDFD, FdKind.GATEWAY_PIDFD):
+        for pidfd in fds.pop_fds(kind) or ():
+            await _kill(pidfd)
+    fds.remove_all()
     fds.close()
 
 
@@ -162,22 +165,22 @@ def remove_tunnel_files(directory: Path) -> None:
         directory.rmdir()
 
 
-async def kill_stray_engines(inherited: Mapping[str, InheritedFds]) -> None:
-    """Kill the engines in our cgroup that belong to no tunnel; call this before starting any.
+async def kill_strays(inherited: Mapping[str, InheritedFds]) -> None:
+    """Kill the processes in our cgroup that belong to no tunnel; call this before starting any.
 
-    Most such engines end by themselves, because nobody holds their handover socket any more. The
-    others are stopped or hang.
+    Most end by themselves, because nobody holds the other end of their socket any more. The others
+    are stopped or hang. Socket servers belong to none: each daemon starts its own.
     """
-    known = {fds.pid for fds in inherited.values()}
-    for pid in _engines_in_our_cgroup() - known:
+    known = set[int]().union(*(fds.pids for fds in inherited.values()))
+    for pid in _helpers_in_our_cgroup() - known:
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
-            log.warning("wireguard-go %d belongs to no tunnel: killing it", pid)
+            log.warning("%s %d belongs to no tunnel: killing it", _program(str(pid)), pid)
             await _kill(pidfd)
 
 
-def _engines_in_our_cgroup() -> set[int]:
-    """Return the PIDs of engines in our cgroup; empty if it is not that of our unit alone."""
+def _helpers_in_our_cgroup() -> set[int]:
+    """Return the PIDs of _HELPERS in our cgroup; empty if it is not that of our unit alone."""
     if not notify.is_supervised() or not unit.name():
         return set()
     found = set()
@@ -185,7 +188,7 @@ def _engines_in_our_cgroup() -> set[int]:
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
         with contextlib.suppress(OSError):
             pids = Path(f"{root}{unit.cgroup()}/cgroup.procs").read_text().split()
-            found |= {int(pid) for pid in pids if _program(pid) == _ENGINE}
+            found |= {int(pid) for pid in pids if _program(pid) in _HELPERS}
     return found
 
 
@@ -201,4 +204,4 @@ async def _kill(pidfd: int) -> None:
     try:
         await Process(pidfd).kill(DEATH_TIME)
     except TimeoutError:
-        log.error("an engine can't be killed")
+        log.error("a process of ours can't be killed")

@@ -45,12 +45,7 @@ class TunnelSockets:
         async with self._starting:
             await self._end_server()
 
-    async def _open(self, family: int, kind: int, protocol: int) -> socket.socket:
-        server = await self._get_server()
-        with self._link.current_netns() as netns:
-            return await server.open(family, kind, protocol, netns.fd)
-
-    async def _get_server(self) -> SocketClient:
+    async def get_server(self) -> SocketClient:
         """Return the socket server; start one if there is none that runs."""
         async with self._starting:
             if self._server and self._server.is_gone:
@@ -60,6 +55,11 @@ class TunnelSockets:
                     raise errors.TunFailed("there is no interface yet, or no more")
                 self._server = await self._agent.serve_sockets(self._link.tun_fd)
             return self._server
+
+    async def _open(self, family: int, kind: int, protocol: int) -> socket.socket:
+        server = await self.get_server()
+        with self._link.current_netns() as netns:
+            return await server.open(family, kind, protocol, netns.fd)
 
     async def _end_server(self) -> None:
         if server := self._server:

@@ -26,6 +26,7 @@ from wg4netnsd.systemd import journal
 from wg4netnsd.systemd.fdstore import FdKind, FdStore
 from wg4netnsd.tunnel import reconfigure
 from wg4netnsd.tunnel.engine_slot import RETRYABLE, EngineSlot
+from wg4netnsd.tunnel.forwards import Forwards
 from wg4netnsd.tunnel.lifecycle import Lifecycle, State
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
 from wg4netnsd.tunnel.link import Link
@@ -83,18 +84,19 @@ class Tunnel:
         self._fd_store = saved.fds if saved else FdStore(spec.name)
         self._records = RecordWriter(self._fd_store)
         socket = directory / f"{spec.interface}.sock"
+        self.forwards = Forwards(spec, self.sockets, self._fd_store, self._log, self._record)
         self.engine = EngineSlot(
             resources.spare, transit, socket, self._fd_store, self._log, self._changed
         )
         self._creators_mtu = spec.mtu_option
         self._ending = False  # the run task must not be cancelled any more
-        self._at_end = contextlib.ExitStack()
+        self.at_end = contextlib.ExitStack()  # releases what belongs to the tunnel
         self._backoff = Backoff()
         self._reconfigure_lock = asyncio.Lock()  # taken before names are looked up
         self._changing_to: Spec | None = None
         if lease:
             lease.on_hangup(lambda: self.close("its lease ended"))
-            self._at_end.callback(lease.close)
+            self.at_end.callback(lease.close)
 
     def start(self, observe: Callable[[Tunnel], TunnelObserver]) -> None:
         """Start the tunnel, and report its changes to the observer that `observe` returns."""
@@ -103,6 +105,7 @@ class Tunnel:
         self._observer = observe(self)
         told = self._observer, self._log, self.report_error
         self.peers = Peers(self.engine, *told, self.engine.transit.look_up)
+        self.forwards.observer = self._observer
         self.engine.on_event = self.peers.handle_event
 
     @property
@@ -164,10 +167,6 @@ class Tunnel:
             if self.engine.half_changed and self.state is not State.FAILED:
                 await self.lifecycle.wait_for_next({State.UP, State.FAILED})
             raise
-
-    def call_at_end(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called when the tunnel ends, to release what belongs to it."""
-        self._at_end.callback(callback)
 
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its status. Raises EngineFailed, Timeout."""
@@ -234,6 +233,7 @@ class Tunnel:
             if self.link.is_gone:
                 raise _InterfaceGone
             self.resolv_conf.try_write(self.spec.dns)
+            self.forwards.adopt(record.forwards, fds)
             self.peers.handle_event(record.timers)
             try:
                 async with self.engine.lock:
@@ -307,10 +307,11 @@ class Tunnel:
             self._log.error("%s", error)
         self.peers.engine_ended()
         self.resolv_conf.remove()
-        await self._fd_store.clear()
+        await self.forwards.close()
         await self.sockets.close()
+        await self._fd_store.clear()
         await self.link.close()
-        self._at_end.close()
+        self.at_end.close()
         self.lifecycle.enter_state(State.CLOSED, self.lifecycle.close_reason)
 
     # ------------------------------------------------------------ another configuration
@@ -325,6 +326,7 @@ class Tunnel:
                     await reconfigure.apply(old, new, found, *parts)
                     self.spec = new
                     self.peers.configure(new.config.peers, found)
+            await self.forwards.reconfigure(new)
         if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:
             self._observer.properties_changed(changed)
 
@@ -365,6 +367,7 @@ class Tunnel:
             restart_count=self.restart_count,
             error=(self.error.short_name, self.error.text) if self.error else None,
             timers=self.peers.timers,
+            forwards=self.forwards.saved(),
         )
 
     # ------------------------------------------------------------ reports of changes

@@ -91,6 +91,7 @@ def test_describe_has_all_and_no_secret(client: Client, daemon: Daemon, inside: 
     described = json.loads(text)
     (shown,) = described.pop("tunnels")
     assert described == client.get_all(ROOT, MANAGER)
+    assert shown.pop("Forwards") == []
     assert set(shown) == set(client.get_all(path))
     assert (shown["Name"], shown["Dns"]) == ("one", ["lan"])
     assert shown["NetnsId"] == list(inside.id)

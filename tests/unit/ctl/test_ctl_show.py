@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wg4netnsd.ctl import monitor, show
+from wg4netnsd.ctl import monitor, show, units
 from wg4netnsd.ctl.changes import Event
 
 NOW = 1_700_000_000
@@ -45,6 +45,23 @@ TUNNEL: dict[str, Any] = {
     "restart_count": 0,
     "last_error": ["", ""],
     "peers": {"a key": PEER, "another": NEVER_MET},
+    "forwards": [],
+}
+FORWARD: dict[str, Any] = {
+    "id": "1",
+    "kind": "local",
+    "protocol": "udp",
+    "listening": ["127.0.0.1:53", "[::1]:53"],
+    "target": "dns.example:53",
+    "access": "anyone",
+    "counters": {
+        "open": 1,
+        "total": 2,
+        "refused": 3,
+        "failed": 0,
+        "bytes_in": 2048,
+        "bytes_out": 1,
+    },
 }
 
 
@@ -78,6 +95,17 @@ def test_a_tunnel() -> None:
         "  state: idle",
         "  allowed ips: (none)",
     ]
+
+
+def test_a_forward() -> None:
+    *_, gap, head, kind, listening, target, access, connections, transfer = show._lines(
+        TUNNEL | {"forwards": [FORWARD]}
+    )
+    assert (gap, head, kind) == ("", "forward: 1", "  kind: local (udp)")
+    assert listening == "  listening: 127.0.0.1:53, [::1]:53"
+    assert (target, access) == ("  target: dns.example:53", "  access: anyone")
+    assert connections == "  connections: 1 open, 2 total, 3 refused, 0 failed"
+    assert transfer == "  transfer: 2.00 KiB received, 1 B sent"
 
 
 def test_a_tunnel_that_is_not_well() -> None:
@@ -154,7 +182,7 @@ def test_how_long_ago(seconds: int, ago: str) -> None:
     ],
 )
 def test_how_many_bytes(count: int, shown: str) -> None:
-    assert show._bytes(count) == shown
+    assert units.bytes_of(count) == shown
 
 
 @pytest.mark.parametrize(
