@@ -122,14 +122,24 @@ class Forwards:
         """
         async with self.gateway.lock:
             old, self._spec = self._spec, spec
-            if not (gateway := self.gateway.current):
-                return
+            gateway = self.gateway.current
+            moved = self._at_all_addresses() if old.addresses != spec.addresses else []
             with contextlib.suppress(GatewayGone):  # the next one is told anyway
-                if old.dns != spec.dns:
-                    await gateway.ask(self._resolvers())
-                for forward in self if old.addresses != spec.addresses else ():
-                    if any(text.isdigit() for text in forward.spec.listen):
-                        await self._serve_anew(gateway, forward)
+                if gateway:
+                    if old.dns != spec.dns:
+                        await gateway.ask(self._resolvers())
+                    for forward in moved:
+                        await gateway.ask(RemoveForward(forward.spec.id))
+            for forward in moved:
+                self._drop_listeners(forward)
+            with contextlib.suppress(GatewayGone):
+                if gateway and moved:
+                    others = {forward.spec.id for forward in self if forward not in moved}
+                    await self._serve_all(gateway, others)
+
+    def _at_all_addresses(self) -> list[Forward]:
+        remote = [forward for forward in self if forward.spec.kind == "remote"]
+        return [each for each in remote if any(text.isdigit() for text in each.spec.listen)]
 
     async def close(self) -> None:
         """End the gateway and all forwards; return when nothing of them is left."""
@@ -165,20 +175,6 @@ class Forwards:
                 if last:
                     raise errors.Failed(str(why)) from None
 
-    async def _serve_anew(self, gateway: Gateway, forward: Forward) -> None:
-        """Have a remote forward listen at the tunnel's present addresses. Raises GatewayGone."""
-        await gateway.ask(RemoveForward(forward.spec.id))
-        self._fd_store.remove(*map(listener_key, forward.spec.listeners))
-        forward.close()
-        forward.listeners = []
-        try:
-            await self._serve(gateway, forward)
-        except errors.Error as error:
-            self._log.error("forward %s is not served: %s", forward.spec.id, error)
-        self._store(forward)
-        self._record()
-        self.observer.forward_moved(forward)
-
     async def _serve(self, gateway: Gateway, forward: Forward) -> None:
         """Have the gateway serve a forward. Raises GatewayGone, and the gateway's refusal."""
         fds = [each.fileno() for each in forward.listeners]
@@ -209,6 +205,11 @@ class Forwards:
         for number, each in zip(numbers, forward.listeners, strict=True):
             self._fd_store.put(listener_key(number), each.fileno())
 
+    def _drop_listeners(self, forward: Forward) -> None:
+        self._fd_store.remove(*map(listener_key, forward.spec.listeners))
+        forward.close()
+        forward.listeners = []
+
     async def _remove(self, forward: Forward) -> None:
         async with self.gateway.lock:
             if self._forwards.get(forward.spec.id) is not forward:
@@ -223,23 +224,31 @@ class Forwards:
 
     async def _forget(self, forward: Forward) -> None:
         del self._forwards[forward.spec.id]
-        self._fd_store.remove(*map(listener_key, forward.spec.listeners))
         self.observer.forward_removed(forward)
         await listeners.remove_paths(forward.spec.paths)
-        forward.close()
+        self._drop_listeners(forward)
 
     async def _set_up(self, gateway: Gateway, known: Collection[str]) -> None:
         """Have a gateway serve all forwards and no others; it serves `known` already."""
         await gateway.ask(self._resolvers())
         for name in set(known) - self._forwards.keys():
             await gateway.ask(RemoveForward(name))
+        await self._serve_all(gateway, known)
+
+    async def _serve_all(self, gateway: Gateway, known: Collection[str]) -> None:
+        """Have a gateway serve all forwards that it does not know. Raises GatewayGone."""
         for forward in self:
             if forward.spec.id in known:
                 continue
+            listened = bool(forward.listeners)
             try:
                 await self._serve(gateway, forward)
             except errors.Error as error:
                 self._log.error("forward %s is not served: %s", forward.spec.id, error)
+            if not listened:  # a remote one, whose listeners the gateway has made
+                self._store(forward)
+                self._record()
+                self.observer.forward_moved(forward)
 
     def _resolvers(self) -> SetResolvers:
         return SetResolvers(self._spec.name_servers, self._spec.search_domains)
@@ -253,7 +262,7 @@ class Forwards:
             forward = Forward(spec)
             for fd in fds.pop_fds(*keys) or ():
                 forward.listeners.append(socket.socket(fileno=fd))
-            if not forward.listeners:
+            if not forward.listeners and spec.kind != "remote":
                 self._log.error("forward %s has lost its listeners, so it ends", spec.id)
                 self._fd_store.remove(*keys)
                 continue
