@@ -1,6 +1,7 @@
 """The recipes of docs/reach.md, by their very text, in a session with a tunnel `office`."""
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -151,6 +152,21 @@ def test_systemd_socket_proxyd(up: Place) -> None:
     command = block("systemd-socket-activate").replace("\\\n", " ").strip()
     request = "until curl --silent --fail --max-time 10 http://127.0.0.1:8080/; do sleep 0.1; done"
     assert "welcome" in run(up, f"timeout 20 {command} & {request}; kill $!")
+
+
+def test_forwards_of_a_unit(place: Place) -> None:
+    drop_in = HOME / ".config/systemd/user/wg4netns@office.service.d/forwards.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(block("# systemctl --user edit wg4netns@office"))
+    try:
+        run(place, "systemctl --user daemon-reload; systemctl --user start wg4netns@office")
+        kinds = [each["kind"] for each in json.loads(ctl("forwards", "--json", "office"))]
+        assert kinds == ["proxy", "remote"]
+        run(place, "curl --silent --fail --proxy socks5h://127.0.0.1:1080 http://intranet.example/")
+    finally:
+        run(place, "systemctl --user stop wg4netns@office")
+        shutil.rmtree(drop_in.parent)
+        run(place, "systemctl --user daemon-reload")
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="scripts/test --long installs browsers")
