@@ -34,6 +34,8 @@ def main() -> None:
 
 def _end_by_interrupt() -> NoReturn:
     """End by SIGINT itself: a script, or a loop in one, goes on after a mere exit status."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.kill(os.getpid(), signal.SIGINT)
