@@ -109,7 +109,7 @@ def test_attach(ctl: Ctl, namespace: MakeNamespace, client: Client, stage: Stage
         (["up", "--mtu", "99999999999", "office"], 2, ["expected bytes"]),
         (["up", "--interface", "", "office"], 2, ["'' is not an interface name"]),
         (["up", "--interface", "x\udcff", "office"], 2, ["'x?' is not an interface name"]),
-        (["up", "--ignore", "\udcff", "office"], 2, ["expected a key such as PostUp"]),
+        (["up", "--ignore", "\udcff", "office"], 2, ["expected keys such as PostUp"]),
         (["attach", "--netns", "", "office"], 1, ["No such file"]),
         (["attach", "--pid", "1", "office"], 1, ["/proc/1/ns/net"]),
         (["attach", "--pid", "x", "office"], 2, ["expected a PID"]),
