@@ -37,8 +37,8 @@ _wg4netnsctl() {
 
 _wg4netnsctl_options() { # COMMAND
     local file='--ignore --mtu'
-    local new="--handshake --interface --name --timeout --transit-fd --transit-netns --transit-pid --via
-        $file"
+    local transit='--transit-fd --transit-netns --transit-pid --via'
+    local new="--handshake --interface --name --timeout $file $transit"
     case $1 in
         run) _wg4netnsctl_offer "-h --help $new --cap --share-pids --" ;;
         up) _wg4netnsctl_offer "-h --help $new --foreground --forward --json --proxy --publish" ;;
@@ -48,7 +48,7 @@ _wg4netnsctl_options() { # COMMAND
         list) _wg4netnsctl_offer '-h --help -q --quiet --json' ;;
         show | doctor) _wg4netnsctl_offer '-h --help --json' ;;
         monitor) _wg4netnsctl_offer '-h --help --full --json' ;;
-        reload) _wg4netnsctl_offer "-h --help $file" ;;
+        reload) _wg4netnsctl_offer "-h --help $file $transit" ;;
         setup) _wg4netnsctl_offer '-h --help --remove' ;;
         connect) _wg4netnsctl_offer '-h --help --pass-fd --timeout' ;;
         proxy) _wg4netnsctl_offer "-h --help $new --anyone --credentials --idle --json --listen" ;;

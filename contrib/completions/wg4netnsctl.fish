@@ -90,11 +90,11 @@ complete -c wg4netnsctl -n $new -l name -x -d "Name of the tunnel; default: the 
 complete -c wg4netnsctl -n $new -l interface -x -d "Name of the interface; default: wg0"
 complete -c wg4netnsctl -n $new -l handshake -d "Wait until a peer has answered"
 complete -c wg4netnsctl -n $new -l timeout -x -d "Give up after this many seconds; default: 20"
-complete -c wg4netnsctl -n $new -l via -x -a "(__wg4netnsctl_tunnels)" -d "Send everything through this tunnel"
-complete -c wg4netnsctl -n $new -l transit-pid -x -a "(__fish_complete_pids)" \
+complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l via -x -a "(__wg4netnsctl_tunnels)" -d "Send everything through this tunnel"
+complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l transit-pid -x -a "(__fish_complete_pids)" \
     -d "Send it from the namespace of this process"
-complete -c wg4netnsctl -n $new -l transit-fd -x -d "Send it with this open UDP socket"
-complete -c wg4netnsctl -n $new -l transit-netns -rF -d "Or from that of this file"
+complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l transit-fd -x -d "Send it with this open UDP socket"
+complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l transit-netns -rF -d "Or from that of this file"
 complete -c wg4netnsctl -n "__wg4netnsctl_of connect" -l timeout -x -d "Give up after this many seconds; default: 30"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l mtu -x -d "MTU instead of the file's"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l ignore -x \

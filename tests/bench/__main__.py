@@ -19,6 +19,7 @@ from bench import (
     signals,
     survive,
     throughput,
+    transit,
 )
 from bench.figures import shown
 from bench.record import dump, recording
@@ -105,6 +106,13 @@ def main() -> None:
     command.add_argument("--directions", nargs="+", default=["up", "down"], choices=["up", "down"])
     command.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     command.set_defaults(run=throughput.run)
+
+    command = what.add_parser("transit", help="TCP through two hops, beside one and beside stock's")
+    command.add_argument("--rounds", type=int, default=6)
+    command.add_argument("--seconds", type=int, default=3)
+    command.add_argument("--directions", nargs="+", default=["up", "down"], choices=["up", "down"])
+    command.add_argument("--streams", type=int, nargs="+", default=[1, 8])
+    command.set_defaults(run=transit.run)
 
     arguments = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # so that a log shows how far it got, too

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from bench.create import CONF
 from bench.record import Table
+from support import buses
 from support import stage as stages
 from support.bus import Client
 from support.installed import crash
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
     away: dict[str, Sequence[float]] = {}
     lost: dict[str, Sequence[float]] = {}
     with TemporaryDirectory() as directory:
-        manager = UserManager(Path(directory))
+        manager = UserManager(Path(directory), buses.DAEMON)
         ctl("setup")
         with drop_in(manager, *UNLIMITED), ExitStack() as stack:
             client = stack.enter_context(Client(manager.address))

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.figures import grid, percentile, spread
+from support import buses
 from support import stage as stages
 from support.blocks import MARKER
 from support.bus import Client
@@ -155,7 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _installed(directory: Path) -> Iterator[UserManager]:
     """Run a user manager with the daemon's unit, without a limit on its starts."""
     journal = Journal()
-    manager = UserManager(directory)
+    manager = UserManager(directory, buses.DAEMON)
     ctl("setup")
     try:
         with drop_in(manager, *UNLIMITED):

@@ -98,7 +98,7 @@ def record_of_format_99(shelf: Shelf) -> None:
 
 
 def record_knows_more(shelf: Shelf) -> None:
-    shelf.rewrite(transit="another tunnel")
+    shelf.rewrite(colour="red")
 
 
 def record_of_another_tunnel(shelf: Shelf) -> None:
@@ -250,7 +250,7 @@ ROWS = [
     Row(record_is_written_to, Then.AS_IT_WAS),
     Row(record_of_format_0, Then.ENDED, logged="format: "),
     Row(record_of_format_99, Then.ENDED, logged="format: "),
-    Row(record_knows_more, Then.ENDED, logged="transit: "),
+    Row(record_knows_more, Then.ENDED, logged="colour: "),
     Row(record_of_another_tunnel, Then.ENDED, logged="of another tunnel"),
     Row(record_with_an_invalid_configuration, Then.ENDED, logged="PrivateKey"),
     Row(record_with_an_unknown_error, Then.AS_IT_WAS),

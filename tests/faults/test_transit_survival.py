@@ -38,7 +38,7 @@ def through(kind: str, outer: Namespace) -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         match kind:
             case "tunnel":
-                yield {"transit_tunnel": OUTER}
+                yield {"transit_tunnel": ("s", OUTER)}
             case "namespace":
                 netns = outer.open()
                 stack.callback(os.close, netns)
@@ -80,6 +80,30 @@ def test_the_next_daemon_goes_on_with_it(installed: UserManager, up: Up, stage: 
         reconfigure(up.client, up.path, conf)
         assert up.outer.check("ss", "-Hlun", "sport = :40444")
         ping(up.inside, stage.far.ipv4)
+
+
+def test_the_next_daemon_knows_another_transit(
+    installed: UserManager, namespace: MakeNamespace, stage: Stage
+) -> None:
+    outer, inside = namespace(), namespace()
+    with Client(installed.address) as client:
+        client.create(outer, stage.conf(0), name=OUTER)
+        path = client.create(inside, stage.conf(1), name="a-inner")
+        for kind in ("namespace", "tunnel", "sockets"):
+            with through(kind, outer) as options:
+                reconfigure(client, path, conf_through(stage, 1), **options)
+            known = {name: client.get(path, name) for name in ("Transit", "ListenPort")}
+            crash(installed)
+            assert {name: client.get(path, name) for name in known} == known
+            pid = client.get(path, "EnginePID")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda pid=pid: client.get(path, "EnginePID") not in (0, pid), "another")
+            ping(inside, stage.far.ipv4)
+            assert {name: client.get(path, name) for name in known} == known
+        reconfigure(client, path, stage.conf(1), transit_tunnel=("s", ""))
+        crash(installed)
+        assert client.get(path, "Transit") == ("host", "")
+        ping(inside, stage.far.ipv4)
 
 
 def lose_outer(store: Store) -> None:

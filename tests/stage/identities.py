@@ -1,10 +1,11 @@
 """Generate the keys of the far end and of its clients.
 
-  identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME SHORT
+  identities.py FAR_CONF STOCK_CONF STAGE_JSON RUNTIME SHORT UNPACKED
 
 The first two files are for `wg setconf`: at the far end, and at the stock client that benchmarks
-compare with. The third tells the user's suite everything that it needs to connect. The real `wg`
-generates new keys at each start.
+compare with; STOCK_CONF with 1 and 2 at its end are for two more, one within the other. The third
+tells the user's suite everything that it needs to connect. The real `wg` generates new keys at each
+start.
 """
 
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CLIENTS = 32
+CLIENTS = 34  # three of them stock's
 PORT = 51820
 
 
@@ -46,11 +47,11 @@ def far_conf(private_key: str, clients: list[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def stock_conf(public_key: str, me: dict[str, object]) -> str:
+def stock_conf(public_key: str, me: dict[str, object], far: str = "192.0.2.2") -> str:
     return (
         f"[Interface]\nPrivateKey = {me['private_key']}\n"
         f"[Peer]\nPublicKey = {public_key}\nPresharedKey = {me['preshared_key']}\n"
-        f"AllowedIPs = 0.0.0.0/0\nEndpoint = 192.0.2.2:{PORT}\n"
+        f"AllowedIPs = 0.0.0.0/0\nEndpoint = {far}:{PORT}\n"
     )
 
 
@@ -91,9 +92,12 @@ def main() -> None:
     clients = [client(number) for number in range(1, CLIENTS + 1)]
     write(sys.argv[1], far_conf(private_key, clients))
     public_key = wg("pubkey", stdin=private_key)
-    write(sys.argv[2], stock_conf(public_key, clients[-1]))
-    description = stage(public_key, clients[:-1], *sys.argv[4:])
-    description["stock_address"] = clients[-1]["ipv4"]
+    *ours, stock, outer, inner = clients
+    write(sys.argv[2], stock_conf(public_key, stock))
+    write(f"{sys.argv[2]}1", stock_conf(public_key, outer))
+    write(f"{sys.argv[2]}2", stock_conf(public_key, inner, "198.51.100.1"))
+    description = stage(public_key, ours, *sys.argv[4:])
+    description["stock_address"] = stock["ipv4"]
     write(sys.argv[3], json.dumps(description, indent=1))
 
 

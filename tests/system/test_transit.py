@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from jeepney import HeaderFields
 
-from support.bus import TUNNEL, Client, DBusError, body_of
+from support.bus import PROPERTIES, TUNNEL, Client, DBusError, body_of
 from support.daemon import SOON, Daemon
 from support.namespaces import MakeNamespace, Namespace, ping
 from support.processes import wait_for
 from support.sockets import name_server
-from support.stage import Stage
+from support.stage import Control, Stage
 from support.transits import conf_through, sockets_of
 from support.tunnels import reconfigure
 
@@ -38,7 +39,7 @@ def transit(kind: str, outer: Tunnel) -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         match kind:
             case "tunnel":
-                yield {"transit_tunnel": "outer"}
+                yield {"transit_tunnel": ("s", "outer")}
             case "namespace":
                 netns = outer.inside.open()
                 stack.callback(os.close, netns)
@@ -114,6 +115,71 @@ def test_another_port(
     ping(inside, stage.far.ipv4)
 
 
+def test_another_transit(outer: Tunnel, client: Client, inside: Namespace, stage: Stage) -> None:
+    """By Reconfigure, and back to the host's network, while the programs inside stay."""
+    path = client.create(inside, stage.conf(1), name="inner")
+    ping(inside, stage.far.ipv4)
+    client.subscribe(interface=PROPERTIES, path=path)
+    for kind in ("tunnel", "namespace", "sockets", "tunnel", "sockets"):
+        with transit(kind, outer) as options:
+            reconfigure(client, path, conf_through(stage, 1), **options)
+        detail = "outer" if kind == "tunnel" else f"net:[{outer.inside.id[1]}]"
+        changed = client.next_signal("PropertiesChanged")
+        while "Transit" not in changed.body[1]:
+            changed = client.next_signal("PropertiesChanged")
+        assert changed.body[1]["Transit"] == ("(ss)", (kind, detail))
+        assert client.get(path, "Transit") == (kind, detail)
+        port = client.get(path, "ListenPort")
+        assert len(outer.inside.check("ss", "-Hlun", f"sport = :{port}").splitlines()) == 2
+        assert udp_is_free(port)
+        ping(inside, stage.far.ipv4)
+        replace_engine(client, path)
+        ping(inside, stage.far.ipv4)
+        # Without these options it stays.
+        reconfigure(client, path, conf_through(stage, 1))
+        assert client.get(path, "Transit") == (kind, detail)
+    reconfigure(client, path, stage.conf(1), transit_tunnel=("s", ""))
+    assert client.get(path, "Transit") == ("host", "")
+    ping(inside, stage.far.ipv4)
+    assert outer.inside.check("ss", "-Hlun", f"sport = :{port}") == ""
+    client.close_tunnel(outer.path)
+    replace_engine(client, path)
+    ping(inside, stage.far.ipv4)
+
+
+def test_another_transit_that_is_refused(
+    outer: Tunnel, client: Client, inside: Namespace, namespace: MakeNamespace, stage: Stage
+) -> None:
+    path = client.create(inside, conf_through(stage, 1), name="inner", transit_tunnel="outer")
+    client.create(namespace(), conf_through(stage, 2), name="inmost", transit_tunnel="inner")
+    known = {name: client.get(path, name) for name in ("Transit", "ListenPort", "EnginePID")}
+
+    def why(conf: str, **options: Any) -> str:
+        with pytest.raises(DBusError) as error:
+            reconfigure(client, path, conf, **options)
+        assert {name: client.get(path, name) for name in known} == known
+        return error.value.message
+
+    conf = conf_through(stage, 1)
+    own = "InvalidArgs: option 'transit_tunnel': it leads into the tunnel's own namespace"
+    assert why(conf, transit_tunnel=("s", "inner")).startswith(f"{own}: ")
+    assert why(conf, transit_tunnel=("s", "inmost")).startswith(f"{own} by way of 'inmost': ")
+    assert "no tunnel named 'x'" in why(conf, transit_tunnel=("s", "x"))
+    taken = conf.replace("[Interface]\n", "[Interface]\nListenPort = 40406\n")
+    there = namespace()
+    netns = there.open()
+    try:
+        with sockets_of(there, "INET:DGRAM:40406"):
+            told = why(taken, transit=("h", netns))
+        assert "in use in the transit namespace" in told
+    finally:
+        os.close(netns)
+    ping(inside, stage.far.ipv4)
+    client.subscribe(interface=TUNNEL, member="StateChanged")
+    client.close_tunnel(outer.path)
+    wait_for(lambda: client.tunnels() == [], "all have ended", SOON)
+
+
 # ---------------------------------------------------------------- a tunnel as transit
 
 
@@ -127,6 +193,26 @@ def test_an_inner_tunnel_ends_with_its_outer(
     wait_for(lambda: client.tunnels() == [], "all have ended", SOON)
     reasons = [body[2] for body in body_of(client.pending_signals(), "StateChanged", inner)]
     assert set(reasons) == {"its outer tunnel 'outer' ended: closed by request"}
+
+
+def test_a_change_of_the_hosts_network_reaches_it_through_its_outer(
+    outer: Tunnel,
+    client: Client,
+    namespace: MakeNamespace,
+    stage: Stage,
+    control: Control,
+) -> None:
+    """Each begins a handshake once there is a way for it."""
+    paths, via = [outer.path], "outer"
+    for number in (1, 2):
+        conf, name = conf_through(stage, number), f"hop{number}"
+        options = {"name": name, "transit_tunnel": via, "wait": "handshake"}
+        paths.append(client.create(namespace(), conf, **options))
+        via = name
+    client.subscribe(member="Handshake")
+    control.host_address_add("192.0.3.7/24")
+    told = [client.next_signal("Handshake").header.fields[HeaderFields.path] for _ in paths]
+    assert told == paths
 
 
 def test_three_deep(outer: Tunnel, client: Client, namespace: MakeNamespace, stage: Stage) -> None:
@@ -299,7 +385,9 @@ def test_other_wrong_sockets(
         assert why([*here, *there]).startswith("sockets of two network namespaces")
     with sockets_of(inside) as own:
         told = refused(client, inside, stage, transit_sockets=("ah", own))
-        assert told.startswith("InvalidArgs: transit: it leads into the tunnel's own namespace")
+        assert told.startswith(
+            "InvalidArgs: option 'transit_sockets': it leads into the tunnel's own namespace"
+        )
 
 
 def test_wrong_transits(
@@ -317,7 +405,7 @@ def test_wrong_transits(
     assert why("/proc/self/ns/user").startswith(f"{option}a namespace of another type")
     assert why("/proc/self/ns/net").startswith(f"{option}this is the daemon's own namespace")
     assert why(stage.roots_netns).startswith(f"{option}the namespace's owner is not")
-    assert why(inside.path).startswith("InvalidArgs: transit: it leads into the tunnel's own")
+    assert why(inside.path).startswith(f"{option}it leads into the tunnel's own")
     told = why(namespace().path, transit_tunnel="office")
     assert told.startswith("InvalidArgs: option 'transit_tunnel': expected only one of transit,")
 
@@ -335,6 +423,5 @@ def test_wrong_tunnels(
     finally:
         os.close(netns)
     told = refused(client, first, stage, transit_tunnel="second")
-    assert told.startswith(
-        "InvalidArgs: transit: it leads into the tunnel's own namespace by way of 'second'"
-    )
+    assert told.startswith("InvalidArgs: option 'transit_tunnel': it leads into the tunnel's own")
+    assert "by way of 'second': expected another" in told

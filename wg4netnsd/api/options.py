@@ -44,15 +44,23 @@ class Options:
     """The default is less than the 25 s that most clients wait."""
     ignore: tuple[str, ...] = field(default=(), metadata=_type("as", reconfigure=True))
     trust_root: bool = field(default=False, metadata=_type("b"))
-    transit: int | None = field(default=None, metadata=_type("h"))
+    transit: int | None = field(default=None, metadata=_type("h", reconfigure=True))
     """Like `lease`, as are all of `transit_sockets`."""
-    transit_sockets: tuple[int, ...] | None = field(default=None, metadata=_type("ah"))
-    transit_tunnel: str | None = field(default=None, metadata=_type("s"))
+    transit_sockets: tuple[int, ...] | None = field(
+        default=None, metadata=_type("ah", reconfigure=True)
+    )
+    transit_tunnel: str | None = field(default=None, metadata=_type("s", reconfigure=True))
+    """Empty: none, but the host's network."""
 
     @property
     def handshake(self) -> bool:
         """Whether to wait for a handshake, and so to begin one."""
         return self.wait == "handshake"
+
+    @property
+    def transits(self) -> list[str]:
+        """The names of the options that choose a transit."""
+        return [name for name in TRANSITS if getattr(self, name) is not None]
 
 
 SIGNATURES: Final = {each.name: each.metadata["signature"] for each in fields(Options)}
@@ -111,9 +119,8 @@ def _check(options: Options) -> None:
         raise _invalid("mtu", f"{options.mtu}: expected {MIN_MTU} to {MAX_MTU}")
     if not options.timeout_usec:
         raise _invalid("timeout_usec", "expected more than 0")
-    chosen = [name for name in TRANSITS if getattr(options, name) is not None]
-    if len(chosen) > 1:
-        raise _invalid(chosen[1], f"expected only one of {', '.join(TRANSITS)}")
+    if len(options.transits) > 1:
+        raise _invalid(options.transits[1], f"expected only one of {', '.join(TRANSITS)}")
     if options.transit_sockets is not None and len(options.transit_sockets) not in (1, 2):
         count = len(options.transit_sockets)
         raise _invalid("transit_sockets", f"{count} sockets: expected one of each family, or one")

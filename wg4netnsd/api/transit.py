@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from wg4netnsd.api.options import Options
 from wg4netnsd.bus.call import Call
-from wg4netnsd.config.model import OVERHEAD, PATH_MTU, Config
+from wg4netnsd.config.model import OVERHEAD, Config
 from wg4netnsd.errors import InvalidArgs, InvalidNetns, NoSuchTunnel
 from wg4netnsd.tunnel import passed_sockets
 from wg4netnsd.tunnel.lifecycle import State
@@ -17,7 +15,7 @@ from wg4netnsd.tunnel.transit import (
     HostTransit,
     NamespaceTransit,
     PassedTransit,
-    Transit,
+    TransitChange,
     TransitKind,
     TransitSpec,
     TunnelTransit,
@@ -25,13 +23,7 @@ from wg4netnsd.tunnel.transit import (
 )
 
 
-class Made(NamedTuple):
-    transit: Transit
-    spec: TransitSpec
-    path_mtu: int = PATH_MTU
-
-
-async def make(asked: Options, call: Call, config: Config, manager: Manager) -> Made:
+async def make(asked: Options, call: Call, config: Config, manager: Manager) -> TransitChange:
     """Return the transit that the options ask for; the caller closes it.
 
     Raises InvalidArgs, NoSuchTunnel, PortInUse, EngineFailed, LimitExceeded, Timeout.
@@ -42,12 +34,14 @@ async def make(asked: Options, call: Call, config: Config, manager: Manager) -> 
         except InvalidNetns as error:
             raise InvalidArgs(f"option 'transit': {error.text}") from None
         spec = TransitSpec(TransitKind.NAMESPACE, netns=netns.id)
-        return Made(NamespaceTransit(manager.agent, netns.fd), spec)
+        return TransitChange(NamespaceTransit(manager.agent, netns.fd), spec)
     if asked.transit_sockets is not None:
         fds = [call.pop_fd(index) for index in asked.transit_sockets]
         sockets, netns_id = passed_sockets.check(fds, config.interface.listen_port)
-        return Made(PassedTransit(sockets), TransitSpec(TransitKind.SOCKETS, netns=netns_id))
-    if asked.transit_tunnel is not None:
+        kind, cookie = TransitKind.SOCKETS, sockets.netns_cookie
+        spec = TransitSpec(kind, netns=netns_id, cookie=cookie)
+        return TransitChange(PassedTransit(sockets), spec)
+    if asked.transit_tunnel:
         try:
             outer = manager.get_open(asked.transit_tunnel)
             await outer.lifecycle.wait_for(set(State) - {State.STARTING, State.CLOSED})
@@ -56,5 +50,5 @@ async def make(asked: Options, call: Call, config: Config, manager: Manager) -> 
         spec = TransitSpec(TransitKind.TUNNEL, outer.spec.name, outer.netns_id)
         endpoints = [str(peer.endpoint) for peer in config.peers if peer.endpoint]
         path_mtu = inner_mtu(outer.spec.mtu, endpoints) + OVERHEAD[6]
-        return Made(TunnelTransit(manager.agent, outer), spec, path_mtu)
-    return Made(HostTransit(), HOST)
+        return TransitChange(TunnelTransit(manager.agent, outer), spec, path_mtu)
+    return TransitChange(HostTransit(), HOST)

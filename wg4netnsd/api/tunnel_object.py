@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 from wg4netnsd import errors, names
 from wg4netnsd.agent.sockets import KINDS as SOCKET_KINDS
 from wg4netnsd.api import forward_options, options
+from wg4netnsd.api import transit as transits
 from wg4netnsd.api.forward_object import ForwardObject
 from wg4netnsd.api.options import Options
 from wg4netnsd.bus.call import Call, Reply
@@ -42,6 +43,7 @@ CHANGES: Final = {
     "addresses": ["Addresses"],
     "dns": ["Dns"],
     "interface": ["Interface"],
+    "transit": ["Transit"],
     "link_state": ["LinkState"],
 }
 """The attributes of a tunnel that can change, and the properties that each is seen in."""
@@ -96,17 +98,23 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
     ) -> None:
         asked = options.parse_reconfigure(raw_options)
         config = await reader.load_fd(call.pop_fd(config_fd), asked.ignore)
-        await self._reconfigure(asked, config)
+        await self._reconfigure(call, asked, config)
 
     @method("ReconfigureFromPath")
     async def reconfigure_from_path(
-        self, _call: Call, config_path: str, raw_options: dict[str, Variant]
+        self, call: Call, config_path: str, raw_options: dict[str, Variant]
     ) -> None:
         asked = options.parse_reconfigure(raw_options)
-        await self._reconfigure(asked, await reader.load_path(config_path, asked.ignore))
+        await self._reconfigure(call, asked, await reader.load_path(config_path, asked.ignore))
 
-    async def _reconfigure(self, asked: Options, config: Config) -> None:
-        await self._tunnel.reconfigure(config, asked.mtu)
+    async def _reconfigure(self, call: Call, asked: Options, config: Config) -> None:
+        with contextlib.ExitStack() as stack:
+            change = None
+            if asked.transits:
+                change = await transits.make(asked, call, config, self._manager)
+                stack.callback(change.transit.close)
+            await self._manager.reconfigure(self._tunnel, config, asked.mtu, change)
+            stack.pop_all()
 
     @method("WaitForState")
     async def wait_for_state(self, call: Call, states: list[str], timeout_usec: int) -> str:

@@ -104,10 +104,11 @@ def options(arguments: Arguments, name: str, **more: tuple[str, Any]) -> dict[st
     return asked
 
 
-def transit(arguments: Arguments, client: Client) -> dict[str, tuple[str, Any]]:
+def transit(arguments: Arguments, client: Client | None = None) -> dict[str, tuple[str, Any]]:
     """The option that says where the ciphertext goes, if the command line does.
 
-    Warns if it does not, and we are in another tunnel's namespace.
+    With a client, for a new tunnel, it warns if that does not, and we are in another tunnel's
+    namespace.
 
     Call this before entering a user namespace: from there, other processes' files can't be opened.
     """
@@ -119,7 +120,8 @@ def transit(arguments: Arguments, client: Client) -> dict[str, tuple[str, Any]]:
         return {"transit": ("h", open_netns(arguments.transit_netns))}
     if arguments.transit_fd is not None:
         return {"transit_sockets": ("ah", arguments.transit_fd)}
-    _warn_if_inside(client)
+    if client:
+        _warn_if_inside(client)
     return {}
 
 

@@ -209,6 +209,7 @@ def _monitor(command: ArgumentParser) -> None:
 
 def _reload(command: ArgumentParser) -> None:
     _add_mtu_and_ignore(command)
+    _add_transit(command)
     _add_name(command)
     _add_conf(command, nargs="?")
 

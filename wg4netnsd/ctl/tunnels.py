@@ -76,7 +76,8 @@ def reload(arguments: Arguments) -> None:
         client = stack.enter_context(Client())
         path = client.find_tunnel(arguments.name)
         conf = stack.enter_context(create.open_conf(arguments.conf or arguments.name))
-        body = ("ha{sv}", conf.fd, create.changes(arguments))
+        asked = create.changes(arguments) | create.transit(arguments)
+        body = ("ha{sv}", conf.fd, asked)
         _wait(client, path, "Reconfigure", *body, what="resolving host names")
 
 

@@ -63,6 +63,11 @@ class UdpSockets:
     def fds(self) -> list[int]:
         return list(self.by_family.values())
 
+    @property
+    def netns_cookie(self) -> int:
+        """What tells their network namespace from others; 0 before Linux 5.14."""
+        return udp.netns_cookie(self._sockets[0]) or 0
+
     def close(self) -> None:
         for each in self._sockets:
             each.close()

@@ -81,7 +81,7 @@ class TunnelPeer:
         self._observer = observer
         self._log = log
         self._timer: asyncio.TimerHandle | None = None
-        self._was_in_use = False  # when its engine ended
+        self._was_in_use = False  # when its engine ended, or its network changed
         self._closed = False
 
     @property
@@ -181,6 +181,10 @@ class TunnelPeer:
         self.state_machine.gave_up()
         self.state_machine.expired()
         self.report_changes()
+
+    def keep_in_use(self) -> None:
+        """Have a peer that is in use now count as that until its next handshake begins."""
+        self._was_in_use = self.in_use
 
     def report_changes(self) -> None:
         """Update the state, report what is due, and set the timer for the next update.

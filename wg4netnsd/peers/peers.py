@@ -72,11 +72,16 @@ class Peers:
 
     # ------------------------------------------------------------ the configuration
 
-    async def look_up(self, configured: Iterable[Peer]) -> LookupResults:
-        """Look up the host names of peers that are new or have another Endpoint. Never fails."""
+    async def look_up(
+        self, configured: Iterable[Peer], look_up: LookUp | None = None
+    ) -> LookupResults:
+        """Look up the host names of peers that are new or have another Endpoint. Never fails.
+
+        By `look_up`, if it is given, as in a network that is to replace the present one.
+        """
         endpoints = [c.endpoint for c in configured if c.endpoint and self._is_new(c)]
         names = (e.host for e in endpoints if not is_address(e.host))
-        return await look_up_all(names, self._look_up)
+        return await look_up_all(names, look_up or self._look_up)
 
     def new_endpoints(self, configured: Iterable[Peer], found: LookupResults) -> dict[str, str]:
         """Return the first ADDRESS:PORT of each peer that is new or has another Endpoint."""
@@ -181,6 +186,11 @@ class Peers:
         for peer in self._peers.values():
             if peer.named_endpoint and peer.view().state is not PeerState.ACTIVE:
                 peer.named_endpoint.look_up_again(now=True)
+
+    def keep_in_use(self) -> None:
+        """Keep all peers that are in use for network_changed(), which comes later."""
+        for peer in self._peers.values():
+            peer.keep_in_use()
 
     def clock_jumped(self) -> None:
         """Update all peers after a suspend, in which the event loop's timers stood still."""

@@ -25,12 +25,13 @@ from wg4netnsd.config.model import Config
 from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.engine.engine import DEATH_TIME, Engine, EngineFds
 from wg4netnsd.engine.spare import SpareEngine
-from wg4netnsd.engine.udp import PortInUse, UdpSockets
-from wg4netnsd.systemd.fdstore import ENGINE_KINDS, UDP_KINDS, FdKind, FdStore
+from wg4netnsd.engine.udp import PortInUse
+from wg4netnsd.systemd.fdstore import ENGINE_KINDS, FdKind, FdStore
 from wg4netnsd.systemd.journal import TunnelLog
+from wg4netnsd.tunnel.engine_sockets import EngineSockets
 from wg4netnsd.tunnel.record import SavedTunnel
 from wg4netnsd.tunnel.spec import Spec
-from wg4netnsd.tunnel.transit import Transit, TransitKind
+from wg4netnsd.tunnel.transit import Transit
 
 MAX_MEMORY: Final = 1 << 30
 """Bytes of unshared memory; an engine has 1.5 MB idle, and 20 MB at 3 Gbit/s in 8 streams."""
@@ -57,8 +58,7 @@ class SlotState(enum.Enum):
 
 
 class EngineSlot:
-    """The engine of one tunnel, and its replacements. Owns the engine, the UDP sockets that its
-    replacements go on with, and the transit that opens them."""
+    """The engine of one tunnel, and its replacements. Owns the engine and its sockets."""
 
     def __init__(
         self,
@@ -82,13 +82,12 @@ class EngineSlot:
         self.public_key = ""
         self.listen_port = 0
         self._spare = spare
-        self.transit = transit
+        self._sockets = EngineSockets(transit, fd_store)
         self._socket_path = socket_path
         self._fd_store = fd_store
         self._log = log
         self._changed = changed
         self._engine: Engine | None = None
-        self._sockets: UdpSockets | None = None  # None before the first engine
         self._serves = False
         self._replacement_wanted = asyncio.Event()
         self._fault: errors.Error | None = None
@@ -113,7 +112,13 @@ class EngineSlot:
         `endpoints` and `initiate` are those of uapi.encode_set(). Raises any of RETRYABLE; call
         `stop()` in any case.
         """
-        sockets = await self._open_sockets(spec.config.interface.listen_port)
+        wanted_port = spec.config.interface.listen_port
+        try:
+            sockets = await self._sockets.open(wanted_port, self.listen_port)
+        except PortInUse:
+            # Taken while nobody had sockets. If the kernel chose the port, it may choose anew.
+            self._set_identity(self.public_key, wanted_port)
+            raise
         self._engine = self._spare.take_engine()
         self._engine.forward_events(self.on_event, self._log)
         await self._engine.listen(sockets.fds, self._socket_path)
@@ -124,41 +129,6 @@ class EngineSlot:
         self.half_changed = False
         self._set_identity(status.public_key, status.listen_port)
 
-    async def _open_sockets(self, wanted_port: int) -> UdpSockets:
-        """Return the last engine's sockets, or the first engine's.
-
-        `wanted_port` is the configuration's; with 0, the kernel chooses one. Raises as
-        Transit.open_sockets().
-        """
-        if self._sockets and wanted_port in (0, self._sockets.port):
-            return self._sockets
-        try:
-            self._set_sockets(await self.transit.open_sockets(wanted_port or self.listen_port))
-        except PortInUse:
-            # Taken while nobody had sockets. If the kernel chose the port, it may choose anew.
-            self._set_identity(self.public_key, wanted_port)
-            raise
-        assert self._sockets
-        return self._sockets
-
-    def _set_sockets(self, sockets: UdpSockets) -> None:
-        """Replace the sockets; engines have their own copies."""
-        if self._sockets:
-            self._sockets.close()
-        self._sockets = sockets
-        if self._serves:
-            self._store_sockets()
-
-    def _store_sockets(self) -> None:
-        if self.transit.fd >= 0:
-            self._fd_store.put(FdKind.TRANSIT, self.transit.fd)
-        fds = self._sockets.by_family if self._sockets else {}
-        for family, kind in UDP_KINDS.items():
-            if family in fds:
-                self._fd_store.put(kind, fds[family])
-            else:
-                self._fd_store.remove(kind)
-
     async def attach(self, tun_fd: int) -> None:
         """Attach the configured engine to the TUN. Raises EngineFailed, LimitExceeded, Timeout."""
         assert self._engine
@@ -167,7 +137,7 @@ class EngineSlot:
             raise await self._engine.exit_error()
         for kind, fd in zip(ENGINE_KINDS, self._engine.fds, strict=True):
             self._fd_store.put(kind, fd)
-        self._store_sockets()
+        self._sockets.store()
         self._serves, self._vitals = True, None
 
     async def adopt_engine(self, saved: SavedTunnel, spec: Spec) -> uapi.DeviceStatus:
@@ -176,11 +146,7 @@ class EngineSlot:
         Its events wait for `forward_events()`. Raises EngineFailed or Timeout if it can't be
         adopted; `stop()` then ends it.
         """
-        udp_fds = [fd for kind in UDP_KINDS.values() for fd in saved.fds.pop_fds(kind) or ()]
-        passed = spec.transit.kind is TransitKind.SOCKETS
-        self._sockets = UdpSockets.adopt(udp_fds, least=1 if passed else 2)
-        if not self._sockets:
-            self._fd_store.remove(*UDP_KINDS.values())
+        self._sockets.adopt(saved, spec)
         fds = saved.fds.pop_fds(*ENGINE_KINDS)
         if fds is None:
             for pidfd in saved.fds.pop_fds(FdKind.PIDFD) or ():
@@ -222,9 +188,7 @@ class EngineSlot:
                 await self._engine.process.kill(DEATH_TIME)
         async with self.lock:
             await self.stop()
-            self.transit.close()
-            if self._sockets:
-                self._sockets.close()
+            self._sockets.close()
         # There may be a socket without an engine: that may have ended while there was no daemon.
         rundir.remove_file(self._socket_path)
 
@@ -250,21 +214,26 @@ class EngineSlot:
     # ------------------------------------------------------------ while it runs
 
     async def change(
-        self, old: Spec, new: Spec, endpoints: Mapping[str, str], public_key: str
+        self,
+        old: Spec,
+        new: Spec,
+        endpoints: Mapping[str, str],
+        public_key: str,
+        transit: Transit | None,
     ) -> None:
         """Take the engine from one configuration to another. The caller holds `lock`.
 
-        `public_key` is the new public key, or "" if only an engine can tell it. Raises the reason
-        why the engine keeps the old configuration, or is replaced: see `half_changed`.
+        `public_key` is the new public key, or "" if only an engine can tell it. `transit` is a new
+        transit, which is ours if this returns, or None. Raises the reason why the engine keeps the
+        old configuration, or is replaced: see `half_changed`.
         """
-        port = new.config.interface.listen_port
-        sockets = None
-        if port and port != self.listen_port:
-            sockets = await self.transit.open_sockets(port)
+        wanted_port = new.config.interface.listen_port
+        sockets = await self._sockets.open_others(wanted_port, self.listen_port, transit)
         if not self._engine or self.state is not SlotState.SERVING:
             if sockets:
-                self._set_sockets(sockets)
-            self._set_identity(public_key, port or self.listen_port)  # of the next engine
+                self._sockets.replace(sockets, transit)
+            # Of the next engine.
+            self._set_identity(public_key, sockets.port if sockets else self.listen_port)
             return
         request = uapi.encode_change(old.config, new.config, mtu=new.mtu, endpoints=endpoints)
         try:
@@ -280,8 +249,12 @@ class EngineSlot:
             self._replacement_wanted.set()
             raise
         if sockets:
-            self._set_sockets(sockets)
+            self._sockets.replace(sockets, transit)
         self._set_identity(status.public_key, status.listen_port)
+
+    async def look_up(self, host: str) -> list[str]:
+        """Return a peer's addresses, by whoever knows them in the transit's network."""
+        return await self._sockets.transit.look_up(host)
 
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its status, now. Raises EngineFailed, Timeout."""

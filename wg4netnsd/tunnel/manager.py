@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
 from wg4netnsd import errors
 from wg4netnsd.agent.client import Agent
+from wg4netnsd.config.model import Config
 from wg4netnsd.engine.spare import SpareEngine
 from wg4netnsd.tunnel.lifecycle import State
 from wg4netnsd.tunnel.lifetime import Lease
@@ -19,7 +21,7 @@ from wg4netnsd.tunnel.observer import TunnelObserver
 from wg4netnsd.tunnel.record import SavedTunnel
 from wg4netnsd.tunnel.resources import Resources
 from wg4netnsd.tunnel.spec import Spec
-from wg4netnsd.tunnel.transit import Transit, TransitSpec, inner_mtu
+from wg4netnsd.tunnel.transit import Transit, TransitChange, TransitSpec, inner_mtu
 from wg4netnsd.tunnel.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ class Manager:
         self._observer = observer
         self._tunnels: dict[str, Tunnel] = {}
         self._removals: dict[Tunnel, asyncio.Task[None]] = {}
+        self._outer_links: dict[Tunnel, contextlib.ExitStack] = {}
+        self._transit_lock = asyncio.Lock()
         self._closing = False
 
     @property
@@ -94,29 +98,60 @@ class Manager:
             raise errors.AlreadyExists(f"the namespace already has the tunnel '{other.spec.name}'")
         if len(self._tunnels) >= self.max_tunnels:
             raise errors.LimitExceeded(f"there are {self.max_tunnels} tunnels already")
-        self._refuse_loop(spec.transit, netns.id)
-        outer = self.get_open(spec.transit.tunnel) if spec.transit.tunnel else None
+        outer = self._outer_of(spec.transit, netns.id)
         created = Tunnel(spec, netns, self._resources, transit, lease, saved)
         self._tunnels[spec.name] = created
         created.start(self._observer.tunnel_added)
-        if outer:
-            watch = asyncio.create_task(self._end_with(outer, created))
-            created.at_end.callback(watch.cancel)
-            renew = created.peers.network_changed
-            outer.peers.renewed.add(renew)
-            created.at_end.callback(lambda: outer.peers.renewed.discard(renew))
+        created.at_end.callback(lambda: self._set_outer(created, None))
+        self._set_outer(created, outer)
         self._removals[created] = asyncio.create_task(self._remove_when_closed(created))
         return created
 
+    async def reconfigure(
+        self, tunnel: Tunnel, config: Config, mtu_option: int | None, change: TransitChange | None
+    ) -> None:
+        """Apply another configuration, and another transit unless `change` is None.
+
+        The new transit is the tunnel's if this returns. Raises the reason why everything stays.
+        """
+        mtu = mtu_option or tunnel.creators_mtu
+        spec = replace(tunnel.spec, config=config, mtu_option=mtu)
+        if not change:
+            await tunnel.reconfigure(spec, None)
+            return
+        spec = replace(spec, transit=change.spec, path_mtu=change.path_mtu)
+        async with self._transit_lock:  # two tunnels could become each other's
+            outer = self._outer_of(change.spec, tunnel.netns_id)
+            await tunnel.reconfigure(spec, change.transit)
+            self._set_outer(tunnel, outer)
+
+    def _outer_of(self, transit: TransitSpec, netns: NetnsId) -> Tunnel | None:
+        """Return the tunnel that would be the transit of one in this namespace, if any is.
+
+        Raises InvalidArgs if its ciphertext would come back into the namespace, NoSuchTunnel.
+        """
+        self._refuse_loop(transit, netns)
+        return self.get_open(transit.tunnel) if transit.tunnel else None
+
+    def _set_outer(self, inner: Tunnel, outer: Tunnel | None) -> None:
+        """Close `inner` when `outer` ends, and begin its handshakes anew after those of `outer`."""
+        if old := self._outer_links.pop(inner, None):
+            old.close()
+        if outer:
+            link = self._outer_links[inner] = contextlib.ExitStack()
+            link.callback(asyncio.create_task(self._end_with(outer, inner)).cancel)
+            renewed, renew = outer.peers.renewed, inner.peers.network_changed
+            renewed.add(renew)
+            link.callback(renewed.discard, renew)
+
     def _refuse_loop(self, transit: TransitSpec, netns: NetnsId) -> None:
         """Raise InvalidArgs if ciphertext from the namespace would come back into it."""
-        seen: list[str] = []
+        seen, option = list[str](), transit.option
         while transit.netns:
             if transit.netns == netns:
                 via = "".join(f" by way of '{name}'" for name in seen)
-                raise errors.InvalidArgs(
-                    f"transit: it leads into the tunnel's own namespace{via}: expected another"
-                )
+                text = f"it leads into the tunnel's own namespace{via}: expected another"
+                raise errors.InvalidArgs(f"option '{option}': {text}")
             next_one = self._in_netns(NetnsId(*transit.netns))
             if next_one is None or next_one.spec.name in seen:
                 return
@@ -168,7 +203,9 @@ class Manager:
         """Begin handshakes with all peers in use, now that the host's network has changed."""
         log.info("%s: beginning new handshakes", why)
         for one in self.tunnels:
-            if not one.spec.transit.tunnel:  # else its outer tunnel comes first
+            if one.spec.transit.tunnel:  # the outer one first: see Peers.renewed
+                one.peers.keep_in_use()
+            else:
                 one.peers.network_changed()
 
     def clock_jumped(self) -> None:

@@ -11,6 +11,7 @@ from wg4netnsd.tunnel.engine_slot import EngineSlot, refuse_own_key
 from wg4netnsd.tunnel.link import Link
 from wg4netnsd.tunnel.resolvconf import ResolvConf
 from wg4netnsd.tunnel.spec import Spec
+from wg4netnsd.tunnel.transit import Transit
 
 
 async def apply(
@@ -21,8 +22,11 @@ async def apply(
     link: Link,
     peers: Peers,
     engine: EngineSlot,
+    transit: Transit | None,
 ) -> None:
     """Take a tunnel from `old` to `new`; `found` has the addresses of new host names.
+
+    `transit` is the new transit if there is one; it is the engine's if this returns.
 
     A step that fails undoes itself and every step before it. The caller holds the engine's lock.
     Raises the reason why the old configuration stays.
@@ -36,7 +40,7 @@ async def apply(
         undo.enter_context(resolv_conf.changed(old.dns, new.dns))
         await undo.enter_async_context(link.changed(old.settings, new.settings))
         undo.enter_context(_both_configured(peers, old, new, found))
-        await engine.change(old, new, endpoints, public_key)
+        await engine.change(old, new, endpoints, public_key, transit)
 
 
 @contextlib.contextmanager

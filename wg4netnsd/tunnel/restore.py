@@ -127,8 +127,11 @@ def _transit(manager: Manager, written: Record, fds: InheritedFds) -> Transit:
             return HostTransit()
         case TransitKind.NAMESPACE:
             for fd in fds.pop_fds(FdKind.TRANSIT) or ():
-                return NamespaceTransit(manager.agent, fd)
-            raise Unreadable("its transit namespace is missing")
+                transit = NamespaceTransit(manager.agent, fd)
+                if transit.netns == written.transit.netns:
+                    return transit
+                transit.close()
+            raise Unreadable("its transit namespace is missing, or another one")
         case TransitKind.SOCKETS:
             if FdKind.UDP4 not in fds and FdKind.UDP6 not in fds:
                 raise Unreadable("its UDP sockets, which its creator had passed, are missing")

@@ -13,7 +13,7 @@ from wg4netnsd.tunnel.transit import HOST, TransitSpec
 
 @dataclass(frozen=True)
 class Spec:
-    VISIBLE: ClassVar = ("mtu", "addresses", "dns", "peers")
+    VISIBLE: ClassVar = ("mtu", "addresses", "dns", "peers", "transit")
     """Attributes that a reconfiguration can change and a client can see."""
 
     name: str

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from wg4netnsd.agent.client import Agent
-from wg4netnsd.config.model import OVERHEAD
+from wg4netnsd.config.model import OVERHEAD, PATH_MTU
 from wg4netnsd.dns.resolver import Resolver
 from wg4netnsd.engine.udp import UdpSockets
 from wg4netnsd.errors import InvalidArgs, InvalidConfig, InvalidNetns, Timeout, TunFailed
@@ -45,6 +45,15 @@ class TransitSpec(NamedTuple):
     """The outer tunnel's name."""
     netns: tuple[int, int] | None = None
     """Device and inode of the sockets' namespace; None if it is not one of ours."""
+
+    cookie: int = 0
+    """Of passed sockets, their UdpSockets.netns_cookie."""
+
+    @property
+    def option(self) -> str:
+        """The option of CreateTunnel that chooses it."""
+        suffix = "" if self.kind is TransitKind.NAMESPACE else f"_{self.kind}"
+        return f"transit{suffix}"
 
     @property
     def detail(self) -> str:
@@ -85,6 +94,14 @@ class Transit(Protocol):
     def close(self) -> None: ...
 
 
+class TransitChange(NamedTuple):
+    """A transit, and what a tunnel's Spec says of it."""
+
+    transit: Transit
+    spec: TransitSpec
+    path_mtu: int = PATH_MTU
+
+
 class _HostNames:
     """Names are looked up on the host: nobody has said what to ask in another network."""
 
@@ -108,6 +125,12 @@ class NamespaceTransit(_HostNames):
     def __init__(self, agent: Agent, fd: int) -> None:
         self.fd = fd
         self._agent = agent
+
+    @property
+    def netns(self) -> tuple[int, int]:
+        """Its device and inode."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
 
     async def open_sockets(self, port: int) -> UdpSockets:
         try:

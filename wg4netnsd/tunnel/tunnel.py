@@ -12,13 +12,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 from typing import Any
 
 from wg4netnsd import errors
 from wg4netnsd.agent.protocol import CreateInterface
 from wg4netnsd.aio.tasks import first_of
-from wg4netnsd.config.model import Config
 from wg4netnsd.engine import uapi
 from wg4netnsd.engine.backoff import Backoff
 from wg4netnsd.peers.peers import Peers
@@ -88,7 +86,7 @@ class Tunnel:
         self.engine = EngineSlot(
             resources.spare, transit, socket, self._fd_store, self._log, self._changed
         )
-        self._creators_mtu = spec.mtu_option
+        self.creators_mtu = spec.mtu_option
         self._ending = False  # the run task must not be cancelled any more
         self.at_end = contextlib.ExitStack()  # releases what belongs to the tunnel
         self._backoff = Backoff()
@@ -104,7 +102,7 @@ class Tunnel:
         # After that, so that what `observe` schedules runs after the task's first step.
         self._observer = observe(self)
         told = self._observer, self._log, self.report_error
-        self.peers = Peers(self.engine, *told, self.engine.transit.look_up)
+        self.peers = Peers(self.engine, *told, self.engine.look_up)
         self.forwards.observer = self._observer
         self.engine.on_event = self.peers.handle_event
 
@@ -154,14 +152,13 @@ class Tunnel:
         if await self.lifecycle.wait_for_next({State.UP, State.FAILED}) is State.FAILED:
             raise self.error or errors.EngineFailed("no reason given")
 
-    async def reconfigure(self, config: Config, mtu_option: int | None) -> None:
-        """Apply another configuration; if there is no engine now, the next one gets it.
+    async def reconfigure(self, spec: Spec, transit: Transit | None) -> None:
+        """Apply another spec, and `transit` unless that is None; the next engine gets them too.
 
-        Raises the reason why the old configuration stays.
+        The transit is ours if this returns. Raises the reason why everything stays as it was.
         """
-        spec = replace(self.spec, config=config, mtu_option=mtu_option or self._creators_mtu)
         try:
-            await self.lifecycle.run_while_open(self._apply(spec))
+            await self.lifecycle.run_while_open(self._apply(spec, transit))
         except errors.Error:
             # The old configuration is in force again when the next engine has it.
             if self.engine.half_changed and self.state is not State.FAILED:
@@ -316,14 +313,15 @@ class Tunnel:
 
     # ------------------------------------------------------------ another configuration
 
-    async def _apply(self, new: Spec) -> None:
+    async def _apply(self, new: Spec, transit: Transit | None) -> None:
         async with self._reconfigure_lock:
-            found = await self.peers.look_up(new.config.peers)
+            look_up = transit.look_up if transit else None
+            found = await self.peers.look_up(new.config.peers, look_up)
             async with self.engine.lock:
                 old = self.spec
                 with self._changing(new):
                     parts = self.resolv_conf, self.link, self.peers, self.engine
-                    await reconfigure.apply(old, new, found, *parts)
+                    await reconfigure.apply(old, new, found, *parts, transit)
                     self.spec = new
                     self.peers.configure(new.config.peers, found)
             await self.forwards.reconfigure(new)

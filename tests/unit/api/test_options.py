@@ -157,11 +157,11 @@ def test_without_flags_the_defaults_are_the_daemons() -> None:
 
 
 def test_reload_has_those_of_reconfigure() -> None:
-    its = [FLAGS[option] for option in OF_RECONFIGURE]
+    its = [FLAGS[option] for option in OF_RECONFIGURE if option in FLAGS]
     asked = create.changes(parsed("reload", *its, "office"))
-    assert {option: signature for option, (signature, _) in asked.items()} == {
-        option: SIGNATURES[option] for option in OF_RECONFIGURE
-    }
+    assert asked.keys() | TRANSITS.keys() == set(OF_RECONFIGURE)
+    assert all(signature == SIGNATURES[option] for option, (signature, _) in asked.items())
+    assert create.transit(parsed("reload", "--via", "exit", "office"))
     assert flags("reload") & {flag.split()[0] for flag in FLAGS.values()} == {
         flag.split()[0] for flag in its
     }
