@@ -4,6 +4,7 @@
 package device
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -23,6 +24,7 @@ import (
 //	gave-up PEER                                   no answer came, and there will be no further attempt
 //	expired PEER                                   the peer's session keys are gone or no longer used
 //	endpoint PEER ADDRESS:PORT                     the peer now sends from this address
+//	too-large PEER SIZE                            datagrams of SIZE bytes to the peer have to be fragmented
 //	dropped                                        events were lost: ask UAPI
 //	lacks PART: REASON                             this part of the sandbox is not available
 //
@@ -84,6 +86,16 @@ func (peer *Peer) emitMove(endpoint conn.Endpoint) {
 	if !sameDestination(peer.endpoint.val, endpoint) {
 		peer.emit("endpoint", endpoint.DstToString())
 	}
+}
+
+// emitTooLarge takes Send's error, and returns it unless everything was sent.
+func (peer *Peer) emitTooLarge(err error) error {
+	var tooSmall conn.ErrPathTooSmall
+	if !errors.As(err, &tooSmall) {
+		return err
+	}
+	peer.emit("too-large", tooSmall.Size)
+	return nil
 }
 
 // emit sends an event about this peer.
