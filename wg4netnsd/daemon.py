@@ -273,7 +273,7 @@ def _watch_host(manager: Manager) -> contextlib.ExitStack:
 
     watches = contextlib.ExitStack()
     for watch in (
-        lambda: HostNetwork(manager.network_changed),
+        lambda: HostNetwork(manager.network_changed, manager.routes_changed),
         lambda: SuspendWatch(resumed, manager.clock_jumped),
     ):
         try:

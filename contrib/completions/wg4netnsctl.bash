@@ -64,7 +64,7 @@ _wg4netnsctl_value() { # OPTION
     case $1 in
         --cap) _wg4netnsctl_offer 'net_admin net_raw' ;;
         --ignore)
-            _wg4netnsctl_offer 'ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table'
+            _wg4netnsctl_offer 'ExcludedApplications FwMark I1 I2 I3 I4 I5 IPv6 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table'
             ;;
         --lifetime) _wg4netnsctl_offer 'namespace persistent' ;;
         --credentials | --netns | --transit-netns) _wg4netnsctl_files ;;

@@ -98,7 +98,7 @@ complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l tran
 complete -c wg4netnsctl -n "__wg4netnsctl_of connect" -l timeout -x -d "Give up after this many seconds; default: 30"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l mtu -x -d "MTU instead of the file's"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run up attach proxy reload" -l ignore -x \
-    -a "ExcludedApplications FwMark I1 I2 I3 I4 I5 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table" \
+    -a "ExcludedApplications FwMark I1 I2 I3 I4 I5 IPv6 IncludedApplications Jc Jmax Jmin PostDown PostUp PreDown PreUp SaveConfig Table" \
     -d "Ignore this key of the file"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run" -l share-pids -d "Stay in the current PID namespace"
 complete -c wg4netnsctl -n "__wg4netnsctl_of run exec shell" -l cap -x -a "net_admin net_raw" \

@@ -8,6 +8,10 @@ went wrong, comes once the effect is there. These are all the requests:
   host address add|delete ADDRESS/PREFIX        on the host's side of that link
   host default add|delete         a default route over that link
   host link up|down               the host's side
+  path MTU                        of the routes over that link, at both ends; 0: the link's again
+  router MTU open|filtered        a second way to `far-moving`, by a router whose far link has this
+                                  MTU and that sends ICMP, or none; its near link has 1500
+  far engine stock|ours           the program of that engine from its next start on
   host-name NAME.test ADDRESS…    all addresses of the name; none removes it
   engine descriptors PID          the files they refer to, as JSON after the `ok`
   engine environment PID          also as JSON
@@ -43,6 +47,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 SOCKET = "/run/wg4netnsd-control"
+OUR_ENGINE = "/run/ours/wireguard-go"
 HOSTS = Path("/run/hosts")
 NETNS = LINK = "far-moving"
 FAR_ADDRESS = "192.0.3.2"
@@ -61,6 +66,7 @@ class Control:
     def __init__(self, user: int, stock: str) -> None:
         self.user = user
         self.stock = stock
+        self.far_program = stock
         self.far_address = uplink_address()
         self.host_addresses = host_addresses()
         self.hosts = HOSTS.read_text()
@@ -85,6 +91,12 @@ class Control:
                 host_link_up()
             case ["host", "link", "down"]:
                 ip("link", "set", LINK, "down")
+            case ["path", mtu]:
+                path(number(mtu))
+            case ["router", mtu, "open" | "filtered" as icmp]:
+                router(number(mtu), icmp)
+            case ["far", "engine", "stock" | "ours" as program]:
+                self.far_engine(program)
             case ["host-name", name, *addresses]:
                 host_name(hostname(name), [stage_address(each) for each in addresses])
             case ["engine", "descriptors", pid]:
@@ -107,7 +119,8 @@ class Control:
 
     def far_engines(self) -> list[int]:
         pids = run("ip", "netns", "pids", NETNS).split()
-        return [int(pid) for pid in pids if os.readlink(f"/proc/{pid}/exe") == self.stock]
+        ours = (self.stock, OUR_ENGINE)
+        return [int(pid) for pid in pids if os.readlink(f"/proc/{pid}/exe") in ours]
 
     def far_stop(self) -> None:
         for pid in self.far_engines():
@@ -119,7 +132,14 @@ class Control:
     def far_start(self) -> None:
         if not self.far_engines():
             # It keeps our stderr, so capturing that would wait for the engine's end.
-            subprocess.run(["bash", "-c", "set -euo pipefail; far_engine far-moving"], check=True)
+            command = ["bash", "-c", "set -euo pipefail; far_engine far-moving"]
+            subprocess.run(command, check=True, env=os.environ | {"stock": self.far_program})
+
+    def far_engine(self, program: str) -> None:
+        """Use this program instead of the one that runs."""
+        self.far_program = self.stock if program == "stock" else OUR_ENGINE
+        self.far_stop()
+        self.far_start()
 
     @contextlib.contextmanager
     def engine(self, pid: str) -> Iterator[int]:
@@ -162,6 +182,10 @@ class Control:
             host_address("add", address)
         if run("ip", "route", "show", *DEFAULT):
             host_default("delete")
+        path(0)
+        router_delete()
+        if self.far_program != self.stock:
+            self.far_engine("stock")
         self.far_start()
         far_move(self.far_address)
 
@@ -202,6 +226,12 @@ def parse(kind: Callable[[str], T], text: str) -> T:
         raise Refused(f"not an address: {text!r}") from None
 
 
+def number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text):
+        raise Refused(f"not a number: {text!r}")
+    return int(text)
+
+
 def hostname(text: str) -> str:
     if not re.fullmatch(r"[a-z-]+\.test", text):
         raise Refused(f"not a name: {text!r}")
@@ -210,6 +240,7 @@ def hostname(text: str) -> str:
 
 # --- changes -------------------------------------------------------------------------------
 
+ROUTER = "router"
 DEFAULT = ("default", "via", FAR_ADDRESS, "dev", LINK, "metric", "4242")
 
 
@@ -255,6 +286,73 @@ def host_link_up() -> None:
         if time.monotonic() > deadline:
             raise Refused("the link does not come up")
         time.sleep(0.01)
+
+
+def path(mtu: int) -> None:
+    ways = (
+        ((), LINK, ("192.0.3.2/32", "2001:db8:3::2/128")),
+        (("-netns", NETNS), "uplink", ("192.0.3.1/32", "2001:db8:3::1/128")),
+    )
+    for netns, device, networks in ways:
+        for network in networks:
+            if mtu:
+                ip(*netns, "route", "replace", network, "dev", device, "mtu", str(mtu))
+            elif run("ip", *netns, "-6" if ":" in network else "-4", "route", "show", network):
+                ip(*netns, "route", "delete", network, "dev", device)
+
+
+def router(mtu: int, icmp: str) -> None:
+    """host 192.0.4.1, 2001:db8:4::1 ── router ── 192.0.5.2, 2001:db8:5::2 far-moving."""
+    router_delete()
+    run("ip", "netns", "add", ROUTER)
+    ip("link", "add", ROUTER, "type", "veth", "peer", "name", "near", "netns", ROUTER)
+    ip(
+        "-netns",
+        NETNS,
+        "link",
+        "add",
+        ROUTER,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "far",
+        "netns",
+        ROUTER,
+    )
+    host, router, beyond = (), ("-netns", ROUTER), ("-netns", NETNS)
+    for netns, device, address in (
+        (host, ROUTER, "192.0.4.1/24"),
+        (host, ROUTER, "2001:db8:4::1/64"),
+        (router, "near", "192.0.4.254/24"),
+        (router, "near", "2001:db8:4::fe/64"),
+        (router, "far", "192.0.5.254/24"),
+        (router, "far", "2001:db8:5::fe/64"),
+        (beyond, ROUTER, "192.0.5.2/24"),
+        (beyond, ROUTER, "2001:db8:5::2/64"),
+    ):
+        nodad = ["nodad"] if ":" in address else []
+        ip(*netns, "address", "add", address, "dev", device, *nodad)
+    for netns, device in ((host, ROUTER), (router, "near"), (router, "far"), (beyond, ROUTER)):
+        ip(*netns, "link", "set", device, "up")
+    for netns, device in ((router, "far"), (beyond, ROUTER)):
+        ip(*netns, "link", "set", device, "mtu", str(mtu))
+    ip("route", "add", "192.0.5.0/24", "via", "192.0.4.254")
+    ip("route", "add", "2001:db8:5::/64", "via", "2001:db8:4::fe")
+    ip(*beyond, "route", "add", "192.0.4.0/24", "via", "192.0.5.254")
+    ip(*beyond, "route", "add", "2001:db8:4::/64", "via", "2001:db8:5::fe")
+    for setting in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
+        run("ip", "netns", "exec", ROUTER, "sysctl", "-q", "-w", setting)
+    if icmp == "filtered":  # what it sends itself comes from lo, for a rule
+        for family in ("-4", "-6"):
+            ip(*router, family, "rule", "add", "iif", "lo", "prohibit")
+
+
+def router_delete() -> None:
+    if os.path.exists(f"/run/netns/{ROUTER}"):
+        ip("link", "delete", ROUTER)  # synchronously, unlike the end of a namespace
+        ip("-netns", NETNS, "link", "delete", ROUTER)
+        ip("netns", "delete", ROUTER)
 
 
 def host_name(name: str, addresses: list[IPv4Address | IPv6Address]) -> None:

@@ -71,6 +71,8 @@ def stage(
         "moving": {
             "endpoint_v4": f"192.0.3.2:{PORT}",
             "endpoint_v6": f"[2001:db8:3::2]:{PORT}",
+            "routed_v4": f"192.0.5.2:{PORT}",
+            "routed_v6": f"[2001:db8:5::2]:{PORT}",
         },
         "control": "/run/wg4netnsd-control",
         "short_engine": short,

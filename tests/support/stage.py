@@ -34,6 +34,9 @@ class Moving:
     endpoint_v4: str
     endpoint_v6: str
     """Where it is at first, 192.0.3.2 and 2001:db8:3::2; moving.test is both."""
+    routed_v4: str
+    routed_v6: str
+    """Where Control.router() leads, 192.0.5.2 and 2001:db8:5::2."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,21 @@ class Control:
     def host_link_down(self) -> None:
         """The addresses stay, as far as they can; a default route is gone for good."""
         self.request("host link down")
+
+    def path_mtu(self, mtu: int) -> None:
+        """The MTU of the routes between the host and the moving far end; 0: as at first."""
+        self.request("path", str(mtu))
+
+    def router(self, mtu: int, filtered: bool = False) -> None:
+        """A way to the moving far end by a router, at Stage.moving.routed_v4 and routed_v6.
+
+        The link behind it has this MTU. If `filtered`, it sends no ICMP.
+        """
+        self.request("router", str(mtu), "filtered" if filtered else "open")
+
+    def far_engine(self, program: str) -> None:
+        """Have the moving far end run `stock` or `ours`."""
+        self.request("far engine", program)
 
     def host_name(self, name: str, *addresses: str) -> None:
         """What NAME.test resolves to from now on; without addresses it does not."""

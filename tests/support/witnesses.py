@@ -191,10 +191,20 @@ def expected(conf: Conf, port: int, endpoints: dict[str, str] | None = None) -> 
 
 def routed(conf: Conf) -> set[str]:
     """The allowed IPs that need routes, as no address implies them."""
+    return _networks(conf) - unroutable(conf) - {_network(each) for each in conf.addresses}
+
+
+def unroutable(conf: Conf) -> set[str]:
+    """The allowed IPs of an IP version that has no address, and so gets no route."""
+    has_ipv6 = {":" in each for each in conf.addresses}
+    return {each for each in _networks(conf) if (":" in each) not in has_ipv6}
+
+
+def _networks(conf: Conf) -> set[str]:
+    """The allowed IPs, unless the table is off."""
     if conf.table == "off":
         return set()
-    networks = {_network(each) for peer in conf.peers for each in peer.networks}
-    return networks - {_network(each) for each in conf.addresses}
+    return {_network(each) for peer in conf.peers for each in peer.networks}
 
 
 def _network(cidr: str) -> str:

@@ -15,14 +15,13 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from support.namespaces import MakeNamespace, Namespace
 from support.processes import wait_for
+from wg4netnsd.aio.coalescer import PAUSE, Coalescer
 from wg4netnsd.host.network import (
     ADDRESSES_CHANGED,
     BOTH_CHANGED,
     IFA_F_TENTATIVE,
     NO_NETWORK,
-    PAUSE,
     ROUTE_CHANGED,
-    Coalescer,
     DefaultRoute,
     HostAddress,
     HostState,
@@ -40,7 +39,7 @@ import asyncio, sys
 from wg4netnsd.host.network import HostNetwork
 
 async def watch():
-    host = HostNetwork(lambda reason: print(reason, flush=True))
+    host = HostNetwork(lambda reason: print(reason, flush=True), lambda: None)
     print("ready", flush=True)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, ended.set)

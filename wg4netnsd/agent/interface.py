@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from typing import Final, NamedTuple
 
+from wg4netnsd.agent.obstacles import LO, InterfaceError, explain, refuse_leaks
 from wg4netnsd.agent.protocol import (
     ChangeInterface,
     CreateInterface,
@@ -45,16 +46,6 @@ from wg4netnsd.kernel.syscalls import (
 )
 
 IPV6_MIN_MTU: Final = 1280  # RFC 8200, section 5
-
-LO: Final = LinkRef("lo", 1)
-
-
-class InterfaceError(Exception):
-    """The request can't be met. `error` is the name of an exception in wg4netnsd.errors."""
-
-    def __init__(self, error: str, text: str) -> None:
-        super().__init__(text)
-        self.error = error
 
 
 def describe(error: OSError) -> str:
@@ -187,7 +178,11 @@ def _taken(name: str) -> InterfaceError:
 def configure(link: LinkRef, settings: InterfaceSettings) -> None:
     """Give the interface its MTU, addresses and routes, and bring it and `lo` up."""
     with Netlink() as netlink:
-        netlink.apply(configuration(link, settings))
+        refuse_leaks(netlink, link, settings)
+        try:
+            netlink.apply(configuration(link, settings))
+        except OSError as refusal:
+            raise explain(refusal, netlink, link, settings) or refusal from None
 
 
 def configuration(link: LinkRef, settings: InterfaceSettings) -> Iterator[NetlinkRequest]:
@@ -266,11 +261,13 @@ def change(request: ChangeInterface) -> None:
         new = new._replace(mtu=mtu if new.mtu == old.mtu else new.mtu)
         old = old._replace(mtu=mtu)
         _refuse_ipv6_below_its_mtu(link, new)
+        refuse_leaks(netlink, link, request.new)
         try:
             _move(netlink, link, old, new, was)
         except OSError as refusal:
+            why = explain(refusal, netlink, link, request.new)
             _move_back(netlink, link, new, old, was, refusal)
-            raise
+            raise why or refusal from None
 
 
 def _find(netlink: Netlink, name: str) -> tuple[LinkRef, int]:

@@ -15,18 +15,21 @@ Each answer is a line, and any of them can be a Refusal instead. A request ends 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
 class InterfaceSettings(NamedTuple):
     """An interface's MTU in bytes, and its addresses and routes in CIDR notation.
 
-    The kernel is to prefer the first address of each family as a source.
+    The kernel is to prefer the first address of each family as a source. The `unroutable` networks
+    get no route, and must have none by another interface either.
     """
 
     mtu: int
     addresses: list[str]
     routes: list[str]
+    unroutable: Sequence[str] = ()
 
 
 class CreateInterface(NamedTuple):

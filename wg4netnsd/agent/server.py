@@ -27,7 +27,7 @@ import traceback
 from typing import Any, Final, NoReturn
 
 from wg4netnsd.agent import interface, sockets, udp
-from wg4netnsd.agent.interface import InterfaceError
+from wg4netnsd.agent.obstacles import InterfaceError
 from wg4netnsd.agent.protocol import (
     Answer,
     ChangeInterface,

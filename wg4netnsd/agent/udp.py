@@ -6,7 +6,8 @@ import errno
 import socket
 from typing import Final
 
-from wg4netnsd.agent.interface import InterfaceError, enter
+from wg4netnsd.agent.interface import enter
+from wg4netnsd.agent.obstacles import InterfaceError
 from wg4netnsd.agent.protocol import OpenUdpSockets
 from wg4netnsd.kernel import tun, udp
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from wg4netnsd import names
 from wg4netnsd.bus.codec import Variant
-from wg4netnsd.config.foreign import IGNORABLE
+from wg4netnsd.config.foreign import IGNORABLE, IPV6
 from wg4netnsd.config.model import MAX_MTU, MIN_MTU
 from wg4netnsd.errors import InvalidArgs, quote
 from wg4netnsd.tunnel.lifetime import Lifetime
@@ -124,9 +124,10 @@ def _check(options: Options) -> None:
     if options.transit_sockets is not None and len(options.transit_sockets) not in (1, 2):
         count = len(options.transit_sockets)
         raise _invalid("transit_sockets", f"{count} sockets: expected one of each family, or one")
+    possible = (*IGNORABLE, IPV6)
     for key in options.ignore:
-        if key.lower() not in map(str.lower, IGNORABLE):
-            raise _invalid("ignore", f"{quote(key)}: expected some of {', '.join(IGNORABLE)}")
+        if key.lower() not in map(str.lower, possible):
+            raise _invalid("ignore", f"{quote(key)}: expected some of {', '.join(possible)}")
 
 
 def _invalid(option: str, expected: str) -> InvalidArgs:

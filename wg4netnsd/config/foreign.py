@@ -53,3 +53,6 @@ OF_PEER: Final = {key.name.lower(): key for key in _OF_PEER}
 
 IGNORABLE: Final = tuple(key.name for key in _OF_INTERFACE if key.ignorable)
 """Keys that the option `ignore` takes."""
+
+IPV6: Final = "IPv6"
+"""Not a key, but `ignore` takes it, too: all of Address, DNS and AllowedIPs that is IPv6."""

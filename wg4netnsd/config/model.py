@@ -29,7 +29,9 @@ IPV6_MIN_MTU: Final = 1280  # RFC 8200, section 5
 PATH_MTU: Final = 1500
 """The MTU of the paths to the peers while none is known, in bytes: Ethernet's."""
 MAX_PATH_MTU: Final = 9000
-"""The largest that a default follows: of jumbo frames. Only loopback has more."""
+"""The largest that a default follows: of jumbo frames."""
+LOOPBACK_MTU: Final = 65535
+"""That of a path to the host itself, or one more, which is no reason for such an interface."""
 OVERHEAD: Final = {4: 60, 6: 80}
 """Bytes that WireGuard puts around a packet: the header of that IP version, UDP's 8, its own 32."""
 
@@ -158,7 +160,7 @@ def _endpoint(text: str) -> Endpoint:
     v6, host, port = match[1], match[2], int(match[3])
     try:
         if v6 is not None:
-            return Endpoint(_bare_ipv6(v6), port)
+            return Endpoint(unmapped(_bare_ipv6(v6)), port)
         if re.fullmatch(r"[\d.]+", host):
             return Endpoint(str(IPv4Address(host)), port)
     except ValueError:
@@ -178,6 +180,15 @@ def _bracket_hint(text: str) -> str:
         return f": expected [{_bare_ipv6(host)}]:{_number(1, 65535)(port)}"
     except ValueError:
         return ""
+
+
+def unmapped(address: str) -> str:
+    """Return the IPv4 address of an IPv4-mapped one (::ffff:192.0.2.1), and any other as it is.
+
+    An engine's IPv6 sockets send nothing there: they are for IPv6 only (IPV6_V6ONLY).
+    """
+    mapped = ":" in address and IPv6Address(address).ipv4_mapped
+    return str(mapped) if mapped else address
 
 
 def _bare_ipv6(text: str) -> str:
@@ -250,6 +261,8 @@ class Config(BaseModel):
         """
         has_ipv6 = any(a.version == 6 for a in self.interface.addresses)
         least = IPV6_MIN_MTU if has_ipv6 else MIN_MTU
+        if path_mtu >= LOOPBACK_MTU:
+            path_mtu = PATH_MTU
         default = max(least, min(path_mtu, MAX_PATH_MTU) - OVERHEAD[6])
         mtu = override or self.interface.mtu or default
         if mtu < least:
@@ -263,8 +276,37 @@ class Config(BaseModel):
 
         A network that equals an address's own prefix is left out: the kernel adds that route.
         """
+        connected = {a.network for a in self.interface.addresses}
+        return tuple(n for n in self._wanted_routes(True) if n not in connected)
+
+    def unroutable(self) -> tuple[Network, ...]:
+        """Return the networks of an IP version without an address, from which nothing could answer.
+
+        Without a route, programs fail at once, rather than wait for an answer.
+        """
+        return self._wanted_routes(False)
+
+    def _wanted_routes(self, with_address: bool) -> tuple[Network, ...]:
         if self.interface.table == "off":
             return ()
-        connected = {a.network for a in self.interface.addresses}
-        networks = (n for peer in self.peers for n in peer.allowed_ips)
-        return tuple(n for n in dict.fromkeys(networks) if n not in connected)
+        versions = {address.version for address in self.interface.addresses}
+        networks = dict.fromkeys(n for peer in self.peers for n in peer.allowed_ips)
+        return tuple(n for n in networks if (n.version in versions) == with_address)
+
+    def unreachable_dns(self) -> list[IPv4Address | IPv6Address]:
+        """Return the name servers that are in nobody's AllowedIPs, so that no query reaches them.
+
+        With `Table = off`, queries may take another way.
+        """
+        if self.interface.table == "off":
+            return []
+        networks = [n for peer in self.peers for n in peer.allowed_ips]
+        own = {address.ip for address in self.interface.addresses}
+        servers = [s for s in self.interface.dns if not isinstance(s, str)]
+        return [
+            server
+            for server in servers
+            if not server.is_loopback
+            and server not in own
+            and not any(server in network for network in networks)
+        ]

@@ -94,11 +94,14 @@ SectionT = TypeVar("SectionT", bound=Section)
 def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -> Config:
     """Turn the bytes of a wg-quick file into a Config.
 
-    `ignore`: keys of IGNORABLE to leave out; `max_size`: of `data`, in bytes.
+    `ignore`: keys of IGNORABLE to leave out, or foreign.IPV6; `max_size`: of `data`, in bytes.
 
     Raises InvalidConfig; or LimitExceeded, before any value is parsed.
     """
-    sections = list(_sections(_decode(data, max_size), {key.lower() for key in ignore}))
+    ignored = {key.lower() for key in ignore}
+    sections = list(_sections(_decode(data, max_size), ignored))
+    if foreign.IPV6.lower() in ignored:
+        _drop_ipv6(sections)
     _refuse_too_many(sections)
     interfaces = [s for s in sections if s.model is Interface]
     if not interfaces:
@@ -123,6 +126,12 @@ def parse(data: bytes, ignore: Collection[str] = (), max_size: int = MAX_SIZE) -
             f"line {interfaces[0].entries['MTU'][0].line.number}: {error.text}"
         ) from None
     return config
+
+
+def _drop_ipv6(sections: list[_RawSection]) -> None:
+    for section in sections:
+        for key in MAX_REPEATED.keys() & section.entries.keys():
+            section.entries[key][:] = [e for e in section.entries[key] if ":" not in e.text]
 
 
 def _refuse_too_many(sections: list[_RawSection]) -> None:

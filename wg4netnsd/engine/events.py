@@ -51,6 +51,14 @@ class Moved(NamedTuple):
     endpoint: str
 
 
+class TooLarge(NamedTuple):
+    """A route whose MTU is smaller than datagrams of `size` bytes to the peer, so that the kernel
+    fragments them."""
+
+    public_key: str
+    size: int
+
+
 class Dropped(NamedTuple):
     """A loss of events, after which the engine must be asked for its status."""
 
@@ -66,7 +74,7 @@ class Lack(NamedTuple):
 
 
 PeerEvent = Initiated | Completed | GaveUp | Expired | Moved
-Event = Timers | PeerEvent | Dropped
+Event = Timers | PeerEvent | TooLarge | Dropped
 
 _PARTS: Final = ("PR_SET_DUMPABLE:", "PR_SET_NO_NEW_PRIVS:", "Landlock:", "seccomp:")
 
@@ -86,6 +94,8 @@ def parse(line: str) -> Event | Lack:
             return Expired(_public_key(peer))
         case ["endpoint", peer, endpoint]:
             return Moved(_public_key(peer), endpoint)
+        case ["too-large", peer, size]:
+            return TooLarge(_public_key(peer), int(size))
         case ["dropped"]:
             return Dropped()
         case ["lacks", part, *reason] if part in _PARTS:

@@ -104,6 +104,10 @@ def encode_change(old: Config, new: Config, *, mtu: int, endpoints: Mapping[str,
     return _text(lines)
 
 
+def encode_mtu(mtu: int) -> bytes:
+    return _text(["set=1", f"mtu={mtu}"])
+
+
 def encode_initiate(public_keys: Iterable[str]) -> bytes:
     """Return the `set` that begins a handshake with each of the peers now."""
     lines = [line for key in public_keys for line in (*_known_peer(key), INITIATE)]

@@ -1,6 +1,7 @@
 """Watch the host's addresses and default routes (rtnetlink(7)).
 
     notification ──contradicts what is known?──► Coalescer ──► dump ──differs?──► moved(reason)
+                 ──of a route or link?─────────► Coalescer ──► routes_changed()
 
 Notifications are only hints. After one that contradicts what is known, everything is read again.
 That also finds changes whose notifications were lost in an overrun, and those that have none: the
@@ -14,8 +15,9 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
+from wg4netnsd.aio.coalescer import Coalescer
 from wg4netnsd.kernel import messages
 from wg4netnsd.kernel.messages import NLMSGHDR, LinkInfo
 from wg4netnsd.kernel.pyroute import rtnl
@@ -29,9 +31,6 @@ from wg4netnsd.kernel.rtnetlink import (
 
 log = logging.getLogger(__name__)
 
-PAUSE: Final = 1.0
-"""Seconds after a dump in which further contradictions only lead to one more dump at the end."""
-
 ADDRESSES_CHANGED: Final = "the host's addresses changed"
 ROUTE_CHANGED: Final = "the host's default route changed"
 BOTH_CHANGED: Final = "the host's addresses and default route changed"
@@ -44,6 +43,8 @@ _GROUPS: Final = (
     | rtnl.RTMGRP_IPV6_ROUTE
 )
 
+_OF_ROUTES: Final = (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE, rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK)
+
 LOOPBACK_IFINDEX = 1  # net/net_namespace.h
 IFA_F_TENTATIVE = 0x40  # linux/if_addr.h
 
@@ -51,12 +52,12 @@ IFA_F_TENTATIVE = 0x40  # linux/if_addr.h
 class HostNetwork:
     """Call `moved`, with the reason, when the host's addresses or default routes have changed.
 
-    It is called at once for a first change, and once for all further changes within a second, at
-    the end of that. Watches the network namespace in which it is created, and sleeps while nothing
-    happens there.
+    `routes_changed` is called when any route or link may have, or its MTU. Each is called at once
+    for a first change, and once for all further changes within a second, at the end of that.
+    Watches the network namespace in which it is created, and sleeps while nothing happens there.
     """
 
-    def __init__(self, moved: Callable[[str], None]) -> None:
+    def __init__(self, moved: Callable[[str], None], routes_changed: Callable[[], None]) -> None:
         """Start to watch, in a running event loop. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._moved = moved
@@ -69,6 +70,7 @@ class HostNetwork:
             self._socket.close()
             raise
         self._coalescer = Coalescer(self._look_again, loop.call_later)
+        self._routes = Coalescer(routes_changed, loop.call_later)
         loop.add_reader(self._socket, self._on_notification)
 
     def close(self) -> None:
@@ -77,6 +79,7 @@ class HostNetwork:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._coalescer.close()
+            self._routes.close()
 
     def _on_notification(self) -> None:
         try:
@@ -86,12 +89,16 @@ class HostNetwork:
                 raise
             log.debug("the host's network changes too fast: some notifications were lost")
             self._coalescer.ask()
+            self._routes.ask()
             return
         if received is None:
             return
         datagram, _ = received
-        if any(contradicts(message, self._known) for message in messages.split(datagram)):
+        split = list(messages.split(datagram))
+        if any(contradicts(message, self._known) for message in split):
             self._coalescer.ask()
+        if any(messages.message_type(message) in _OF_ROUTES for message in split):
+            self._routes.ask()
 
     def _look_again(self) -> None:
         before, self._known = self._known, read_host_state(self._known)
@@ -213,42 +220,6 @@ def contradicts(message: bytes, known: HostState) -> bool:
             hop.ifindex == link.ifindex for route in known.routes for hop in route.hops
         )
     return False
-
-
-# ---------------------------------------------------------------- how often to look
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Coalescer:
-    """Act at once when asked, and once more at the end of a pause in which it was asked again."""
-
-    def __init__(
-        self, act: Callable[[], None], call_later: Callable[[float, Callable[[], None]], Timer]
-    ) -> None:
-        self._act = act
-        self._call_later = call_later
-        self._pause: Timer | None = None
-        self._asked = False
-
-    def ask(self) -> None:
-        if self._pause:
-            self._asked = True
-        else:
-            self._pause = self._call_later(PAUSE, self._on_pause_over)
-            self._act()
-
-    def _on_pause_over(self) -> None:
-        self._pause = None
-        if self._asked:
-            self._asked = False
-            self.ask()
-
-    def close(self) -> None:
-        if self._pause:
-            self._pause.cancel()
 
 
 # ---------------------------------------------------------------- rtnetlink(7)

@@ -36,8 +36,10 @@ from wg4netnsd.kernel.pyroute import netlink, rtnl
 IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # linux/if_link.h
 IPV4_DEVCONF_PROMOTE_SECONDARIES: Final = 20  # linux/ip.h
 IN6_ADDR_GEN_MODE_NONE: Final = 1  # linux/if_link.h
+IFA_F_NODAD: Final = 2  # linux/if_addr.h
 # linux/rtnetlink.h:
-RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 254, 2, 4, 1
+RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
+RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST = 2, 4, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTNH_F_ONLINK: Final = 4
 RTM_F_CLONED: Final = 0x200  # a cached route, as for a path's MTU, that nobody has set
@@ -296,6 +298,10 @@ def promote_secondaries(link: LinkRef) -> NetlinkRequest:
 
 
 def new_address(link: LinkRef, address: InterfaceAddress) -> NetlinkRequest:
+    """Add an address that can be used at once.
+
+    IPv6 would first be tentative, and be looked at a moment later, though a TUN has nobody to ask.
+    """
     return _address(link, address, rtnl.RTM_NEWADDR, _NEW)
 
 
@@ -335,6 +341,7 @@ def _address(link: LinkRef, address: InterfaceAddress, kind: int, flags: int) ->
     fields = {
         "family": _family(address.version),
         "prefixlen": address.network.prefixlen,
+        "flags": IFA_F_NODAD if address.version == 6 else 0,
         "scope": RT_SCOPE_UNIVERSE,
         "index": link.ifindex,
     }

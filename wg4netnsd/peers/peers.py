@@ -52,9 +52,11 @@ class Peers:
         observer: PeerObserver,
         log: TunnelLog,
         lookup_failed: Callable[[Error], None],
+        paths_changed: Callable[[], None],
         look_up: LookUp = look_up,
     ) -> None:
-        """`look_up` is called with the host names of endpoints."""
+        """`look_up` is called with the host names of endpoints, and `paths_changed` when the path
+        to a peer may be another one, or have another MTU."""
         self.renewed: set[Callable[[], None]] = set()
         """Called at the first handshake after the host's network has changed."""
         self.handshaken = asyncio.Event()
@@ -66,6 +68,7 @@ class Peers:
         self._lookup_failed = lookup_failed
         self._look_up = look_up
         self._network_changed = False
+        self._paths_changed = paths_changed
         self._peers: dict[str, TunnelPeer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resyncing = self._must_resync = False
@@ -91,6 +94,12 @@ class Peers:
             if each.endpoint and self._is_new(each)
         }
         return {key: endpoint for key, endpoint in new.items() if endpoint}
+
+    def endpoints_after(self, configured: Iterable[Peer], found: LookupResults) -> list[str]:
+        """Return the ADDRESS:PORT of every peer that would have one after configure()."""
+        configured = list(configured)
+        known = self.endpoints() | self.new_endpoints(configured, found)
+        return [known[each.public_key] for each in configured if each.public_key in known]
 
     def configure(self, configured: Iterable[Peer], found: LookupResults) -> None:
         """Replace the set of peers. Peers in both sets keep everything that is known of them."""
@@ -157,11 +166,15 @@ class Peers:
             case events.Dropped():
                 self._must_resync = True
                 self._spawn(self._resync())
+            case events.TooLarge():
+                self._paths_changed()
             case _:
                 if event.public_key in self._peers:  # else it was removed a moment ago
                     self._peers[event.public_key].handle_event(event)
                 if isinstance(event, events.Completed):
                     self._handshake_completed()
+                if isinstance(event, events.Moved):
+                    self._paths_changed()
 
     def _handshake_completed(self) -> None:
         self.handshaken.set()
@@ -218,6 +231,7 @@ class Peers:
                 return None
             peer.endpoint, peer.pending_endpoint = endpoint, ""
             peer.report_changes()
+            self._paths_changed()
             key = peer.configured.public_key
             return uapi.encode_endpoint(key, endpoint, initiate=initiate)
 
@@ -240,6 +254,7 @@ class Peers:
             self._resyncing = False
 
     def _apply_status(self, status: uapi.DeviceStatus) -> None:
+        self._paths_changed()
         for each in status.peers:
             if peer := self._peers.get(each.public_key):
                 peer.resync(each)

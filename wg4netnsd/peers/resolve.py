@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from wg4netnsd.aio import blocking
+from wg4netnsd.config.model import unmapped
 from wg4netnsd.errors import Error, LimitExceeded, Timeout, Unresolved
 
 LOOKUP_TIME: Final = 5.0
@@ -72,7 +73,7 @@ async def look_up(host: str) -> list[str]:
 def _getaddrinfo(host: str) -> list[str]:
     # AI_ADDRCONFIG: no IPv6 addresses on a host without IPv6.
     answers = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
-    return list(dict.fromkeys(str(address[0]) for *_, address in answers))
+    return list(dict.fromkeys(unmapped(str(address[0])) for *_, address in answers))
 
 
 def is_address(host: str) -> bool:

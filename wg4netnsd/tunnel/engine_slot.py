@@ -26,6 +26,7 @@ from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.engine.engine import DEATH_TIME, Engine, EngineFds
 from wg4netnsd.engine.spare import SpareEngine
 from wg4netnsd.engine.udp import PortInUse
+from wg4netnsd.peers.path_mtu import PathMtu
 from wg4netnsd.systemd.fdstore import ENGINE_KINDS, FdKind, FdStore
 from wg4netnsd.systemd.journal import TunnelLog
 from wg4netnsd.tunnel.engine_sockets import EngineSockets
@@ -255,6 +256,19 @@ class EngineSlot:
     async def look_up(self, host: str) -> list[str]:
         """Return a peer's addresses, by whoever knows them in the transit's network."""
         return await self._sockets.transit.look_up(host)
+
+    def path(self, endpoints: Collection[str]) -> PathMtu | None:
+        """Return the narrowest path to these ADDRESS:PORT; None if it is not known."""
+        return self._sockets.transit.path(endpoints)
+
+    async def change_mtu(self, mtu: int) -> None:
+        """Tell the engine its interface's MTU. The caller holds `lock`.
+
+        An engine that can't be told is being replaced, and the next one gets the tunnel's spec.
+        """
+        if self._engine and self.state is SlotState.SERVING:
+            with contextlib.suppress(errors.EngineFailed, errors.Timeout):
+                await self._engine.set(uapi.encode_mtu(mtu))
 
     async def status(self) -> uapi.DeviceStatus:
         """Ask the engine for its status, now. Raises EngineFailed, Timeout."""

@@ -143,6 +143,8 @@ class Manager:
             renewed, renew = outer.peers.renewed, inner.peers.network_changed
             renewed.add(renew)
             link.callback(renewed.discard, renew)
+            outer.paths.inner.add(inner.paths.look_again)
+            link.callback(outer.paths.inner.discard, inner.paths.look_again)
 
     def _refuse_loop(self, transit: TransitSpec, netns: NetnsId) -> None:
         """Raise InvalidArgs if ciphertext from the namespace would come back into it."""
@@ -167,6 +169,7 @@ class Manager:
             await created.lifecycle.wait_for({State.UP})
             self._warn_of_same_key(created)
             self._warn_of_large_mtu(created)
+            _warn_of_dns(created)
             if created.spec.handshake:
                 await created.wait_handshake()
         except BaseException as error:  # also a cancellation at the moment it comes up
@@ -207,6 +210,12 @@ class Manager:
                 one.peers.keep_in_use()
             else:
                 one.peers.network_changed()
+            one.paths.look_again()
+
+    def routes_changed(self) -> None:
+        """Look at the paths to all peers again, now that the host's routes may have changed."""
+        for one in self.tunnels:
+            one.paths.look_again()
 
     def clock_jumped(self) -> None:
         """Update all peers: after a suspend or a set clock, timers may be late."""
@@ -262,3 +271,11 @@ class Manager:
         await tunnel.wait_closed()
         del self._tunnels[tunnel.spec.name], self._removals[tunnel]
         self._observer.tunnel_removed(tunnel)
+
+
+def _warn_of_dns(created: Tunnel) -> None:
+    if servers := created.spec.config.unreachable_dns():
+        text = (
+            f"DNS: {', '.join(map(str, servers))}: in nobody's AllowedIPs, so no query gets there"
+        )
+        created.report_error(errors.InvalidConfig(f"{text}: expected a peer that has it"))

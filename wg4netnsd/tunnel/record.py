@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +18,9 @@ from wg4netnsd.tunnel.forward import ForwardSpec
 from wg4netnsd.tunnel.lifetime import Lifetime
 from wg4netnsd.tunnel.spec import Spec
 from wg4netnsd.tunnel.transit import HOST, TransitSpec
+
+if TYPE_CHECKING:
+    from wg4netnsd.tunnel.tunnel import Tunnel
 
 
 class Unreadable(Exception):
@@ -130,19 +134,49 @@ def _parse(text: str) -> Config:
 class RecordWriter:
     """A writer of a tunnel's records to the fd store, once the tunnel is complete."""
 
-    def __init__(self, fd_store: FdStore) -> None:
+    def __init__(self, fd_store: FdStore, tunnel: Tunnel) -> None:
+        self.changing_to: Spec | None = None
+        """The spec that a change in progress leads to."""
         self._fd_store = fd_store
+        self._tunnel = tunnel
         self._serial = 0  # of the next record; 0: the tunnel must not be adopted yet
 
     def start(self, serial: int) -> None:
         self._serial = serial
 
-    def write(self, spec: Spec, changing_to: Spec | None, **state: object) -> None:
-        """Store a record in place of the last; the arguments are those of Record.from_spec()."""
+    def write(self) -> None:
+        """Store a record of the tunnel as it is now in place of the last."""
         if self._serial:
-            record = Record.from_spec(spec, changing_to, serial=self._serial, **state)
+            tunnel = self._tunnel
+            record = Record.from_spec(
+                tunnel.spec,
+                self.changing_to,
+                serial=self._serial,
+                netns=tunnel.netns_id,
+                created_usec=tunnel.created_usec,
+                listen_port=tunnel.engine.listen_port,
+                restart_count=tunnel.restart_count,
+                error=(tunnel.error.short_name, tunnel.error.text) if tunnel.error else None,
+                timers=tunnel.peers.timers,
+                forwards=tunnel.forwards.saved(),
+            )
             self._fd_store.put_record(record.encode())
             self._serial += 1
+
+    @contextlib.contextmanager
+    def changing(self, new: Spec) -> Iterator[None]:
+        """Record that a change is in progress, for a daemon that adopts the tunnel meanwhile.
+
+        After a change that failed half-way, the record stays so until the engine was replaced.
+        """
+        self.changing_to = new
+        self.write()
+        try:
+            yield
+        finally:
+            if not self._tunnel.engine.half_changed:
+                self.changing_to = None
+            self.write()
 
 
 class SavedTunnel(NamedTuple):

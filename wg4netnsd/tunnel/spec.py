@@ -35,6 +35,11 @@ class Spec:
         object.__setattr__(self, "mtu", self.config.mtu(self.mtu_option, self.path_mtu))
 
     @property
+    def follows_path(self) -> bool:
+        """Whether `mtu` follows `path_mtu`: neither the file nor the creator says one."""
+        return not (self.mtu_option or self.config.interface.mtu)
+
+    @property
     def addresses(self) -> tuple[Address, ...]:
         return self.config.interface.addresses
 
@@ -61,4 +66,5 @@ class Spec:
             mtu=self.mtu,
             addresses=[str(address) for address in self.addresses],
             routes=[str(network) for network in self.config.routes()],
+            unroutable=[str(network) for network in self.config.unroutable()],
         )

@@ -15,7 +15,7 @@ import asyncio
 import enum
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from wg4netnsd.agent.client import Agent
@@ -23,8 +23,9 @@ from wg4netnsd.config.model import OVERHEAD, PATH_MTU
 from wg4netnsd.dns.resolver import Resolver
 from wg4netnsd.engine.udp import UdpSockets
 from wg4netnsd.errors import InvalidArgs, InvalidConfig, InvalidNetns, Timeout, TunFailed
-from wg4netnsd.peers import resolve
+from wg4netnsd.peers import path_mtu, resolve
 from wg4netnsd.peers.endpoint import host_of
+from wg4netnsd.peers.path_mtu import PathMtu
 
 if TYPE_CHECKING:
     from wg4netnsd.tunnel.tunnel import Tunnel
@@ -91,6 +92,10 @@ class Transit(Protocol):
         """Return the addresses of a peer's host name. Raises Error."""
         ...
 
+    def path(self, endpoints: Collection[str]) -> PathMtu | None:
+        """Return the narrowest path to these ADDRESS:PORT; None if it is not known."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -116,6 +121,9 @@ class HostTransit(_HostNames):
     async def open_sockets(self, port: int) -> UdpSockets:
         return UdpSockets.open(port)
 
+    def path(self, endpoints: Collection[str]) -> PathMtu | None:
+        return path_mtu.narrowest(endpoints)
+
     def close(self) -> None: ...
 
 
@@ -137,6 +145,9 @@ class NamespaceTransit(_HostNames):
             return UdpSockets(await self._agent.open_udp_sockets(self.fd, port, by_tun=False))
         except InvalidNetns as error:
             raise InvalidArgs(f"option 'transit': {error.text}") from None
+
+    def path(self, endpoints: Collection[str]) -> None:
+        """Return None: to ask in there takes a process of the agent each time."""
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -169,6 +180,10 @@ class TunnelTransit:
         except TimeoutError:
             raise Timeout(f"{host}: no answer within {resolve.LOOKUP_TIME:g} s") from None
 
+    def path(self, endpoints: Collection[str]) -> PathMtu:
+        inner = inner_mtu(self._outer.spec.mtu, endpoints)
+        return PathMtu(inner + OVERHEAD[6], inner, self._outer.spec.name)
+
     def close(self) -> None: ...
 
 
@@ -189,6 +204,9 @@ class PassedTransit(_HostNames):
             )
         self._sockets = None
         return sockets
+
+    def path(self, endpoints: Collection[str]) -> None:
+        """Return None: nobody else can ask about the sockets' namespace."""
 
     def close(self) -> None:
         if self._sockets:

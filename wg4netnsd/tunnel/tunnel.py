@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 from wg4netnsd import errors
@@ -22,7 +23,7 @@ from wg4netnsd.engine.backoff import Backoff
 from wg4netnsd.peers.peers import Peers
 from wg4netnsd.systemd import journal
 from wg4netnsd.systemd.fdstore import FdKind, FdStore
-from wg4netnsd.tunnel import reconfigure
+from wg4netnsd.tunnel import path, reconfigure
 from wg4netnsd.tunnel.engine_slot import RETRYABLE, EngineSlot
 from wg4netnsd.tunnel.forwards import Forwards
 from wg4netnsd.tunnel.lifecycle import Lifecycle, State
@@ -80,9 +81,9 @@ class Tunnel:
         directory = resources.directory / spec.name
         self.resolv_conf = ResolvConf(directory, spec.name, self._log)
         self._fd_store = saved.fds if saved else FdStore(spec.name)
-        self._records = RecordWriter(self._fd_store)
+        self._records = RecordWriter(self._fd_store, self)
         socket = directory / f"{spec.interface}.sock"
-        self.forwards = Forwards(spec, self.sockets, self._fd_store, self._log, self._record)
+        self.forwards = Forwards(spec, self.sockets, self._fd_store, self._log, self._records.write)
         self.engine = EngineSlot(
             resources.spare, transit, socket, self._fd_store, self._log, self._changed
         )
@@ -91,7 +92,6 @@ class Tunnel:
         self.at_end = contextlib.ExitStack()  # releases what belongs to the tunnel
         self._backoff = Backoff()
         self._reconfigure_lock = asyncio.Lock()  # taken before names are looked up
-        self._changing_to: Spec | None = None
         if lease:
             lease.on_hangup(lambda: self.close("its lease ended"))
             self.at_end.callback(lease.close)
@@ -101,7 +101,8 @@ class Tunnel:
         self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
         # After that, so that what `observe` schedules runs after the task's first step.
         self._observer = observe(self)
-        told = self._observer, self._log, self.report_error
+        self.paths = path.PathWatch(self, self._log)
+        told = self._observer, self._log, self.report_error, self.paths.look_again
         self.peers = Peers(self.engine, *told, self.engine.look_up)
         self.forwards.observer = self._observer
         self.engine.on_event = self.peers.handle_event
@@ -205,14 +206,19 @@ class Tunnel:
         """Create the TUN and configure an engine, both at once; then attach one to the other."""
         peers = self.spec.config.peers
         pins = self.spec.lifetime is not Lifetime.NAMESPACE
-        request = CreateInterface(self.spec.interface, self.spec.settings, pins)
+        self.spec = first = path.on_path(self.spec, self.engine.path, path.literals(self.spec))
+        request = CreateInterface(first.interface, first.settings, pins)
         async with self._agent.create(self.link.netns.fd, request) as asked:
             self.peers.configure(peers, await self.peers.look_up(peers))
+            self.spec = path.on_path(first, self.engine.path, self.peers.endpoints().values())
             every = {peer.public_key for peer in peers} if self.spec.handshake else set()
             await self.engine.configure(self.spec, self.peers.endpoints(), every)
             self.link.set_interface(await asked.created(), pins)
             await self.engine.attach(self.link.tun_fd)
             await asked.done()
+        if self.spec.mtu != first.mtu:
+            await self.link.change(first.settings, self.spec.settings)
+        self.paths.look_again()
         self.resolv_conf.write(self.spec.dns)
         self._store()
 
@@ -242,6 +248,7 @@ class Tunnel:
                 why = error
         if not why:
             self.lifecycle.enter_state(State.UP, "adopted from the last daemon")
+            self.paths.look_again()
             return
         if begun := record.changing_to():
             await self.link.change_back(begun.settings, self.spec.settings)
@@ -273,7 +280,7 @@ class Tunnel:
             except RETRYABLE as error:
                 why = error
                 continue
-            self._changing_to = None
+            self._records.changing_to = None
             self._set(restart_count=self.restart_count + 1)
             self.engine.clear_requests()  # also those made meanwhile
             self.lifecycle.enter_state(State.UP, "the engine is back")
@@ -297,6 +304,7 @@ class Tunnel:
         self.lifecycle.enter_state(State.STOPPING, self.lifecycle.close_reason)
         # First the record, or the next daemon would adopt the tunnel.
         self._fd_store.remove(FdKind.RECORD, FdKind.NEXT_RECORD)
+        self.paths.close()
         self.peers.close()
         try:
             await self.engine.stop_now()  # waits for a cancelled change to end
@@ -317,9 +325,11 @@ class Tunnel:
         async with self._reconfigure_lock:
             look_up = transit.look_up if transit else None
             found = await self.peers.look_up(new.config.peers, look_up)
+            endpoints = self.peers.endpoints_after(new.config.peers, found)
+            new = path.on_path(new, (transit or self.engine).path, endpoints)
             async with self.engine.lock:
                 old = self.spec
-                with self._changing(new):
+                with self._records.changing(new):
                     parts = self.resolv_conf, self.link, self.peers, self.engine
                     await reconfigure.apply(old, new, found, *parts, transit)
                     self.spec = new
@@ -328,20 +338,22 @@ class Tunnel:
         if changed := [n for n in new.VISIBLE if getattr(new, n) != getattr(old, n)]:
             self._observer.properties_changed(changed)
 
-    @contextlib.contextmanager
-    def _changing(self, new: Spec) -> Iterator[None]:
-        """Record that a change is in progress, for a daemon that adopts the tunnel meanwhile.
-
-        After a change that failed half-way, the record stays so until the engine was replaced.
-        """
-        self._changing_to = new
-        self._record()
-        try:
-            yield
-        finally:
-            if not self.engine.half_changed:
-                self._changing_to = None
-            self._record()
+    async def follow_path(self, path_mtu: int) -> None:
+        """Adapt the MTU to the paths to the peers, unless somebody has said one."""
+        async with self._reconfigure_lock, self.engine.lock:
+            old, new = self.spec, replace(self.spec, path_mtu=path_mtu)
+            if new.mtu != old.mtu:
+                self._log.info("MTU %d → %d: the path carries %d", old.mtu, new.mtu, path_mtu)
+                try:
+                    await self.link.change(old.settings, new.settings)
+                except errors.Error as error:  # as while its owner has taken it down
+                    self._log.warning("%s", error)
+                    return
+                await self.engine.change_mtu(new.mtu)
+            self.spec = new
+        self._records.write()
+        if new.mtu != old.mtu:
+            self._observer.properties_changed(["mtu"])
 
     # ------------------------------------------------------------ for the next daemon
 
@@ -353,20 +365,7 @@ class Tunnel:
         if self._lease and self._lease.fd >= 0:  # else it ended just now
             self._fd_store.put(FdKind.LEASE, self._lease.fd)
         self._records.start(1)
-        self._record()
-
-    def _record(self) -> None:
-        self._records.write(
-            self.spec,
-            self._changing_to,
-            netns=self.netns_id,
-            created_usec=self.created_usec,
-            listen_port=self.engine.listen_port,
-            restart_count=self.restart_count,
-            error=(self.error.short_name, self.error.text) if self.error else None,
-            timers=self.peers.timers,
-            forwards=self.forwards.saved(),
-        )
+        self._records.write()
 
     # ------------------------------------------------------------ reports of changes
 
@@ -378,7 +377,7 @@ class Tunnel:
 
     def _changed(self, names: Collection[str]) -> None:
         if not _RECORDED.isdisjoint(names):
-            self._record()
+            self._records.write()
         if names:
             self._observer.properties_changed(names)
 

@@ -12,7 +12,8 @@ from support.namespaces import Namespace
 
 @pytest.fixture
 def conf() -> str:
-    return Secrets().conf("Address = 10.9.0.2/24, fd00::2/64\nDNS = 10.9.0.1, lan\nMTU = 1400")
+    interface = "Address = 10.9.0.2/24, fd00::2/64\nDNS = 10.9.0.1, lan\nMTU = 1400"
+    return Secrets().conf(interface, "AllowedIPs = 10.9.0.0/24")
 
 
 @pytest.fixture

@@ -44,7 +44,10 @@ def test_a_route_of_another_interface(
     run(inside, "ip address add fd77::1/64 dev wg0")
     run(inside, "ip route add 10.8.0.0/16 dev wg0 proto static scope link")
     run(inside, "ip route del 10.9.0.0/16")
-    assert subject.refused(new) == f"TunFailed: route {network} dev wg0: File exists"
+    assert subject.refused(new) == (
+        f"TunFailed: route {network} dev wg0: File exists: the namespace has one dev {other}: "
+        "delete that, or write 'Table = off' and set routes yourself"
+    )
 
 
 def test_a_way_back_over_ipv6s_mtu(tunnel: Make, inside: Namespace, other: str) -> None:

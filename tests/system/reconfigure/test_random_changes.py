@@ -11,7 +11,7 @@ from support.depth import depth
 from support.fds import udp_port_in_use
 from support.namespaces import Namespace
 from support.reconfiguration import BROKEN, PAIRS, SECRETS, Conf, free_port, own_things, peer
-from support.witnesses import Make, expected, routed
+from support.witnesses import Make, expected, routed, unroutable
 
 pytestmark = pytest.mark.long
 
@@ -77,7 +77,9 @@ def refusals(conf: Conf, busy: int) -> set[str]:
         errors.add("InvalidConfig")
     if too_small and any(":" in address for address in conf.addresses):
         errors.add("InvalidConfig")
-    if routed(conf) & CLASHING or (too_small and any(":" in route for route in routed(conf))):
+    if unroutable(conf) & CLASHING:
+        errors.add("InvalidConfig")
+    if routed(conf) & CLASHING:
         errors.add("TunFailed")
     if conf.port == busy:
         errors.add("EngineFailed")

@@ -14,7 +14,7 @@ from wg4netnsd.api import options
 from wg4netnsd.api.options import OF_RECONFIGURE, SIGNATURES, Options
 from wg4netnsd.bus.codec import Variant
 from wg4netnsd.bus.contract import load
-from wg4netnsd.config.foreign import IGNORABLE
+from wg4netnsd.config.foreign import IGNORABLE, IPV6
 from wg4netnsd.ctl import create
 from wg4netnsd.ctl.program import parser
 from wg4netnsd.errors import InvalidArgs
@@ -205,7 +205,7 @@ def test_page_and_completions_have_each_of_them(flag: str) -> None:
 
 @pytest.mark.parametrize("name", COMPLETIONS)
 def test_completions_have_the_values(name: str) -> None:
-    assert " ".join(sorted(IGNORABLE)) in COMPLETIONS[name]
+    assert " ".join(sorted([*IGNORABLE, IPV6])) in COMPLETIONS[name]
     (lifetime,) = (a for a in command("attach")._actions if "--lifetime" in a.option_strings)
     assert set(lifetime.choices or ()) <= set(Lifetime)
     assert " ".join(lifetime.choices or ()) in COMPLETIONS[name]

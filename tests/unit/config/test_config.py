@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from support.wgquick import INTERFACE, PEER, PEER2, PRESHARED, PRIVATE, PROVIDERS, PUBLIC, parsed
-from wg4netnsd.config.model import Endpoint
+from wg4netnsd.config.model import Endpoint, unmapped
 from wg4netnsd.config.wgquick import MAX_PEERS, MAX_REPEATED, MAX_SIZE, parse, render
 from wg4netnsd.errors import InvalidConfig, LimitExceeded
 
@@ -124,6 +124,7 @@ def test_utf_16_is_read_if_it_begins_with_its_mark(encoding: str) -> None:
         ("[2001:db8::1] :\t1", Endpoint("2001:db8::1", 1)),
         ("[2001:DB8::0:1]:65535", Endpoint("2001:db8::1", 65535)),
         ("[fe80::1%eth0]:51820", Endpoint("fe80::1%eth0", 51820)),
+        ("[::ffff:192.0.2.1]:51820", Endpoint("192.0.2.1", 51820)),
         ("vpn.example.org:51820", Endpoint("vpn.example.org", 51820)),
         ("vpn.example.org.:51820", Endpoint("vpn.example.org.", 51820)),
         ("under_score:51820", Endpoint("under_score", 51820)),
@@ -180,8 +181,77 @@ def test_a_peers_line_is_known() -> None:
 
 
 def test_two_peers_may_have_networks_that_lie_in_each_other() -> None:
-    config = parsed(f"{INTERFACE}{PEER}AllowedIPs = ::/0\n{PEER2}AllowedIPs = fd00::/8")
-    assert config.routes() == (ip_network("::/0"), ip_network("fd00::/8"))
+    config = parsed(f"{INTERFACE}{PEER}AllowedIPs = 0.0.0.0/0\n{PEER2}AllowedIPs = 10.0.0.0/8")
+    assert config.routes() == (ip_network("0.0.0.0/0"), ip_network("10.0.0.0/8"))
+
+
+@pytest.mark.parametrize(
+    ("addresses", "routes", "unroutable"),
+    [
+        ("10.1.0.2/24", ["0.0.0.0/0"], ["::/0", "fd00::/8"]),
+        ("fd01::2/64", ["::/0", "fd00::/8"], ["0.0.0.0/0"]),
+        ("10.1.0.2/24, fd01::2/64", ["::/0", "0.0.0.0/0", "fd00::/8"], []),
+    ],
+)
+def test_networks_of_a_version_without_an_address_get_no_route(
+    addresses: str, routes: list[str], unroutable: list[str]
+) -> None:
+    interface = f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = {addresses}\n"
+    config = parsed(f"{interface}{PEER}AllowedIPs = ::/0, 0.0.0.0/0, fd00::/8")
+    assert config.routes() == tuple(map(ip_network, routes))
+    assert config.unroutable() == tuple(map(ip_network, unroutable))
+    off = parsed(f"{interface}Table = off\n{PEER}AllowedIPs = ::/0, 0.0.0.0/0")
+    assert off.routes() == off.unroutable() == ()
+
+
+@pytest.mark.parametrize(
+    ("dns", "lost"),
+    [
+        ("1.1.1.1", ["1.1.1.1"]),
+        ("10.1.0.1, example.org", []),
+        ("10.1.0.1, 1.1.1.1, fd01::53", ["1.1.1.1", "fd01::53"]),
+        ("127.0.0.1, 10.0.0.2", []),
+        ("", []),
+    ],
+)
+def test_name_servers_that_no_peer_has(dns: str, lost: list[str]) -> None:
+    text = f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.2/24\n"
+    text += f"DNS = {dns}\n" if dns else ""
+    peer = f"{PEER}AllowedIPs = 10.1.0.0/24"
+    assert list(map(str, parsed(text + peer).unreachable_dns())) == lost
+    assert parsed(f"{text}Table = off\n{peer}").unreachable_dns() == []
+
+
+def test_ipv6_can_be_ignored() -> None:
+    text = f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = fd00::2/64, 10.0.0.2/24\nMTU = 1200\n"
+    text += f"DNS = fd00::1, 10.0.0.1, example.org\n{PEER}AllowedIPs = ::/0, 0.0.0.0/0\n"
+    text += "Endpoint = [2001:db8::1]:51820"
+    config = parse(text.encode(), ["ipv6"])
+    assert list(map(str, config.interface.addresses)) == ["10.0.0.2/24"]
+    assert list(map(str, config.interface.dns)) == ["10.0.0.1", "example.org"]
+    assert list(map(str, config.peers[0].allowed_ips)) == ["0.0.0.0/0"]
+    assert config.peers[0].endpoint == Endpoint("2001:db8::1", 51820)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "said", "path_mtu", "expected"),
+    [
+        ("10.0.0.2", "", 1500, 1420),
+        ("10.0.0.2", "", 1440, 1360),
+        ("10.0.0.2", "", 1300, 1220),
+        ("10.0.0.2", "", 600, 576),
+        ("10.0.0.2, fd00::2", "", 1300, 1280),
+        ("10.0.0.2, fd00::2", "", 9000, 8920),
+        ("10.0.0.2, fd00::2", "", 65520, 8920),
+        ("10.0.0.2, fd00::2", "", 65535, 1420),
+        ("10.0.0.2, fd00::2", "", 65536, 1420),
+        ("10.0.0.2, fd00::2", "MTU = 1400\n", 1300, 1400),
+    ],
+)
+def test_the_mtu_of_a_path(addresses: str, said: str, path_mtu: int, expected: int) -> None:
+    config = parsed(f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = {addresses}\n{said}")
+    assert config.mtu(path_mtu=path_mtu) == expected
+    assert config.mtu(1300, path_mtu) == 1300
 
 
 def test_routes_are_the_allowed_ips_each_once() -> None:
@@ -376,5 +446,6 @@ def test_a_valid_configuration_comes_back(
         assert peer.public_key == wanted["PublicKey"]
         assert (psk.decode() if psk else None) == wanted["PresharedKey"]
         assert list(peer.allowed_ips) == wanted["AllowedIPs"]
-        assert peer.endpoint == wanted["Endpoint"]
+        endpoint = wanted["Endpoint"]
+        assert peer.endpoint == (endpoint and endpoint._replace(host=unmapped(endpoint.host)))
         assert peer.persistent_keepalive == (wanted["PersistentKeepalive"] or 0)

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
 
-from wg4netnsd.agent.interface import LO
+from wg4netnsd.agent.obstacles import LO
 from wg4netnsd.ctl.doctor.finding import Blocked
 from wg4netnsd.ctl.doctor.system import read
 from wg4netnsd.ctl.namespaces import map_ids
