@@ -13,6 +13,7 @@ from bench import (
     idle,
     latency,
     memory,
+    mtu,
     pairs,
     reach,
     run,
@@ -69,6 +70,11 @@ def main() -> None:
     command.add_argument("--seconds", type=float, default=3, help="up, and then as many down")
     command.add_argument("--pause", type=float, default=60, help="seconds after a burst")
     command.set_defaults(run=memory.run)
+
+    command = what.add_parser("mtu", help="20 MiB over paths of small MTUs, beside stock")
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--carried", type=int, nargs="+", default=mtu.CARRIED, help="path MTUs")
+    command.set_defaults(run=mtu.run)
 
     command = what.add_parser("pairs", help="TCP between two namespaces, beside the predecessor")
     command.add_argument("--rounds", type=int, default=8)

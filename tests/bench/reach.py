@@ -77,7 +77,7 @@ def _ways(stage: Stage, program: Path) -> Iterator[dict[str, Way]]:
     with ExitStack() as stack:
         namespace = stack.enter_context(Namespace())
         daemon, _ = stack.enter_context(daemon_with({}))
-        path = daemon.client.create(namespace, stage.conf(0))
+        path = daemon.client.create(namespace, stage.conf(0, MTU="1420"))
         engine = int(daemon.client.get(path, "EnginePID"))
         gateway = stack.enter_context(GatewayProcess(namespace))
         netstack_pid, port = stack.enter_context(netstack.proxy(program, stage, 1))

@@ -174,7 +174,9 @@ def _tunnel(manager: UserManager, stage: Stage, number: int, directory: Path) ->
         Namespace() as inside,
         Client(manager.address) as client,
     ):
-        path = client.create(inside, stage.conf(number), name=f"t{number}", wait="handshake")
+        path = client.create(
+            inside, stage.conf(number, MTU="1420"), name=f"t{number}", wait="handshake"
+        )
         journal = directory / f"journal{number}"
         with Stream(inside, stage.far.ipv4, stage.far.echo_port, journal) as stream:
             stream.wait_for_progress()

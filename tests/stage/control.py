@@ -16,6 +16,7 @@ went wrong, comes once the effect is there. These are all the requests:
   engine descriptors PID          the files they refer to, as JSON after the `ok`
   engine environment PID          also as JSON
   roots sockets                   two UDP sockets in the namespace `roots`, as descriptors
+  stock endpoint v4|v6            the stock client's peer: the moving far end, until `reset`
   stock mtu 1420|8920             the MTU of the stock client, which benchmarks use
   capture start MARKER | capture stop           tests/stage/capture.py, on the host; MARKER in hex
   reset                           everything as it was when this program started
@@ -105,6 +106,8 @@ class Control:
             case ["engine", "environment", pid]:
                 with self.engine(pid) as proc:
                     return read(proc, "environ").decode().split("\0")[:-1]
+            case ["stock", "endpoint", "v4" | "v6" as family]:
+                stock_endpoint({"v4": "192.0.3.2", "v6": "[2001:db8:3::2]"}[family])
             case ["stock", "mtu", "1420" | "8920" as mtu]:
                 ip("link", "set", "stock0", "mtu", mtu)
             case ["capture", "start", marker]:
@@ -184,6 +187,8 @@ class Control:
             host_default("delete")
         path(0)
         router_delete()
+        if os.path.exists("/sys/class/net/stock0"):
+            stock_endpoint("192.0.2.2")
         if self.far_program != self.stock:
             self.far_engine("stock")
         self.far_start()
@@ -286,6 +291,11 @@ def host_link_up() -> None:
         if time.monotonic() > deadline:
             raise Refused("the link does not come up")
         time.sleep(0.01)
+
+
+def stock_endpoint(address: str) -> None:
+    key = run("wg", "show", "stock0", "peers").strip()
+    run("wg", "set", "stock0", "peer", key, "endpoint", f"{address}:51820")
 
 
 def path(mtu: int) -> None:

@@ -194,6 +194,10 @@ class Control:
             raise ControlError(answer.decode())
         return fds
 
+    def stock_endpoint(self, family: str) -> None:
+        """Have the stock client reach the moving far end over `v4` or `v6`."""
+        self.request("stock endpoint", family)
+
     def stock_mtu(self, mtu: int) -> None:
         """Of the stock client's tunnel, 1420 at first, or 8920; benchmarks have one."""
         self.request("stock mtu", str(mtu))

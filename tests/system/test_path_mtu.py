@@ -20,6 +20,16 @@ PATIENCE = 20.0
 """Seconds for 20 MiB there and back, which take 1 s. They took minutes, if they arrived."""
 
 
+# Sends so many bytes to the far end's discard, and prints how many it says have arrived.
+UPLOAD = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 9), timeout=60) as connection:
+    connection.sendall(bytes(int(sys.argv[2])))
+    connection.shutdown(socket.SHUT_WR)
+    print(int.from_bytes(connection.recv(8), "big"))
+"""
+
+
 def transfer(inside: Namespace, stage: Stage) -> None:
     """Send 20 MiB there and back, through the tunnel."""
     far, port = stage.far.ipv4, str(stage.far.echo_port)
@@ -114,6 +124,24 @@ def test_a_black_hole(
     with tunnel(client, inside, stage.conf(0, stage.moving.routed_v4)) as path:
         transfer(inside, stage)
         assert client.get(path, "LastError") == ("", "")
+
+
+def test_a_black_hole_over_ipv6(
+    daemon: Daemon,
+    client: Client,
+    inside: Namespace,
+    stage: Stage,
+    control: Control,
+    our_far: None,
+) -> None:
+    """Nobody can help that but TCP, which tries smaller segments after some seconds."""
+    control.router(1400, filtered=True)
+    with tunnel(client, inside, stage.conf(0, stage.moving.routed_v6)):
+        inside.check("ping", "-n", "-c1", "-W10", "-s1000", stage.far.ipv4)
+        assert inside.run("ping", "-n", "-c2", "-W2", "-s1390", stage.far.ipv4).returncode == 1
+        inside.check("sh", "-c", "echo 1 >/proc/sys/net/ipv4/tcp_mtu_probing")
+        upload = sys.executable, "-c", UPLOAD, stage.far.ipv4, str(1 << 20)
+        assert inside.check(*upload, timeout=60).strip() == str(1 << 20)
 
 
 # ---------------------------------------------------------------- the default
@@ -245,7 +273,6 @@ def test_an_engine_that_is_replaced_and_a_link_that_is_down(
         inside.check("ip", "link", "set", "wg0", "down")
         control.path_mtu(1400)
         inside.check("ip", "link", "set", "wg0", "up")
-        reconfigure(client, path, stage.conf(0, stage.moving.endpoint_v4))
-        assert mtu(client, path, inside) == 1320
+        wait_for(lambda: mtu(client, path, inside) == 1320, "the MTU follows")
         client.tunnel(path, "Restart")
         assert mtu(client, path, inside) == 1320

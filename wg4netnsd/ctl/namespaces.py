@@ -35,7 +35,7 @@ def make(*, mounts: bool = False, pids: bool = False) -> None:
     try:
         unshare(flags)
         map_ids(uid, gid)
-        _lift_limits(gid)
+        _set_up_network(gid)
         if mounts:
             isolate_mounts()
     except OSError as error:
@@ -58,16 +58,20 @@ def map_ids(uid: int, gid: int) -> None:
             raise OSError(error.errno, error.strerror, path) from None
 
 
-def _lift_limits(gid: int) -> None:
+def _set_up_network(gid: int) -> None:
     """Lift limits that only a new network namespace has; it has nothing to protect from its user.
 
     Nobody may open a ping socket, where systemd allows everybody on the host (ping_group_range in
     icmp(7)): ping needs it where it has no file capability, as on Debian 13. And only root may bind
     ports below 1024, but nobody is root in there (ip_unprivileged_port_start in ip(7)).
+
+    Where large packets vanish on the way and no ICMP says so, TCP then tries smaller ones
+    (tcp_mtu_probing in tcp(7)).
     """
     for name, value in (
         ("ping_group_range", f"{gid} {gid}"),
         ("ip_unprivileged_port_start", "0"),
+        ("tcp_mtu_probing", "1"),
     ):
         path = f"/proc/sys/net/ipv4/{name}"
         with contextlib.suppress(OSError), open(path, "w") as file:  # read-only in some containers

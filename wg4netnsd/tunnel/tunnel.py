@@ -28,7 +28,7 @@ from wg4netnsd.tunnel.engine_slot import RETRYABLE, EngineSlot
 from wg4netnsd.tunnel.forwards import Forwards
 from wg4netnsd.tunnel.lifecycle import Lifecycle, State
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
-from wg4netnsd.tunnel.link import Link
+from wg4netnsd.tunnel.link import Link, LinkState
 from wg4netnsd.tunnel.netns import Netns, NetnsId
 from wg4netnsd.tunnel.observer import TunnelObserver
 from wg4netnsd.tunnel.record import RecordWriter, SavedTunnel
@@ -341,12 +341,14 @@ class Tunnel:
     async def follow_path(self, path_mtu: int) -> None:
         """Adapt the MTU to the paths to the peers, unless somebody has said one."""
         async with self._reconfigure_lock, self.engine.lock:
+            if self.link.state is LinkState.DOWN:  # when it comes up, PathWatch looks again
+                return
             old, new = self.spec, replace(self.spec, path_mtu=path_mtu)
             if new.mtu != old.mtu:
                 self._log.info("MTU %d → %d: the path carries %d", old.mtu, new.mtu, path_mtu)
                 try:
                     await self.link.change(old.settings, new.settings)
-                except errors.Error as error:  # as while its owner has taken it down
+                except errors.Error as error:
                     self._log.warning("%s", error)
                     return
                 await self.engine.change_mtu(new.mtu)
@@ -388,6 +390,7 @@ class Tunnel:
     def _link_changed(self, what: str) -> None:
         self._log.warning("the namespace's owner changed the interface: %s", what)
         self._changed({"interface", "link_state"})
+        self.paths.look_again()
 
     def report_error(self, error: errors.Error) -> None:
         """Log and report an error that does not end the tunnel."""
