@@ -54,7 +54,6 @@ def run(arguments: argparse.Namespace) -> list[Table]:
     tables = []
     try:
         for family in FAMILIES:
-            control.stock_endpoint(family)
             for carried in arguments.carried:
                 control.path_mtu(0 if carried == 1500 else carried)
                 tables += _tables(stage, control, family, carried, arguments.rounds)
@@ -69,7 +68,7 @@ def _tables(
     turns = {
         OURS: partial(_ours, stage, control, family),
         f"{OURS}, MTU 1420": partial(_ours, stage, control, family, MTU="1420"),
-        f"{STOCK}, MTU 1420": partial(_stock, stage, control),
+        f"{STOCK}, MTU 1420": partial(_stock, stage, control, family),
     }
     found = in_turns(turns, rounds)
     for number, direction in enumerate(("up", "down")):
@@ -86,8 +85,9 @@ def _ours(stage: Stage, control: Control, family: str, **said: str) -> tuple[flo
         return _rates(stage, namespace.command)
 
 
-def _stock(stage: Stage, control: Control) -> tuple[float, float]:
+def _stock(stage: Stage, control: Control, family: str) -> tuple[float, float]:
     control.far_engine("stock")
+    control.stock_endpoint(family)  # without a session that the far end does not know any more
     return _rates(stage, on_host)
 
 

@@ -39,6 +39,7 @@ import signal
 import socketserver
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
@@ -294,8 +295,12 @@ def host_link_up() -> None:
 
 
 def stock_endpoint(address: str) -> None:
-    key = run("wg", "show", "stock0", "peers").strip()
-    run("wg", "set", "stock0", "peer", key, "endpoint", f"{address}:51820")
+    conf = run("wg", "showconf", "stock0")
+    conf = re.sub(r"(?m)^Endpoint = .*", f"Endpoint = {address}:51820", conf)
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(conf)
+        file.flush()
+        run("wg", "setconf", "stock0", file.name)  # the peer is a new one, without a session
 
 
 def path(mtu: int) -> None:
