@@ -14,7 +14,7 @@ from support.manager import ctl
 from support.namespaces import Namespace
 from support.shells import bash, fish, output, zsh
 from support.stage import Stage
-from wg4netnsd.config.foreign import IGNORABLE
+from wg4netnsd.config.foreign import IGNORABLE, IPV6
 from wg4netnsd.ctl.program import parser
 
 pytestmark = pytest.mark.distribution
@@ -58,7 +58,7 @@ def test_values(offered: Offered) -> None:
     assert offered(*asked) == [
         {"namespace", "persistent"},
         {"namespace", "persistent"},
-        set(IGNORABLE),
+        {*IGNORABLE, IPV6},
         {"net_admin", "net_raw"},
         {"addconf", "set", "setconf", "show", "showconf", "syncconf"},
     ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from wg4netnsd.aio.coalescer import Coalescer
 from wg4netnsd.aio.tasks import log_failure
-from wg4netnsd.config.model import PATH_MTU, Config
+from wg4netnsd.config.model import PATH_MTU
 from wg4netnsd.errors import InvalidConfig
 from wg4netnsd.peers.path_mtu import PathMtu
 from wg4netnsd.peers.resolve import is_address
@@ -88,7 +88,7 @@ def on_path(spec: Spec, transit: Transit, endpoints: Collection[str]) -> Spec:
     return replace(spec, path_mtu=path.mtu if path else spec.path_mtu if endpoints else PATH_MTU)
 
 
-def literal_endpoints(config: Config) -> list[str]:
+def literals(spec: Spec) -> list[str]:
     """Return the endpoints that are known before names are looked up."""
-    endpoints = (peer.endpoint for peer in config.peers)
+    endpoints = (peer.endpoint for peer in spec.peers)
     return [str(each) for each in endpoints if each and is_address(each.host)]
