@@ -106,20 +106,6 @@ SUBJECTS = (
         ),
     ),
     Subject(
-        "mtu",
-        "Small path MTUs",
-        "20 MiB over paths whose routes carry less than 1500 bytes, at both ends; see "
-        "[networks.md](networks.md). An end loses what it sends itself, so each contender's far "
-        "end runs its own engine. A transfer that takes longer than 5 s has the rate of what has "
-        "arrived until then. Packets of an MTU of 1420 have 1480 bytes over IPv4, and 1500 over "
-        "IPv6. Without an MTU, wg4netnsd follows the path, down to 1280 for IPv6.",
-        tuple(
-            Group(f"{direction.title()}, {family} endpoint", f"20 MiB {direction}, {family} .*")
-            for family in ("IPv4", "IPv6")
-            for direction in ("up", "down")
-        ),
-    ),
-    Subject(
         "memory",
         "Memory of an engine",
         "Memory of the process that carries the packets: when it is new, its maximum under load "
