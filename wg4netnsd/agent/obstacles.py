@@ -51,8 +51,13 @@ class _OtherRoute(NamedTuple):
 
 def refuse_leaks(netlink: Netlink, link: LinkRef, settings: InterfaceSettings) -> None:
     """Raise InterfaceError if packets to an unroutable network would leave by another interface."""
-    for network in map(ip_network, settings.unroutable):
-        for other in _other_routes(netlink, link, network.version):
+    networks = [ip_network(network) for network in settings.unroutable]
+    others = {
+        version: list(_other_routes(netlink, link, version))
+        for version in {network.version for network in networks}
+    }
+    for network in networks:
+        for other in others[network.version]:
             if network.subnet_of(other.network):  # type: ignore[arg-type] # of the same version
                 raise InterfaceError(
                     "InvalidConfig",
