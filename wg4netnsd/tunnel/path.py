@@ -22,10 +22,14 @@ from wg4netnsd.peers.path_mtu import PathMtu
 from wg4netnsd.peers.resolve import is_address
 from wg4netnsd.systemd.journal import TunnelLog
 from wg4netnsd.tunnel.spec import Spec
-from wg4netnsd.tunnel.transit import Transit, TransitKind
+from wg4netnsd.tunnel.transit import TransitKind
 
 if TYPE_CHECKING:
     from wg4netnsd.tunnel.tunnel import Tunnel
+
+
+Look = Callable[[Collection[str]], PathMtu | None]
+"""Returns the narrowest path to some ADDRESS:PORT, if it is known: Transit.path()."""
 
 
 class PathWatch:
@@ -53,7 +57,7 @@ class PathWatch:
         if self._following and not self._following.done():
             self._coalescer.ask()  # when that is done
             return
-        path = self._tunnel.engine.transit.path(self._tunnel.peers.endpoints().values())
+        path = self._tunnel.engine.path(self._tunnel.peers.endpoints().values())
         if path is None:  # as on a host that is offline: what was known stays
             return
         self._following = asyncio.create_task(self._follow_and_report(path))
@@ -79,12 +83,12 @@ class PathWatch:
             self._tunnel.report_error(InvalidConfig(f"{text}: expected {path.inner} or less"))
 
 
-def on_path(spec: Spec, transit: Transit, endpoints: Collection[str]) -> Spec:
+def on_path(spec: Spec, look: Look, endpoints: Collection[str]) -> Spec:
     """Return the spec with the MTU of the narrowest of these paths.
 
     Without endpoints it is the default, and what it was if there is no route to any of them now.
     """
-    path = transit.path(endpoints)
+    path = look(endpoints)
     return replace(spec, path_mtu=path.mtu if path else spec.path_mtu if endpoints else PATH_MTU)
 
 
