@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from support import attacks
 from support.bus import Client
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, Namespace, ping
@@ -17,67 +18,6 @@ from support.stage import Stage
 from support.tunnels import reconfigure, tunnel
 
 LIFETIMES = pytest.mark.parametrize("lifetime", ["namespace", "persistent"])
-
-# Sends to the link group, and to every netlink socket of the namespace, what the kernel could say
-# of wg0 and a bit more.
-FORGE = r"""
-import random, socket, struct
-
-NEWLINK, DELLINK, DELNSID, ERROR, DONE, OVERRUN = 16, 17, 89, 2, 3, 4
-index = socket.if_nametoindex("wg0")
-
-def message(kind, body, sequence=0, port=0):
-    return struct.pack("=IHHII", 16 + len(body), kind, 0, sequence, port) + body
-
-def attribute(kind, value):
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-def link(name, flags=0x10091):
-    head = struct.pack("=BxHiII", 0, 0xFFFE, index, flags, 0)
-    return head + (attribute(3, name) if name is not None else b"")
-
-forged = [
-    message(NEWLINK, link(b"evil\0name\0")),
-    message(NEWLINK, link(b"\xff\xfe\0")),
-    message(NEWLINK, link(b"\x1b]0;owned\x07\0")),
-    message(NEWLINK, link(b"x" * 4000)),
-    message(NEWLINK, link(None)),
-    message(NEWLINK, link(b"wg0\0", flags=0)),
-    message(DELLINK, link(b"wg0\0")),
-    message(DELLINK, link(b"wg0\0") + attribute(45, struct.pack("=i", 0))),
-    message(DELNSID, bytes(4) + attribute(1, struct.pack("=i", 0))),
-    message(ERROR, struct.pack("=i", -19) + bytes(16)),
-    message(ERROR, struct.pack("=i", -22) + bytes(16)),
-    message(ERROR, struct.pack("=i", -1) + bytes(16)),
-    message(ERROR, b""),
-    message(DONE, b""),
-    message(OVERRUN, b""),
-    message(NEWLINK, b""),
-    message(NEWLINK, link(b"wg0\0"))[:20],
-    b"", b"\0", bytes(15), bytes(16), b"\xff" * 64,
-]
-generator = random.Random(1)
-for _ in range(500):
-    some = bytearray(generator.choice(forged) or b"\0")
-    for _ in range(generator.randrange(1, 4)):
-        some[generator.randrange(len(some))] = generator.randrange(256)
-    forged.append(bytes(some))
-
-with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sender:
-    sender.bind((0, 0))
-    own = sender.getsockname()[0]
-    listed = [line.split() for line in open("/proc/self/net/netlink").read().splitlines()[1:]]
-    ports = {int(pid) for _, protocol, pid, *_ in listed if protocol == "0"} - {0, own}
-    sent = 0
-    for each in forged:
-        for destination in [(0, 1)] + [(port, 0) for port in ports]:
-            try:
-                sender.sendto(each, destination)
-                sent += 1
-            except OSError:  # that socket takes none, or is no more
-                pass
-print(sent)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +38,7 @@ def test_forged_messages(client: Client, inside: Namespace, stage: Stage, lifeti
         ping(inside, stage.far.ipv4)
         client.subscribe(path=path)
         before = client.get_all(path)
-        assert int(inside.check(sys.executable, "-c", FORGE)) > 500
+        assert int(inside.check(sys.executable, attacks.__file__, "netlink", "1", "2")) > 100
         ping(inside, stage.far.ipv4)
         now = client.get_all(path)
         for changing in (before, now):

@@ -8,70 +8,28 @@ import base64
 import contextlib
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import pytest
+
+from support import attacks
 from support.bus import Client
 from support.daemon import Daemon
+from support.depth import depth
 from support.engines import ask, connect, serve_uapi, waiting_engine
 from support.namespaces import MakeNamespace, ping
 from support.processes import status, wait_for
 from support.stage import Stage, keys
+from support.transfer import iperf3
 from wg4netnsd.engine.engine import BINARY
 
-WITH_NET_RAW = ["setpriv", "--bounding-set=-all,+net_raw", "python3", "-c"]
+WITH_NET_RAW = ["setpriv", "--bounding-set=-all,+net_raw", sys.executable, attacks.__file__]
 
-# Sends frames with a virtio header, as packet(7) has them with PACKET_VNET_HDR. Prints how many the
-# kernel took.
-SEND_FRAMES = """
-import random, socket, struct
-SOL_PACKET, PACKET_VNET_HDR = 263, 15
-V4, V6, ANY = 0x0800, 0x86dd, 0x0003
-NEEDS_CSUM, TCPV4, UDP, TCPV6, UDP_L4, ECN = 1, 1, 3, 4, 5, 0x80
-random = random.Random(1)
-taken = 0
-
-def send(flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, packet):
-    global taken
-    header = struct.pack("=BBHHHH", flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
-    try:
-        sender.send(header + packet)
-        taken += 1
-    except OSError:
-        pass
-
-def ip(version, protocol, payload):
-    if version == 4:
-        return struct.pack(">BxHHxxBBxx4s4s", 0x45, 20 + len(payload), 1, 64, protocol,
-            socket.inet_aton("198.51.100.11"), socket.inet_aton("198.51.100.1")) + payload
-    return struct.pack(">BxxxHBB16s16s", 0x60, len(payload), protocol, 64,
-        bytes(16), bytes(16)) + payload
-
-TCP = struct.pack(">HHIIBBHHH", 7, 7, 1, 1, 0x50, 0x10, 900, 0, 0) + bytes(3000)
-UDP_DATA = struct.pack(">HHHH", 7, 7, 3008, 0) + bytes(3000)
-for protocol in V4, V6, ANY:
-    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-    sender.bind(("wg0", protocol))
-    for first in 0x00, 0x15, 0x45, 0x65, 0xf5:
-        for version, gso_type, start, offset in (
-            (4, TCPV4, 20, 16), (6, TCPV6, 40, 16), (4, UDP_L4, 20, 6), (6, UDP_L4, 40, 6),
-            (4, TCPV4 | ECN, 20, 16), (4, UDP, 20, 6), (4, TCPV6, 20, 16), (6, TCPV4, 40, 16),
-        ):
-            udp = gso_type & 0x7f in (UDP, UDP_L4)
-            packet = ip(version, 17 if udp else 6, UDP_DATA if udp else TCP)
-            packet = bytes([first]) + packet[1:]
-            hdr_len = start + (8 if udp else 20)
-            send(NEEDS_CSUM, gso_type, hdr_len, 1000, start, offset, packet)
-            for size in 1, 9, 21, 41:
-                send(0, 0, 0, 0, 0, 0, packet[:size])
-            for _ in range(10):
-                fields = random.choices((start, offset, hdr_len, 1000, 0, 1, 7, 2999, 65535), k=4)
-                cut = packet[: random.randrange(3000)]
-                send(random.randrange(2), gso_type, *fields, cut)
-print(taken)
-"""
+SECONDS = depth(3, 10)
 
 
 def test_packets_of_a_namespace_do_not_end_the_engine(
@@ -80,7 +38,7 @@ def test_packets_of_a_namespace_do_not_end_the_engine(
     inside = namespace()
     path = client.create(inside, stage.conf(0), wait="handshake")
     engine, log = client.get(path, "EnginePID"), daemon.log
-    taken = inside.check(*WITH_NET_RAW, SEND_FRAMES)
+    taken = inside.check(*WITH_NET_RAW, "packets", "1", "0")
     assert int(taken) > 100
     for address in (stage.far.ipv4, stage.far.ipv6):
         ping(inside, address)
@@ -165,3 +123,57 @@ def test_an_empty_datagram_costs_nothing(tmp_path: Path) -> None:
         wait_for(lambda: two.get("tx_bytes") != "0", "the initiation is sent")
         one.process.send_signal(signal.SIGCONT)
         assert [event(two.events) for _ in range(3)] == ["timers", "initiated", "completed"]
+
+
+EMPTY_PER_SECOND = 200
+
+
+@contextlib.contextmanager
+def empty_datagrams(address: str, port: int) -> Iterator[None]:
+    """200 of them a second, from anybody."""
+    ended = threading.Event()
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as anybody:
+            while not ended.wait(1 / EMPTY_PER_SECOND):
+                anybody.sendto(b"", (address, port))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_empty_datagrams_cause_no_retransmissions(
+    daemon: Daemon,
+    client: Client,
+    namespace: MakeNamespace,
+    stage: Stage,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The far end is upstream's engine, so one tunnel shows both: data to it, and data from it."""
+    inside = namespace()
+    path = client.create(inside, stage.conf(0), wait="handshake")
+    host, _, port = stage.far.endpoint_v4.rpartition(":")
+    targets = {
+        "upstream's engine": ((host, int(port)), ()),
+        "ours": (("127.0.0.1", client.get(path, "ListenPort")), ("--reverse",)),
+    }
+    counted = {}
+    for name, (target, direction) in targets.items():
+        options = (f"--time={SECONDS}", *direction)
+        counted[name, "alone"] = retransmits(iperf3(inside, stage.far.ipv4, *options))
+        with empty_datagrams(*target):
+            counted[name, "flooded"] = retransmits(iperf3(inside, stage.far.ipv4, *options))
+    with capsys.disabled():
+        print(f"\nretransmissions in {SECONDS} s: {counted}")
+    assert counted["upstream's engine", "flooded"] > 10 * SECONDS, "the flood is none"
+    assert counted["ours", "flooded"] < counted["upstream's engine", "flooded"] / 10
+    client.close_tunnel(path)
+
+
+def retransmits(report: dict[str, Any]) -> int:
+    return int(report["end"]["sum_sent"]["retransmits"])

@@ -6,7 +6,6 @@ kernel ── socket of agent/watch.py ──► LinkWatch ──► changed(sta
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -25,6 +24,9 @@ BURST: Final = 10
 WINDOW: Final = 1.0  # seconds
 """The owner may change the interface as fast as the kernel can. At most BURST messages are handled
 in a window; after that, only the status at the window's end is reported."""
+
+MAX_UNREAD: Final = 4096
+"""Messages: more than a socket's buffer holds, 212,992 bytes by default (net.core.rmem_default)."""
 
 
 class LinkStatus(NamedTuple):
@@ -115,9 +117,14 @@ class LinkWatch:
         Asking about another namespace than the socket's takes CAP_NET_ADMIN there, which we have
         as the owner of its user namespace.
         """
-        with contextlib.suppress(BlockingIOError):
-            while True:
+        for _ in range(MAX_UNREAD):  # root of the namespace may go on filling it
+            try:
                 self._socket.recv(1)
+            except BlockingIOError:
+                break
+            except OSError as error:  # messages were lost since: that is why we ask
+                if error.errno != errno.ENOBUFS:
+                    raise
         self._socket.send(get_link(index=self._ifindex, nsid=self._nsid).encoded)
 
     def _end(self, why: LinkEnd) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from wg4netnsd import errors
 from wg4netnsd.agent.protocol import CreateInterface
-from wg4netnsd.aio.tasks import first_of
+from wg4netnsd.aio.tasks import first_of, log_failure
 from wg4netnsd.engine import uapi
 from wg4netnsd.engine.backoff import Backoff
 from wg4netnsd.peers.peers import Peers
@@ -99,6 +99,7 @@ class Tunnel:
     def start(self, observe: Callable[[Tunnel], TunnelObserver]) -> None:
         """Start the tunnel, and report its changes to the observer that `observe` returns."""
         self._task = asyncio.create_task(self._run(), name=f"tunnel {self.spec.name}")
+        self._task.add_done_callback(log_failure)
         # After that, so that what `observe` schedules runs after the task's first step.
         self._observer = observe(self)
         self.paths = path.PathWatch(self, self._log)
