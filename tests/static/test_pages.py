@@ -42,6 +42,20 @@ def test_the_way_through_the_code_names_files() -> None:
     assert [path for path in paths if not any((base / path).exists() for base in bases)] == []
 
 
+def test_each_promise_has_its_test() -> None:
+    """Each line of a table of docs/security.md names one that exists."""
+    page = (ROOT / "docs/security.md").read_text()
+    rows = [row for row in page.splitlines() if re.match(r"\| (?!promise )", row)]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row.rpartition(" | ")[2])
+        assert named, row
+        for path, test in named:
+            assert f"\ndef {test}(" in (ROOT / "tests" / path).read_text(), f"{path}::{test}"
+        for path in re.findall(r"`([\w/-]+\.go)`", row):
+            assert (ROOT / path).exists(), path
+
+
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.name)
 def test_a_drawing_is_for_those_too_who_do_not_see_it(drawing: Path) -> None:
     root = ElementTree.parse(drawing).getroot()
