@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Final
 from wg4netnsd import __version__
 from wg4netnsd.agent import server as agent_server
 from wg4netnsd.aio.tasks import log_failure
+from wg4netnsd.files import server as files_server
 from wg4netnsd.kernel import signals
 from wg4netnsd.systemd import fdstore, journal, notify, unit
 
 if TYPE_CHECKING:
     from wg4netnsd.agent.client import Agent
+    from wg4netnsd.files.client import FileProcesses
     from wg4netnsd.systemd.fdstore import InheritedFds
     from wg4netnsd.tunnel.manager import Manager
 
@@ -39,6 +41,9 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG: systemd should not start it again
 
 CHECK_TIME: Final = 5.0
 """Seconds between two checks of the engines."""
+LOCK_TIME: Final = 10.0
+"""Seconds to wait for an earlier daemon to let go of the runtime directory. So long that systemd's
+limit of 10 starts in 60 s is not reached, and so no end of the tunnels."""
 BUS_TIME: Final = 5.0
 """Seconds that systemd gets to start the bus again."""
 
@@ -65,13 +70,15 @@ def main() -> None:
         _set_limits()
         inherited = fdstore.receive_fds()
         # Forked first: setns() needs a single-threaded process, and a small one forks fast.
-        pid, control = agent_server.fork()
+        forked_agent, forked_files = agent_server.fork(), files_server.fork()
         from wg4netnsd.agent.client import Agent
+        from wg4netnsd.files.client import FileProcesses
 
-        agent = Agent(pid, control)
+        agent, files = Agent(*forked_agent), FileProcesses(*forked_files)
         with _runtime_directory(arguments.runtime_dir, inherited.keys()) as directory:
-            status = asyncio.run(_serve(agent, arguments.engine, directory, inherited))
+            status = asyncio.run(_serve(agent, files, arguments.engine, directory, inherited))
         agent.end()
+        files.end()
         sys.exit(status)
     except StartupError as error:
         log.critical("%s", error)
@@ -79,7 +86,11 @@ def main() -> None:
 
 
 async def _serve(
-    agent: Agent, binary: Path | None, directory: Path, inherited: Mapping[str, InheritedFds]
+    agent: Agent,
+    files: FileProcesses,
+    binary: Path | None,
+    directory: Path,
+    inherited: Mapping[str, InheritedFds],
 ) -> int:
     """Serve the bus until one of the ends in `ends`; return the exit status."""
     # Imported only now, so that the agent and its forks stay small.
@@ -91,9 +102,11 @@ async def _serve(
     from wg4netnsd.tunnel import restore
 
     stop = _stop_on_signals()
-    agent_dead = asyncio.create_task(_wait_agent_dead(agent.pid))
+    agent_dead = asyncio.create_task(_wait_dead(agent.pid, "the agent"))
+    files_dead = asyncio.create_task(_wait_dead(files.pid, "the parent of the file processes"))
+    files.keep_spare()
     await restore.kill_strays(inherited)
-    service = Service(agent, binary or engine.BINARY, directory)
+    service = Service(agent, files, binary or engine.BINARY, directory)
     try:
         server = await service.start(inherited)
     except BusGone as error:
@@ -110,6 +123,7 @@ async def _serve(
     ends = {
         asyncio.ensure_future(server.wait_gone()): EXIT_NO_BUS,
         agent_dead: EXIT_FAILURE,
+        files_dead: EXIT_FAILURE,
         stop: EXIT_SUCCESS,
     }
     status = await _first_end(ends)
@@ -215,12 +229,15 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
+        if not os.path.samestat(os.fstat(lock), path.stat()):  # replaced while we waited
+            raise BlockingIOError
         _remove_leftovers(path, tunnels)
         if any(each.name not in tunnels for each in path.iterdir()):
             raise StartupError(f"{path}: not empty: expected a directory for wg4netnsd alone")
     except BlockingIOError:
-        raise StartupError(f"{path}: another wg4netnsd uses it; see --runtime-dir") from None
+        used = f"{path}: another wg4netnsd uses it; see --runtime-dir"
+        raise (TransientError if notify.is_supervised() else StartupError)(used) from None
     except OSError as error:
         raise TransientError(f"{path}: {error.strerror}") from None
     try:
@@ -229,6 +246,18 @@ def _runtime_directory(chosen: Path | None, tunnels: Collection[str]) -> Iterato
         with contextlib.suppress(OSError):
             path.rmdir()
         os.close(lock)
+
+
+def _lock(directory: int) -> None:
+    """Lock a directory, if need be when an earlier daemon has ended. Raises BlockingIOError."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not notify.is_supervised():
+            raise
+        log.warning("an earlier daemon has not let go of its runtime directory: waiting for that")
+        with signals.alarm(LOCK_TIME, BlockingIOError):
+            fcntl.flock(directory, fcntl.LOCK_EX)
 
 
 def _remove_leftovers(directory: Path, tunnels: Collection[str]) -> None:
@@ -301,14 +330,14 @@ def _stop_on_signals() -> asyncio.Future[str]:
     return stop
 
 
-async def _wait_agent_dead(agent_pid: int) -> str:
-    """Return when the agent has ended."""
+async def _wait_dead(pid: int, name: str) -> str:
+    """Return when a child of ours has ended."""
     ended = asyncio.Event()
-    pidfd = os.pidfd_open(agent_pid)
+    pidfd = os.pidfd_open(pid)
     asyncio.get_running_loop().add_reader(pidfd, ended.set)
     try:
         await ended.wait()
     finally:
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
-    return "the agent has died"
+    return f"{name} has died"

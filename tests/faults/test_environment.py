@@ -21,7 +21,7 @@ import pytest
 from support.bus import MANAGER, ROOT, DBusError
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, ping
-from support.processes import children, open_fds, program, wait_for
+from support.processes import open_fds, wait_for
 from support.stage import LIBFAKETIME, SMALL, Stage
 
 SPACE = 4  # namespaces that a test has
@@ -78,7 +78,7 @@ def no_new_processes(daemon: Daemon) -> Iterator[None]:
 
 @contextmanager
 def no_new_children_of_the_agent(daemon: Daemon) -> Iterator[None]:
-    (agent,) = [pid for pid in children(daemon.pid) if program(pid) == "wg4netns-agent"]
+    agent = daemon.agent
     with limited(agent, resource.RLIMIT_NPROC, 1):
         yield
 
@@ -162,13 +162,14 @@ def test_too_many_descriptors_on_their_way(
     daemon = start_daemon()
     up, other = namespace(), namespace()
     path = daemon.client.create(up, stage.conf(0))
-    message = "LimitExceeded: .*: Too many references"
+    message = "LimitExceeded: no file descriptor left for the message's"
     with descriptors_on_their_way(300), limited(daemon.pid, resource.RLIMIT_NOFILE, 200):
         with pytest.raises(DBusError, match=message):
             daemon.client.create(other, stage.conf(1))
+        reason = "LimitExceeded: .*: Too many references"
         os.kill(daemon.client.get(path, "EnginePID"), signal.SIGKILL)
         wait_for(
-            lambda: re.match(message, daemon.client.get(path, "LastError")[1]), "it is told why"
+            lambda: re.match(reason, daemon.client.get(path, "LastError")[1]), "it is told why"
         )
     daemon.client.tunnel(path, "WaitForState", "ast", ["up"], 30_000_000)
     ping(up, stage.far.ipv4)

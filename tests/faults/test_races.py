@@ -162,7 +162,7 @@ class Held:
 
 @contextlib.contextmanager
 def agent_is_stopped(daemon: Daemon, _: Stage) -> Iterator[Held]:
-    (agent,) = children(daemon.pid) - daemon.engines()
+    agent = daemon.agent
     with stopped(agent, *children(agent)):
         yield Held(lambda: daemon.client.tunnels())
 

@@ -16,7 +16,6 @@ except ModuleNotFoundError:  # it takes a compiler, and nothing here calls it
     sys.modules["systemd"] = sys.modules["systemd.daemon"] = types.ModuleType("systemd")
 
 from wg4netnsd import errors, names
-from wg4netnsd.aio import blocking
 from wg4netnsd.api import options
 from wg4netnsd.api.forward_object import ForwardObject
 from wg4netnsd.api.manager_object import ManagerObject
@@ -24,7 +23,9 @@ from wg4netnsd.api.tunnel_object import CHANGES, TunnelObject
 from wg4netnsd.bus import call_queue, contract, frames
 from wg4netnsd.bus.contract import InterfaceContract
 from wg4netnsd.bus.objects import ExportedObject, method
-from wg4netnsd.config import reader, wgquick
+from wg4netnsd.config import wgquick
+from wg4netnsd.files import content
+from wg4netnsd.files.client import MAX_PROCESSES, MAX_PROCESSES_PER_CALLER
 
 BOUND: dict[str, type[ExportedObject]] = {
     names.MANAGER: ManagerObject,
@@ -122,11 +123,11 @@ def test_the_limits_that_are_documented_are_the_codes() -> None:
     for limit in (
         f"a message of {frames.MAX_MESSAGE >> 10} KiB",
         f"{call_queue.MAX_CALLS} calls under way, and {call_queue.MAX_FDS} file descriptors",
-        f"{blocking.MAX_THREADS_PER_CALLER} files of one client, and {blocking.MAX_THREADS} in all",
+        f"{MAX_PROCESSES_PER_CALLER} files of one client, and {MAX_PROCESSES} in all",
         f"{wgquick.MAX_SIZE >> 20} MiB, {wgquick.MAX_PEERS} peers",
         f"{wgquick.MAX_REPEATED['AllowedIPs']} values of AllowedIPs",
         f"or {wgquick.MAX_REPEATED['Address']} of Address or of DNS",
-        f"read to its end within {reader.READ_TIME:g} s",
+        f"read to its end within {content.READ_TIME:g} s",
         f"default {options.parse({}).timeout_usec // 10**6} s",
     ):
         assert limit in text, limit

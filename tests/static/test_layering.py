@@ -11,6 +11,7 @@ LAYERS = (
     {"errors"},
     {"kernel"},
     {"aio"},
+    {"files"},
     {"systemd", "config", "bus", "dns"},
     {"agent"},
     {"gateway"},

@@ -23,6 +23,9 @@ SOON = 4.0
 """Seconds for what the daemon does as it is told of an event. What nobody tells it, it finds by
 itself, every 5 s; or a limit of its own ends what holds it up, the first after 5 s."""
 
+PARENTS = ("wg4netns-agent", "wg4netns-files")
+"""The daemon's children that have one of their own in reserve."""
+
 PROGRAM = Path(sys.executable).parent / "wg4netnsd"
 
 
@@ -36,7 +39,7 @@ class Footprint:
     threads: int
     children: int
     grandchildren: int
-    """Those of the agent."""
+    """Those of the agent, and the file processes."""
     files: frozenset[str]
     rules: Counter[str]
     """The match rules that the bus keeps for it, where the bus counts them."""
@@ -67,7 +70,9 @@ class Daemon:
         try:
             wait_for(self._is_ready, "wg4netnsd owns its name")
             self._unique_name = self.client.bus("GetNameOwner", "s", NAME)
-            wait_for(self._agent_is_ready, "the agent has forked its next child")
+            wait_for(
+                self._is_prepared, "there is a child for the next request, and for the next file"
+            )
             self.idle = wait_for(self._settled_footprint, "the daemon has come to rest")
         except BaseException:
             self.kill()
@@ -77,8 +82,9 @@ class Daemon:
         assert self.process.poll() is None, f"wg4netnsd ended:\n{self.log}"
         return self.client.has_owner()
 
-    def _agent_is_ready(self) -> bool:
-        return any(map(children_or_none, children(self.pid)))
+    def _is_prepared(self) -> bool:
+        parents = [pid for pid in children(self.pid) if program(pid) in PARENTS]
+        return len(parents) == len(PARENTS) and all(map(children_or_none, parents))
 
     @property
     def pid(self) -> int:
@@ -97,6 +103,11 @@ class Daemon:
     def engines(self) -> set[int]:
         """Its wireguard-go processes, those that wait for a tunnel too."""
         return {pid for pid in children(self.pid) if program(pid) == "wireguard-go"}
+
+    @property
+    def agent(self) -> int:
+        (agent,) = [pid for pid in children(self.pid) if program(pid) == "wg4netns-agent"]
+        return agent
 
     def footprint(self) -> Footprint:
         family = children(self.pid)
@@ -119,8 +130,11 @@ class Daemon:
         self.client.tunnels()
         return before if self.footprint() == before else None
 
-    def close_tunnels(self) -> None:
+    def close_tunnels(self, *but: str) -> None:
+        """Close all of them, except those of these paths."""
         for _, path, _ in self.client.tunnels():
+            if path in but:
+                continue
             try:
                 self.client.close_tunnel(path)
             except DBusError as error:  # it may end by itself meanwhile
@@ -136,6 +150,7 @@ class Daemon:
             now = self.footprint()
             raise AssertionError(
                 f"the daemon leaks:\n idle: {self.idle}\n  now: {now}\n{open_fds(self.pid)}"
+                f"\n{self.log[-2000:]}"
             ) from None
 
     def stop(self) -> None:

@@ -303,7 +303,7 @@ def test_a_dead_agent_is_no_half_tunnel(
     start_daemon: Callable[..., Daemon], inside: Namespace, killed: str
 ) -> None:
     started = start_daemon()
-    (agent,) = children(started.pid) - started.engines()
+    agent = started.agent
     child = only_child(agent)
     os.kill(child if killed == "its child" else agent, signal.SIGKILL)
     if killed == "agent":  # without it there is nothing to serve for: systemd restarts us

@@ -23,8 +23,7 @@ import signal
 import socket
 import struct
 import sys
-import traceback
-from typing import Any, Final, NoReturn
+from typing import Final
 
 from wg4netnsd.agent import interface, sockets, udp
 from wg4netnsd.agent.obstacles import InterfaceError
@@ -43,6 +42,7 @@ from wg4netnsd.agent.protocol import (
     decode_request,
     encode,
 )
+from wg4netnsd.kernel.forks import exit_after, keep_only
 from wg4netnsd.kernel.rtnetlink import LinkRef, Netlink
 from wg4netnsd.kernel.syscalls import PR_SET_DUMPABLE, PR_SET_NAME, prctl
 
@@ -72,30 +72,10 @@ def fork() -> tuple[int, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _keep_only(0, 1, 2, theirs.fileno())
-        _exit_after(_serve, theirs)
+        keep_only(0, 1, 2, theirs.fileno())
+        exit_after(_serve, theirs)
     theirs.close()
     return pid, ours
-
-
-def _exit_after(function: Any, *args: Any) -> NoReturn:
-    """Run `function` as all that is left of a forked process: no atexit, no parent's `finally`."""
-    status = 1
-    try:
-        function(*args)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def _keep_only(*fds: int) -> None:
-    """Close all others: what the daemon has by now, as from the fd store, is not to live on."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd not in fds:
-            with contextlib.suppress(OSError):  # EBADF: the listing's own
-                os.close(fd)
 
 
 def _serve(control: socket.socket) -> None:
@@ -134,7 +114,7 @@ def _fork_ahead(control: socket.socket) -> bytes:
         raise _NoChild(f"fork: {error.strerror}") from None
     if child == 0:
         os.close(announced)
-        _exit_after(_child, control, announce)
+        exit_after(_child, control, announce)
     os.close(announce)
     said = os.read(announced, 1)
     if said == TAKEN:
@@ -261,7 +241,7 @@ def _serve_sockets(tun_fd: int, connection: socket.socket) -> None:
     home = interface.enter_home(tun_fd)
     _send(connection, Done())
     prctl(PR_SET_NAME, sockets.PROGRAM)
-    _keep_only(0, 1, 2, requests.fileno(), home)
+    keep_only(0, 1, 2, requests.fileno(), home)
     signal.alarm(0)
     sockets.serve(requests, home)
     os._exit(0)  # the fds of what is left to clean up are closed

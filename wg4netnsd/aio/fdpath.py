@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from wg4netnsd.errors import InvalidArgs, quote
@@ -29,10 +30,21 @@ def target(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
 
 
-def is_memfd(fd: int) -> bool:
-    return target(fd).startswith("/memfd:")
+def is_memory(fd: int) -> bool:
+    """Return whether `fd` is a memfd, or a file of a tmpfs. Its name could be any file's.
+
+    Seals belong to memory of the kernel's own; that of other files is not even looked at
+    (memfd_fcntl() in mm/memfd.c). Never blocks.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
-def has_path(fd: int) -> bool:
-    """Return whether `fd` is in a file system, so that a call on it may block."""
-    return target(fd).startswith("/") and not is_memfd(fd)
+def needs_no_file_system(fd: int) -> bool:
+    """Return whether no call on `fd` can wait for a file system: it is the kernel's own, like a
+    pipe, a socket or a namespace opened from /proc, or in memory. Never blocks.
+    """
+    return not target(fd).startswith("/") or is_memory(fd)

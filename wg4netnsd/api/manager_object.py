@@ -21,6 +21,7 @@ from wg4netnsd.bus.server import Server
 from wg4netnsd.config import reader
 from wg4netnsd.config.model import Config
 from wg4netnsd.engine import engine
+from wg4netnsd.files.client import FileProcesses
 from wg4netnsd.systemd import notify
 from wg4netnsd.tunnel.lifetime import Lease, Lifetime
 from wg4netnsd.tunnel.manager import Manager
@@ -52,6 +53,7 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
         self,
         manager: Manager,
         tunnel_objects: Mapping[Tunnel, TunnelObject],
+        files: FileProcesses,
         binary: Path,
         server: Server,
     ) -> None:
@@ -59,6 +61,7 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
         super().__init__(names.ROOT_PATH, server)
         self._manager = manager
         self._tunnel_objects = tunnel_objects
+        self._files = files
         self._binary = binary
 
     @method("CreateTunnel")
@@ -79,8 +82,8 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
         return await self._create(
             call,
             options.parse(raw_options),
-            lambda: Netns.from_path(netns_path),
-            lambda ignore: reader.load_path(config_path, ignore),
+            lambda: Netns.from_path(self._files, netns_path),
+            lambda ignore: reader.load_path(self._files, config_path, ignore),
         )
 
     async def _create(

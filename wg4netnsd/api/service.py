@@ -12,6 +12,7 @@ from wg4netnsd.api.tunnel_object import TunnelObject, close_with_client
 from wg4netnsd.bus.objects import ObjectTree
 from wg4netnsd.bus.server import Server
 from wg4netnsd.engine import engine
+from wg4netnsd.files.client import FileProcesses
 from wg4netnsd.systemd.fdstore import InheritedFds
 from wg4netnsd.tunnel import restore
 from wg4netnsd.tunnel.lifetime import Lifetime
@@ -22,9 +23,10 @@ from wg4netnsd.tunnel.tunnel import Tunnel
 class Service:
     """Exports one Manager object, and an object for each tunnel."""
 
-    def __init__(self, agent: Agent, binary: Path, directory: Path) -> None:
+    def __init__(self, agent: Agent, files: FileProcesses, binary: Path, directory: Path) -> None:
         """`binary`: the wireguard-go to run."""
         self.manager = Manager(agent, binary, directory, self)
+        self._files = files
         self._binary = binary
         self._tree = ObjectTree(names.ROOT_PATH)
         self._tunnel_objects: dict[Tunnel, TunnelObject] = {}
@@ -35,12 +37,14 @@ class Service:
         Raises BusGone.
         """
         engine.version(self._binary)  # asked now, so that no call has to wait for it
-        self._server = await Server.connect(self._tree.call)
+        self._server = await Server.connect(self._tree.call, self._files)
         for tunnel in await restore.adopt_tunnels(self.manager, inherited):
             if tunnel.spec.lifetime is Lifetime.CLIENT:
                 close_with_client(tunnel, self._server)
         self._tree.add(
-            ManagerObject(self.manager, self._tunnel_objects, self._binary, self._server)
+            ManagerObject(
+                self.manager, self._tunnel_objects, self._files, self._binary, self._server
+            )
         )
         self._tree.attach(self._server)
         await self._server.own_name(names.BUS_NAME)
@@ -49,7 +53,7 @@ class Service:
     # ------------------------------------------------------------ manager.ManagerObserver
 
     def tunnel_added(self, tunnel: Tunnel) -> TunnelObject:
-        added = TunnelObject(tunnel, self.manager, self._tree, self._server)
+        added = TunnelObject(tunnel, self.manager, self._files, self._tree, self._server)
         self._tunnel_objects[tunnel] = added
         self._tree.add(added)
         return added

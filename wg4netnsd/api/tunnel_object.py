@@ -21,6 +21,7 @@ from wg4netnsd.bus.server import Server
 from wg4netnsd.config import reader
 from wg4netnsd.config.model import Config
 from wg4netnsd.dns.resolver import Resolver
+from wg4netnsd.files.client import FileProcesses
 from wg4netnsd.peers.peer import Handshake, PeerView
 from wg4netnsd.peers.rate_limit import Report
 from wg4netnsd.peers.state import PeerState
@@ -77,12 +78,20 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
     }
     refreshed = ("Peers",)
 
-    def __init__(self, tunnel: Tunnel, manager: Manager, tree: ObjectTree, server: Server) -> None:
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        manager: Manager,
+        files: FileProcesses,
+        tree: ObjectTree,
+        server: Server,
+    ) -> None:
         super().__init__(path_of(tunnel), server)
         self.forwards: dict[Forward, ForwardObject] = {}
         self._tunnel = tunnel
         self._manager = manager
         self._tree = tree
+        self._files = files
 
     @method("Close")
     async def close(self, _call: Call) -> None:
@@ -105,7 +114,8 @@ class TunnelObject(ExportedObject, interface=names.TUNNEL):
         self, call: Call, config_path: str, raw_options: dict[str, Variant]
     ) -> None:
         asked = options.parse_reconfigure(raw_options)
-        await self._reconfigure(call, asked, await reader.load_path(config_path, asked.ignore))
+        config = await reader.load_path(self._files, config_path, asked.ignore)
+        await self._reconfigure(call, asked, config)
 
     async def _reconfigure(self, call: Call, asked: Options, config: Config) -> None:
         with contextlib.ExitStack() as stack:

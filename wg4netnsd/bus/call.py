@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wg4netnsd import errors
-from wg4netnsd.aio import blocking
 from wg4netnsd.bus.frames import Frame
+from wg4netnsd.files import client as files
+from wg4netnsd.files.client import HeldFd, ReceivedFd
 
 
 class Call:
@@ -23,35 +24,49 @@ class Call:
         self.member = frame.member
         self.signature = frame.signature
         self.expects_reply = frame.expects_reply
-        self.fds = frame.fds
+        self.fds: list[ReceivedFd | None] = [*frame.fds]
+        """None where one was popped."""
         self.body: list[Any] = []
         """The arguments, once it is the call's turn."""
 
-    def pop_fd(self, index: int) -> int:
+    def pop_fd(self, index: int) -> ReceivedFd:
         """Return the fd that an `h` of the body stands for; the caller owns it.
 
         Raises InvalidArgs.
         """
-        if not 0 <= index < len(self.fds) or self.fds[index] < 0:
+        fd = self.fds[index] if 0 <= index < len(self.fds) else None
+        if fd is None:
             raise errors.InvalidArgs(f"file descriptor {index} did not come with the message")
-        fd, self.fds[index] = self.fds[index], -1
+        self.fds[index] = None
         return fd
 
     def pop_fds(self, indexes: Sequence[int]) -> list[int]:
-        """Return the fds of several `h`, owned by the caller. Raises InvalidArgs, and pops none."""
+        """Return the fds of several `h`, owned by the caller; none of them is a file's.
+
+        Raises InvalidArgs, and then the call still owns them.
+        """
         if len(set(indexes)) < len(indexes):
             raise errors.InvalidArgs("a file descriptor is given twice")
-        for index in indexes:
-            if not 0 <= index < len(self.fds) or self.fds[index] < 0:
-                self.pop_fd(index)
-        return [self.pop_fd(index) for index in indexes]
+        popped = list[int]()
+        try:
+            for index in indexes:
+                fd = self.pop_fd(index)
+                if isinstance(fd, HeldFd):
+                    self.fds[index] = fd
+                    raise errors.InvalidArgs(f"file descriptor {index} is a file's")
+                popped.append(fd)
+        except errors.InvalidArgs:
+            for index, fd in zip(indexes, popped, strict=False):
+                self.fds[index] = fd
+            raise
+        return popped
 
     def close(self) -> None:
         """Close the fds that were not popped."""
         for index, fd in enumerate(self.fds):
-            if fd >= 0:
-                self.fds[index] = -1
-                blocking.close(fd)
+            if fd is not None:
+                self.fds[index] = None
+                files.close(fd)
 
 
 @dataclass

@@ -8,7 +8,6 @@ until      close(), or the bus ends it; wait_gone() tells
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import logging
@@ -23,6 +22,8 @@ from wg4netnsd.bus.codec import Message
 from wg4netnsd.bus.frames import Frame
 from wg4netnsd.bus.outbox import Outbox
 from wg4netnsd.errors import LimitExceeded
+from wg4netnsd.files import client as files
+from wg4netnsd.files.client import FileProcesses, ReceivedFd
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,9 @@ AT_ONCE: Final = 65536
 MAX_UNSENT: Final = 1 << 20
 """Bytes. While the bus has yet to take so much from us, we take no calls from it."""
 
-MAX_FDS: Final = 253
-"""The kernel's SCM_MAX_FD: no message brings more."""
-
 CONNECT_TIME: Final = 10.0  # seconds
+RECEIVE_TIME: Final = 10.0
+"""Seconds for what takes a process a fraction of a millisecond."""
 
 
 class BusGone(Exception):
@@ -63,7 +63,7 @@ class _Pending(NamedTuple):
 class Connection:
     """Owns the socket, and the fds of messages until they are handed on or sent."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, fd_receiver: FileProcesses | None) -> None:
         """Use connect()."""
         self.on_call: Callable[[Frame], None] = self._refuse
         """Called with each method call that comes in. Owns its fds from then on."""
@@ -75,6 +75,8 @@ class Connection:
         self._serial = 0
         self._reader = frames.FrameReader()
         self._reading = False
+        self._fd_receiver = fd_receiver
+        self._receiving: asyncio.Task[None] | None = None
         self._outbox = Outbox()
         self._pending: dict[int, _Pending] = {}
         self._gone = asyncio.Event()
@@ -82,19 +84,23 @@ class Connection:
 
     @classmethod
     async def connect(
-        cls, addresses: str, *, with_fds: bool = False, patient: bool = False
+        cls,
+        addresses: str,
+        *,
+        fd_receiver: FileProcesses | None = None,
+        patient: bool = False,
     ) -> Connection:
         """Return a connection to the first bus of the list that there is. Raises BusGone.
 
-        `with_fds`: messages may bring file descriptors. `patient`: wait for a bus that has too many
-        waiting already (unix(7)).
+        `fd_receiver`: messages may bring file descriptors, which it receives. `patient`: wait for a
+        bus that has too many waiting already (unix(7)).
         """
         try:
-            connection = cls(await _open(addresses, patient))
+            connection = cls(await _open(addresses, patient), fd_receiver)
         except (OSError, ValueError) as error:
             raise BusGone(str(error)) from None
         try:
-            await sasl.authenticate(connection._socket, with_fds)
+            await sasl.authenticate(connection._socket, with_fds=fd_receiver is not None)
             connection._read_on()
             await connection.call(bus_call("Hello"))
         except (OSError, EOFError, ErrorReply) as error:
@@ -177,7 +183,7 @@ class Connection:
             return
         if not self._outbox.unsent:
             self._loop.remove_writer(self._socket)
-        if not self._reading and self._outbox.unsent <= MAX_UNSENT:
+        if not self._reading and not self._receiving and self._outbox.unsent <= MAX_UNSENT:
             self._read_on()
 
     # ------------------------------------------------------------ what comes in
@@ -192,31 +198,68 @@ class Connection:
             self._loop.remove_reader(self._socket)
             return
         try:
-            for frame in self._reader.feed(*self._receive()):
-                self._route(frame)
+            data = self._receive()
         except BlockingIOError:
             return
-        except (OSError, EOFError, frames.Malformed) as error:
+        except (OSError, EOFError) as error:
             self._end(str(error))
+            return
+        if not self._receiving:
+            self._feed(data, [])
 
-    def _receive(self) -> tuple[bytes, list[int]]:
-        """Read once. Raises EOFError when the bus has closed the connection."""
-        data, ancillary, _flags, _ = self._socket.recvmsg(
-            AT_ONCE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
-        )
-        fds = array.array("i")
-        for _level, _type, rights in ancillary:
-            fds.frombytes(rights[: len(rights) // fds.itemsize * fds.itemsize])
+    def _receive(self) -> bytes:
+        """Read once. Raises EOFError when the bus has closed the connection.
+
+        If there are descriptors with the data, they are then being received.
+        """
+        # Without room for descriptors, only a flag tells that there are some (recvmsg(2)). Closing
+        # one can hang for ever, so this process must not have it.
+        data, _, flags, _ = self._socket.recvmsg(AT_ONCE, 0, socket.MSG_PEEK)
         if not data:
             raise EOFError("the bus has closed the connection")
-        return data, list(fds)
+        if flags & socket.MSG_CTRUNC and self._fd_receiver:
+            self._reading = False
+            self._loop.remove_reader(self._socket)
+            self._receiving = self._loop.create_task(self._receive_fds(self._fd_receiver, data))
+        else:
+            self._socket.recv(len(data))
+        return data
+
+    async def _receive_fds(self, receiver: FileProcesses, data: bytes) -> None:
+        """Read the data, which is known already, with its descriptors; then go on reading.
+
+        Descriptors are lost if RLIMIT_NOFILE is reached, or if there is nobody to receive them.
+        """
+        fds: list[ReceivedFd] = []
+        try:
+            async with asyncio.timeout(RECEIVE_TIME):
+                fds = await receiver.receive(self._socket, len(data))
+        except LimitExceeded:
+            if not self.is_gone:
+                self._socket.recv(len(data))
+        except (files.Lost, TimeoutError):
+            self._end("the process that receives file descriptors has ended, or does not answer")
+        self._receiving = None
+        if self.is_gone:
+            for fd in fds:
+                files.close(fd)
+            return
+        self._read_on()
+        self._feed(data, fds)
+
+    def _feed(self, data: bytes, fds: list[ReceivedFd]) -> None:
+        try:
+            for frame in self._reader.feed(data, fds):
+                self._route(frame)
+        except frames.Malformed as error:
+            self._end(str(error))
 
     def _route(self, frame: Frame) -> None:
         if frame.type == frames.METHOD_CALL:
             self.on_call(frame)
             return
         for fd in frame.fds:  # none of our calls asks for one
-            blocking.close(fd)
+            files.close(fd)
         if frame.type in (frames.METHOD_RETURN, frames.ERROR):
             self._settle(frame)
         elif frame.type == frames.SIGNAL:
@@ -240,7 +283,7 @@ class Connection:
     def _refuse(self, call: Frame) -> None:
         """Answer a call where nothing is served."""
         for fd in call.fds:
-            blocking.close(fd)
+            files.close(fd)
         if call.expects_reply:
             name, text = f"{DBUS}.Error.UnknownObject", "UnknownObject: none is here"
             self.send_bytes(codec.encode_error(call, self.next_serial(), name, text))
@@ -256,7 +299,7 @@ class Connection:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         for fd in self._reader.pop_fds():
-            blocking.close(fd)
+            files.close(fd)
         self._outbox.clear()
         self._fail_pending()
 

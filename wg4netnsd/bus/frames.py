@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
+from wg4netnsd.files.client import ReceivedFd
+
 MAX_MESSAGE: Final = 16384
 """Bytes of a message that is kept whole. The longest useful one has two paths of PATH_MAX, 4096
 each, and a few options: configurations come in files. One that is full of tiny variants takes 20 ms
@@ -52,7 +54,7 @@ class Frame:
     data: bytes
     """The whole message; only its header if it is longer than MAX_MESSAGE."""
     body_at: int
-    fds: list[int] = field(default_factory=list)
+    fds: list[ReceivedFd] = field(default_factory=list)
     sender: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class Frame:
 
     @property
     def fds_lost(self) -> bool:
-        """Fewer came than were sent: RLIMIT_NOFILE was reached (MSG_CTRUNC of recvmsg(2))."""
+        """Fewer came than were sent: see Connection._receive_fds()."""
         return len(self.fds) < int(self.fields.get(UNIX_FDS, 0))
 
     def _text(self, code: int) -> str:
@@ -110,10 +112,10 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._fds: list[int] = []  # of the message that the buffer begins with
+        self._fds: list[ReceivedFd] = []  # of the message that the buffer begins with
         self._unwanted = 0  # bytes that are still to come of a message that is not kept
 
-    def feed(self, data: bytes, fds: list[int]) -> list[Frame]:
+    def feed(self, data: bytes, fds: list[ReceivedFd]) -> list[Frame]:
         """Return the messages that are complete now. `fds` came with the data. Raises Malformed.
 
         The kernel ends a read after data that descriptors were sent with, and buses send each
@@ -136,7 +138,7 @@ class FrameReader:
             frames[-1].fds += fds
         return frames
 
-    def pop_fds(self) -> list[int]:
+    def pop_fds(self) -> list[ReceivedFd]:
         """Return the descriptors of a message that will never be complete; now they are yours."""
         fds, self._fds = self._fds, []
         return fds

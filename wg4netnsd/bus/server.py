@@ -33,6 +33,7 @@ from wg4netnsd.bus.connection import (
     bus_call,
 )
 from wg4netnsd.bus.frames import Frame
+from wg4netnsd.files.client import FileProcesses
 from wg4netnsd.text import printable
 
 log = logging.getLogger(__name__)
@@ -80,12 +81,14 @@ class Server:
         connection.on_signal = self._on_signal
 
     @classmethod
-    async def connect(cls, handler: Handler) -> Server:
+    async def connect(cls, handler: Handler, fd_receiver: FileProcesses) -> Server:
         """Connect to the user's session bus. Raises BusGone."""
         try:
             async with answer_within(CONNECT_TIME):
                 address = session_address()
-                connection = await Connection.connect(address, with_fds=True, patient=True)
+                connection = await Connection.connect(
+                    address, fd_receiver=fd_receiver, patient=True
+                )
                 (bus_id,) = await connection.call(bus_call("GetId"))
         except (BusGone, ErrorReply) as error:
             raise BusGone(f"no session bus: {error}") from None
@@ -103,7 +106,7 @@ class Server:
         """Wait for the end of the connection or of our name; return which it was."""
         await first_of(self._connection.wait_gone(), self._name_lost.wait())
         if self._connection.is_gone:
-            return "the bus has closed the connection"
+            return await self._connection.wait_gone()
         return "the bus has given our name to somebody else"
 
     async def close(self, patiently: bool = True) -> None:
@@ -204,7 +207,10 @@ class Server:
         """Return why a call is refused unseen; None if it is not."""
         frame = call.frame
         if frame.fds_lost:
-            return errors.LimitExceeded("no file descriptor left for the message's (RLIMIT_NOFILE)")
+            return errors.LimitExceeded(
+                "no file descriptor left for the message's (RLIMIT_NOFILE, or too many on their "
+                "way or on file systems that give no answer)"
+            )
         if not frame.is_whole:
             long = f"a message of {frame.length} bytes: at most {frames.MAX_MESSAGE}"
             return errors.LimitExceeded(long)

@@ -6,8 +6,9 @@ runs in the background, so that a terminal's Ctrl-C ends the script alone (POSIX
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 _STARTERS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
@@ -33,6 +34,22 @@ def reset() -> None:
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN and number not in _PYTHONS:
             signal.signal(number, _ignore if number in _STARTERS else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def alarm(seconds: float, error: type[Exception]) -> Iterator[None]:
+    """Raise `error` in the block after so long, also in a system call; for the main thread."""
+
+    def ring(*_: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _ignore(*_: object) -> None:

@@ -59,8 +59,6 @@ def listener_key(number: int) -> str:
 
 
 _TARGETS: Final = {
-    FdKind.RECORD: r"/memfd:.*",
-    FdKind.NEXT_RECORD: r"/memfd:.*",
     FdKind.TUN: r"/.*/tun",
     FdKind.NETNS: r"net:\[\d+\]|/.*",  # a path if it is bind-mounted
     FdKind.LEASE: r".*",  # checked in lifetime.py
@@ -75,7 +73,8 @@ _TARGETS: Final = {
     FdKind.GATEWAY_CONTROL: r"socket:\[\d+\]",
     FdKind.LISTENER: r"socket:\[\d+\]",
 }
-"""The expected target of each fd. Any other fd under that name could fail or block when used."""
+"""The expected target of each fd that is not a record. Any other fd under that name could fail or
+block when used."""
 
 ENGINE_KINDS: Final = (FdKind.PIDFD, FdKind.HANDOVER, FdKind.EVENTS, FdKind.LOG)
 GATEWAY_KINDS: Final = (FdKind.GATEWAY_PIDFD, FdKind.GATEWAY_CONTROL)
@@ -198,7 +197,7 @@ def receive_fds() -> dict[str, InheritedFds]:
     for fd, name in notify.inherited_fds():
         key, _, tunnel = name.partition("@")
         kind = _kind(key)
-        if tunnel and kind and re.fullmatch(_TARGETS[kind], fdpath.target(fd)):
+        if tunnel and kind and _is_expected(kind, fd):
             found.setdefault(tunnel, InheritedFds(tunnel)).add(key, fd)
         else:
             log.warning("the fd store held an unexpected fd, '%s': removed", name)
@@ -212,6 +211,12 @@ def _kind(key: str) -> FdKind | None:
     if re.fullmatch(rf"{FdKind.LISTENER}\.[0-9]+", key):
         return FdKind.LISTENER
     return FdKind(key) if key in set(FdKind) - {FdKind.LISTENER} else None
+
+
+def _is_expected(kind: FdKind, fd: int) -> bool:
+    if kind in (FdKind.RECORD, FdKind.NEXT_RECORD):
+        return fdpath.is_memory(fd)
+    return bool(re.fullmatch(_TARGETS[kind], fdpath.target(fd)))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from typing import Final
 
 from wg4netnsd.aio import blocking, fdpath
 from wg4netnsd.errors import InvalidArgs
+from wg4netnsd.files import client as files
+from wg4netnsd.files.client import HeldFd, ReceivedFd
 
 
 class Lifetime(enum.StrEnum):
@@ -33,15 +35,15 @@ _EVENTS: Final = {
 class Lease:
     """An fd that ends its tunnel when it hangs up. Owns the fd."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: ReceivedFd) -> None:
         """Take ownership of `fd`, also if this raises.
 
         Raises InvalidArgs if it is not a pipe, a socket or a pidfd.
         """
-        kind = fdpath.target(fd)
+        kind = "" if isinstance(fd, HeldFd) else fdpath.target(fd)
         events = next((e for pattern, e in _EVENTS.items() if re.fullmatch(pattern, kind)), None)
-        if events is None:
-            blocking.close(fd)
+        if isinstance(fd, HeldFd) or events is None:
+            files.close(fd)
             raise InvalidArgs("lease: expected one end of a pipe or a socket, or a pidfd")
         try:
             self._epoll = select.epoll()

@@ -6,21 +6,15 @@ import errno
 import fcntl
 import functools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from wg4netnsd import errors
 from wg4netnsd.aio import blocking, fdpath
+from wg4netnsd.files.client import FileProcesses, HeldFd, ReceivedFd
+from wg4netnsd.files.server import NETNS_HINT
 from wg4netnsd.kernel import tun
 from wg4netnsd.kernel.syscalls import CLONE_NEWNET, NS_GET_NSTYPE
-
-NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
-
-A = TypeVar("A")
-T = TypeVar("T")
-
-OPEN_TIME: Final = 5.0  # seconds
 
 
 class NetnsId(NamedTuple):
@@ -39,27 +33,23 @@ class Netns:
     id: NetnsId
 
     @classmethod
-    async def from_fd(cls, fd: int) -> Self:
+    async def from_fd(cls, fd: ReceivedFd) -> Self:
         """Make a Netns of a caller's fd; owns it, also if this raises.
 
-        Raises InvalidNetns, Timeout.
+        Raises InvalidNetns, LimitExceeded, Timeout.
         """
-        try:
-            # An fd without a path, like a namespace opened from /proc, is in no file system that
-            # could stall. A bind-mounted namespace has a path.
-            if not fdpath.has_path(fd):
-                return cls.identify(fd)
-            # A late result needs no discard: the fd is closed below.
-            return await _call(cls.identify, fd, discard=blocking.ignore_result)
-        except BaseException:
-            blocking.close(fd)
-            raise
+        if isinstance(fd, HeldFd):  # a bind-mounted namespace has a path, as files have
+            fd = await fd.open_netns()
+        return cls._own(fd)
 
     @classmethod
-    async def from_path(cls, path: str) -> Self:
-        """Open a namespace by its absolute path. Raises InvalidNetns, InvalidArgs, Timeout."""
+    async def from_path(cls, files: FileProcesses, path: str) -> Self:
+        """Open a namespace by its absolute path.
+
+        Raises InvalidNetns, InvalidArgs, LimitExceeded, Timeout.
+        """
         fdpath.refuse_relative(path, "netns_path")
-        return await _call(cls._open, path, discard=cls.close)
+        return cls._own(await files.open_netns(path))
 
     @classmethod
     def of_tun(cls, tun_fd: int) -> Self:
@@ -76,8 +66,7 @@ class Netns:
     def identify(cls, fd: int) -> Self:
         """Make a Netns of an fd, which stays the caller's if this raises.
 
-        May block for ever on an fd of a stalled file system, so do not call it in the event loop's
-        thread unless the fd has no path. Raises InvalidNetns.
+        May block for ever on an fd of a stalled file system. Raises InvalidNetns.
         """
         try:
             if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
@@ -96,16 +85,12 @@ class Netns:
         return found
 
     @classmethod
-    def _open(cls, path: str) -> Self:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError as error:
-            text = f"{path}: {error.strerror}"
-            raise errors.from_os_error(error, text, errors.InvalidNetns) from None
+    def _own(cls, fd: int) -> Self:
+        """Make a Netns of an fd; owns it, also if this raises. Raises InvalidNetns."""
         try:
             return cls.identify(fd)
-        except errors.InvalidNetns:
-            os.close(fd)
+        except BaseException:
+            blocking.close(fd)
             raise
 
     def close(self) -> None:
@@ -125,10 +110,3 @@ def own_id() -> NetnsId:
 def _id_of(fd: int) -> NetnsId:
     status = os.fstat(fd)
     return NetnsId(status.st_dev, status.st_ino)
-
-
-async def _call(function: Callable[[A], T], argument: A, discard: Callable[[T], object]) -> T:
-    try:
-        return await blocking.call(OPEN_TIME, function, argument, discard=discard)
-    except TimeoutError:
-        raise errors.Timeout(f"netns: its file system gave no answer in {OPEN_TIME:g} s") from None

@@ -8,16 +8,18 @@ import re
 import socket
 from collections.abc import Iterable, Sequence
 
-from wg4netnsd.aio import blocking, fdpath
+from wg4netnsd.aio import fdpath
 from wg4netnsd.engine.udp import UdpSockets, socket_error
 from wg4netnsd.errors import Error, InvalidArgs
+from wg4netnsd.files import client as files
+from wg4netnsd.files.client import HeldFd, ReceivedFd
 from wg4netnsd.kernel import udp
 
 OPTION = "transit_sockets"
 _NAMES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 
 
-def check(fds: Sequence[int], listen_port: int) -> tuple[UdpSockets, tuple[int, int] | None]:
+def check(fds: Sequence[ReceivedFd], listen_port: int) -> tuple[UdpSockets, tuple[int, int] | None]:
     """Return UDP sockets bound to one port, and the device and inode of their namespace if known.
 
     Sockets that are not bound get `listen_port`, or a port that the kernel chooses if that is 0.
@@ -25,11 +27,11 @@ def check(fds: Sequence[int], listen_port: int) -> tuple[UdpSockets, tuple[int, 
     """
     with contextlib.ExitStack() as stack:
         for fd in fds:
-            stack.callback(blocking.close, fd)
-        for fd in fds:
-            if not re.fullmatch(r"socket:\[\d+\]", fdpath.target(fd)):
-                raise _invalid("not a socket: expected UDP sockets")
-        sockets = [socket.socket(fileno=fd) for fd in fds]
+            stack.callback(files.close, fd)
+        numbers = [fd for fd in fds if not isinstance(fd, HeldFd)]
+        if len(numbers) < len(fds) or not all(map(_is_socket, numbers)):
+            raise _invalid("not a socket: expected UDP sockets")
+        sockets = [socket.socket(fileno=fd) for fd in numbers]
         stack.pop_all()
     with contextlib.ExitStack() as stack:
         for each in sockets:
@@ -47,6 +49,10 @@ def check(fds: Sequence[int], listen_port: int) -> tuple[UdpSockets, tuple[int, 
             each.setblocking(False)
         stack.pop_all()
         return UdpSockets(sockets), netns
+
+
+def _is_socket(fd: int) -> bool:
+    return bool(re.fullmatch(r"socket:\[\d+\]", fdpath.target(fd)))
 
 
 def _check_one(each: socket.socket) -> None:

@@ -3,20 +3,24 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from support import rawbus
+from support.files import file_processes
 from support.rawbus import Raw
 from wg4netnsd.bus import address, codec, connection
 from wg4netnsd.bus.connection import DBUS, BusGone, Connection, ErrorReply, bus_call
 from wg4netnsd.bus.frames import Frame, FrameReader
 from wg4netnsd.bus.outbox import AT_ONCE, Outbox
+from wg4netnsd.files import client as files
+from wg4netnsd.files.client import FileProcesses, HeldFd
 
 ACCEPT = (b"OK 1234", b"AGREE_UNIX_FD")
 
@@ -26,6 +30,12 @@ def directory() -> Iterator[Path]:
     """A short path, as those of sockets have to be."""
     with tempfile.TemporaryDirectory(prefix="wg-") as made:
         yield Path(made)
+
+
+@pytest.fixture
+def processes() -> Iterator[FileProcesses]:
+    with file_processes() as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +66,9 @@ class PlayedBus:
             assert (await loop.sock_recv(self.sock, 4096)).endswith(b"\r\n")
             await loop.sock_sendall(self.sock, answer + b"\r\n")
 
-    async def accept(self) -> None:
+    async def accept(self, with_fds: bool) -> None:
         """Authenticate the client, and answer its Hello."""
-        await self.authenticate(*ACCEPT)
+        await self.authenticate(*ACCEPT[: 1 + with_fds])
         hello = await self.call()
         assert hello.member == "Hello"
         self.reply(hello, "s", ":1.7")
@@ -83,11 +93,14 @@ class PlayedBus:
         sender: str = DBUS,
         signature: str = "",
         *body: object,
+        fds: Sequence[int] = (),
     ) -> None:
         self._serial += 1
         fields = [*fields, (7, "s", sender)]
+        if fds:
+            fields.append((9, "u", len(fds)))
         data = Raw(kind, fields=fields, signature=signature, body=body).data(self._serial)
-        self.sock.sendall(data)
+        socket.send_fds(self.sock, [data], fds)
 
     def close(self) -> None:
         self._listener.close()
@@ -102,13 +115,17 @@ def bus(directory: Path) -> Iterator[PlayedBus]:
     played.close()
 
 
-def run(bus: PlayedBus, test: Callable[[Connection], Awaitable[object]]) -> None:
+def run(
+    bus: PlayedBus,
+    test: Callable[[Connection], Awaitable[object]],
+    processes: FileProcesses | None = None,
+) -> None:
     """The test with a connection that the bus has accepted."""
 
     async def both() -> None:
         async with asyncio.timeout(10):
-            accepting = asyncio.create_task(bus.accept())
-            made = await Connection.connect(bus.address, with_fds=True)
+            accepting = asyncio.create_task(bus.accept(with_fds=processes is not None))
+            made = await Connection.connect(bus.address, fd_receiver=processes)
             with contextlib.closing(made):
                 await accepting
                 await test(made)
@@ -200,9 +217,11 @@ def test_patience_where_too_many_wait(directory: Path) -> None:
         (ACCEPT, "closed the connection"),
     ],
 )
-def test_what_is_no_bus(bus: PlayedBus, answers: list[bytes], problem: str) -> None:
+def test_what_is_no_bus(
+    bus: PlayedBus, processes: FileProcesses, answers: list[bytes], problem: str
+) -> None:
     async def test() -> None:
-        connecting = asyncio.create_task(Connection.connect(bus.address, with_fds=True))
+        connecting = asyncio.create_task(Connection.connect(bus.address, fd_receiver=processes))
         await bus.authenticate(*answers)
         if answers == list(ACCEPT):
             await bus.call()
@@ -214,12 +233,14 @@ def test_what_is_no_bus(bus: PlayedBus, answers: list[bytes], problem: str) -> N
 
 
 @pytest.mark.parametrize("answers", [[], [b"OK 1234"], ACCEPT])
-def test_one_that_says_no_more_is_given_up(bus: PlayedBus, answers: list[bytes]) -> None:
+def test_one_that_says_no_more_is_given_up(
+    bus: PlayedBus, processes: FileProcesses, answers: list[bytes]
+) -> None:
     async def test() -> None:
         playing = asyncio.create_task(bus.authenticate(*answers))
         with pytest.raises(BusGone, match=r"no answer within 0\.2 s"):
             async with connection.answer_within(0.2):
-                await Connection.connect(bus.address, with_fds=True)
+                await Connection.connect(bus.address, fd_receiver=processes)
         await playing
 
     asyncio.run(test())
@@ -279,6 +300,65 @@ def test_where_nothing_is_served_calls_are_refused(bus: PlayedBus) -> None:
         assert answer.error_name == f"{DBUS}.Error.UnknownObject"
 
     run(bus, test)
+
+
+# ---------------------------------------------------------------- descriptors
+
+
+def test_descriptors_come_with_their_messages(bus: PlayedBus, processes: FileProcesses) -> None:
+    """Those of files stay with another process."""
+
+    async def test(made: Connection) -> None:
+        heard: asyncio.Queue[Frame] = asyncio.Queue()
+        made.on_call = heard.put_nowait
+        for fds in ([], [memory], [file, pipe, file], [], [pipe]):
+            call = [(1, "o", "/"), (3, "s", f"With{len(fds)}")]
+            bus.send(rawbus.METHOD_CALL, call, ":1.8", fds=fds)
+        for held in ([], [False], [True, False, True], [], [False]):
+            frame = await heard.get()
+            assert frame.member == f"With{len(held)}"
+            assert [isinstance(fd, HeldFd) for fd in frame.fds] == held
+            for fd in frame.fds:
+                if isinstance(fd, HeldFd):
+                    fd.close()
+                else:
+                    os.close(fd)
+
+    memory, file = os.memfd_create("config"), os.open("/etc/passwd", os.O_RDONLY)
+    pipe, end = os.pipe()
+    run(bus, test, processes)
+    for fd in (memory, file, pipe, end):
+        os.close(fd)
+
+
+def test_descriptors_that_nobody_can_receive_are_lost(
+    bus: PlayedBus, processes: FileProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_PROCESSES", 0)
+
+    async def test(made: Connection) -> None:
+        heard: asyncio.Queue[Frame] = asyncio.Queue()
+        made.on_call = heard.put_nowait
+        for fds in ([0], []):
+            bus.send(rawbus.METHOD_CALL, [(1, "o", "/"), (3, "s", "Ping")], ":1.8", fds=fds)
+            frame = await heard.get()
+            assert frame.fds == []
+            assert frame.fds_lost == bool(fds)
+
+    run(bus, test, processes)
+
+
+def test_a_receiver_that_ends_ends_the_connection(bus: PlayedBus, processes: FileProcesses) -> None:
+    """Nobody knows whether it has read the message."""
+
+    async def test(made: Connection) -> None:
+        os.kill(processes.pid, signal.SIGSTOP)
+        bus.send(rawbus.METHOD_CALL, [(1, "o", "/"), (3, "s", "Ping")], ":1.8", fds=[0])
+        await asyncio.sleep(0.05)  # it has begun to wait for one that is not forked
+        os.kill(processes.pid, signal.SIGKILL)
+        assert "receives file descriptors" in await made.wait_gone()
+
+    run(bus, test, processes)
 
 
 # ---------------------------------------------------------------- the end

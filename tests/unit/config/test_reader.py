@@ -3,15 +3,18 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from support.files import file_processes
 from wg4netnsd.aio import blocking
 from wg4netnsd.config import reader, wgquick
 from wg4netnsd.config.model import Config
-from wg4netnsd.errors import Error, InvalidConfig, LimitExceeded, Timeout
+from wg4netnsd.errors import InvalidConfig, LimitExceeded, Timeout
+from wg4netnsd.files import content
+from wg4netnsd.files.client import FileProcesses
 
 KEY = "A" * 43 + "="
 TEXT = f"[Interface]\nPrivateKey = {KEY}\nAddress = 10.0.0.2\n".encode()
@@ -39,6 +42,12 @@ def pipe(text: bytes, _directory: Path) -> int:
 
 KINDS = pytest.mark.parametrize("make", [memfd, file, pipe], ids=lambda make: make.__name__)
 Make = Callable[[bytes, Path], int]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[FileProcesses]:
+    with file_processes() as started:
+        yield started
 
 
 def load(fd: int) -> Config:
@@ -85,7 +94,7 @@ def test_one_that_no_thread_can_be_had_for_is_closed(
     tmp_path: Path, closed_again: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocking, "MAX_THREADS", 0)
-    fd = file(TEXT, tmp_path)
+    fd = file(LONG, tmp_path)
     with pytest.raises(LimitExceeded):
         load(fd)
     assert closed_again == [fd]
@@ -120,7 +129,7 @@ def test_parsing_may_take_longer_than_reading(
 
 
 def test_a_pipe_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "READ_TIME", 0.1)
+    monkeypatch.setattr(content, "READ_TIME", 0.1)
     read_end, write_end = os.pipe()
     with pytest.raises(Timeout, match="config: no end of file within 0"):
         load(read_end)
@@ -128,7 +137,22 @@ def test_a_pipe_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(write_end)
 
 
-def test_an_error_of_a_path(tmp_path: Path) -> None:
-    for path, error in ((tmp_path / "none", "No such file"), (tmp_path, "neither a file nor")):
-        with pytest.raises(Error, match=error):
-            asyncio.run(reader.load_path(str(path), ()))
+def test_a_path(processes: FileProcesses, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load_path(name: str) -> Config:
+        return asyncio.run(reader.load_path(processes, str(tmp_path / name), ()))
+
+    (tmp_path / "wg.conf").write_bytes(TEXT)
+    (tmp_path / "wg.conf").chmod(0o600)
+    assert load_path("wg.conf") == wgquick.parse(TEXT, ())
+    assert not caplog.messages
+    (tmp_path / "wg.conf").chmod(0o640)
+    assert load_path("wg.conf") == wgquick.parse(TEXT, ())
+    assert "others may read it" in caplog.text
+    (tmp_path / "wg.conf").chmod(0o660)
+    for name, error in (
+        ("none", "No such file"),
+        ("", "neither a file nor"),
+        ("wg.conf", r"others may write to it \(mode 0660\)"),
+    ):
+        with pytest.raises(InvalidConfig, match=error):
+            load_path(name)

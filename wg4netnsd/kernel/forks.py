@@ -1,0 +1,28 @@
+"""Forked processes of ours that run no program of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from typing import Any, NoReturn
+
+
+def exit_after(function: Any, *args: Any) -> NoReturn:
+    """Run `function` as all that is left of a forked process: no atexit, no parent's `finally`."""
+    status = 1
+    try:
+        function(*args)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def keep_only(*fds: int) -> None:
+    """Close all others: what the daemon has by now, as from the fd store, is not to live on."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in fds:
+            with contextlib.suppress(OSError):  # EBADF: the listing's own
+                os.close(fd)
