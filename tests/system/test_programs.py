@@ -36,6 +36,7 @@ WHY = {
     "DISPLAY=localhost:10 xterm": "ConnectionRefused",
     "DBUS_SESSION_BUS_ADDRESS=unix:abstract=/tmp/bus busctl --user list": "Connection refused",
     "keyctl search @u user lasting": "Required key not available",
+    "systemd-run --user true": "No data available",
     "systemd-run --user --scope true": "",
 }
 """What is in the error, so that it is this reason for which the command fails."""

@@ -82,19 +82,6 @@ def bind_file(source: int, target: str) -> None:
     forbid_writing(target, MS_NOEXEC)
 
 
-def hide_private_socket() -> None:
-    """Have systemctl and systemd-run call the user manager over the session bus.
-
-    They prefer the manager's own socket, but refuse it if they can't see the manager's PID, as in a
-    new PID namespace (getpeercred() in systemd's src/basic/socket-util.c). If it does not exist,
-    they use the bus (bus_connect_transport_systemd() in src/shared/bus-util.c).
-    """
-    directory = f"{os.environ.get('XDG_RUNTIME_DIR', '')}/systemd"
-    with contextlib.suppress(OSError):
-        if os.path.exists(f"{directory}/private"):
-            leave_out(directory, "private")
-
-
 def renew_sysfs() -> None:
     """Have /sys show the interfaces of our network namespace only; what is mounted in it stays.
 

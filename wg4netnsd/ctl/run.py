@@ -25,6 +25,11 @@ TUNNEL_VARIABLE = "WG4NETNS"
 """The command's environment variable with the tunnel's name, for a shell's prompt for example."""
 
 
+FORCE_BUS_VARIABLE = "SYSTEMCTL_FORCE_BUS"
+"""Has systemctl use the session bus, not the user manager's own socket, which it refuses where it
+can't see the manager's PID (getpeercred() in systemd's src/basic/socket-util.c)."""
+
+
 def run(arguments: Arguments) -> int:
     """Run a command in new namespaces, with a tunnel that ends with it; return its exit status."""
     with _before_command():
@@ -35,7 +40,7 @@ def run(arguments: Arguments) -> int:
         create.warn_of_error(tunnel)
         prepare(arguments, tunnel, tunnel["ResolvConf"], files)
         if not arguments.share_pids:
-            mounts.hide_private_socket()
+            os.environ.setdefault(FORCE_BUS_VARIABLE, "1")
         from wg4netnsd.ctl import command
 
         return command.run(arguments.command, new_pids=not arguments.share_pids)
