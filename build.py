@@ -372,7 +372,8 @@ def get_build_hook() -> type[BuildHookInterface[Any]]:
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             arch = target_arch()
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-linux_{arch}"
+            # The engine is static, so it runs with any C library.
+            build_data["tag"] = f"py3-none-manylinux_2_17_{arch}.musllinux_1_1_{arch}"
             self.scratch = tempfile.TemporaryDirectory(prefix="wg4netnsd-build-")
             go = Go(Path(self.scratch.name))
             if version == "editable":

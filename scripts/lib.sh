@@ -22,7 +22,7 @@ readonly RUN_PACKAGES=(dbus dbus-user-session iproute2 systemd util-linux)
 # … the independent programs that the suite tests it with …
 readonly TEST_PACKAGES=(bash-completion bind9-dnsutils bubblewrap busybox-static catatonit conmon crun
     curl fish gjs iperf3 iputils-ping jq keyutils libfaketime libglib2.0-bin musl-tools openssh-client podman
-    python3-gi rootlesskit rsync socat sshfs sudo tcpdump tmux traceroute uidmap wireguard-tools xauth zsh)
+    python3-gi qemu-user rootlesskit rsync socat sshfs sudo tcpdump tmux traceroute uidmap wireguard-tools xauth zsh)
 # … those among them that are not installed, as they would take over the machine's look-ups and bus, or
 # let others log in …
 readonly UNPACKED_PACKAGES=(dbus-broker libnss-mdns libnss-resolve nscd openssh-server systemd-resolved)

@@ -33,6 +33,8 @@ from wg4netnsd.ctl.failure import Failure
 
 PROGRAMS: Final = ("wg4netnsd", "wg4netnsctl")
 PACKAGED: Final = "/usr/bin"  # their directory in contrib/'s files, for distributions
+PACKAGED_DATA: Final = "/usr/lib/systemd/user and /usr/share"
+DISTRIBUTIONS: Final = ("debian",)  # as a package's INSTALLER
 UNIT: Final = "wg4netnsd.service"
 TEMPLATE: Final = "wg4netns@.service"
 INSTANCES: Final = "wg4netns@*.service"
@@ -60,7 +62,19 @@ def run(arguments: Arguments) -> None:
 
 def install() -> list[str]:
     """Write missing and outdated files and have systemd and the bus read them. Returns the steps
-    taken."""
+    taken.
+
+    Where a distribution's package has the files for all users, ours would hide them: they are
+    removed.
+    """
+    if _is_packaged():
+        done = _remove_files()
+        return [
+            *done,
+            f"the files of the package are in {PACKAGED_DATA}",
+            *_reload(),
+            *_restart_daemon(),
+        ]
     programs = {program: find_program(program) for program in PROGRAMS}
     done = _isolate(programs)
     for file in _files(programs):
@@ -85,11 +99,26 @@ def remove() -> list[str]:
     if pid := _daemon_pid():  # still running: it is on a bus without systemd
         os.kill(pid, signal.SIGTERM)
         done.append(f"sent SIGTERM to process {pid}")
-    for path in (*_enabled(), *(file.path for file in _files({}))):
+    done += _remove_files(*_enabled())
+    return done + _restore_scripts() + _reload()
+
+
+def _is_packaged() -> bool:
+    """Whether a distribution's package manager installed us, and not pip (PEP 376, INSTALLER)."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        installer = importlib.metadata.distribution("wg4netnsd").read_text("INSTALLER")
+        return (installer or "").strip() in DISTRIBUTIONS
+    return False
+
+
+def _remove_files(*more: Path) -> list[str]:
+    """Delete what install() writes, and `more`. Returns the steps taken."""
+    done = []
+    for path in (*more, *(file.path for file in _files({}))):
         if path.is_symlink() or path.exists():
             path.unlink()
             done.append(f"removed {path}")
-    return done + _restore_scripts() + _reload()
+    return done
 
 
 def _isolate(programs: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ from wg4netnsd.ctl.doctor.finding import (
     ok,
     problem,
 )
-from wg4netnsd.ctl.doctor.session import MANAGER, SYSTEMD, ask, get_all, has_owner
+from wg4netnsd.ctl.doctor.session import MANAGER, SYSTEMD, ask, get_all, has_owner, has_systemd
 from wg4netnsd.ctl.failure import Failure
 from wg4netnsd.ctl.setup import UNIT, find_program
 
@@ -36,7 +36,7 @@ def activation() -> Finding:
 
 def unit() -> Finding:
     try:
-        if not has_owner(SYSTEMD):
+        if not has_systemd():
             raise Blocked("user manager")
         # Loading a unit changes nothing, and systemd soon forgets it.
         (path,) = ask(*MANAGER, "LoadUnit", "s", UNIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +56,26 @@ def _connect() -> Client | NoBus:
         return Client(seconds=ANSWER_TIME, claim_uid=True)
     except NoBus as error:
         return error
+
+
+def has_systemd() -> bool:
+    """Is systemd on the bus? Raises Blocked and Failure.
+
+    It starts the bus for the bus's first client, which may be us, and connects only then.
+    """
+    deadline = time.monotonic() + ANSWER_TIME
+    while not has_owner(SYSTEMD):
+        if not _is_its_bus() or time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _is_its_bus() -> bool:
+    """Is there a systemd that would connect to this bus?"""
+    directory = os.environ.get("XDG_RUNTIME_DIR", "")
+    is_there = Path(directory, "systemd/private").exists()
+    return is_there and session_address() == f"unix:path={directory}/bus"
 
 
 # ---------------------------------------------------------------- the checks
@@ -135,7 +156,7 @@ def _get_bus(address: str, error: OSError | None) -> str:
 
 def user_manager() -> Finding:
     try:
-        if has_owner(SYSTEMD):
+        if has_systemd():
             manager = get_all(*MANAGER)
             return ok(f"systemd {manager['Version']}, {manager['SystemState']}")
     except Failure as error:

@@ -1,0 +1,1 @@
+"""Build wheels, the sdist and Debian packages."""
