@@ -12,10 +12,12 @@ from support.bus import Client
 from support.daemon import Daemon
 from support.forwards import add_forward, connect, echo, gateways, listening, port_of
 from support.namespaces import Namespace
-from support.processes import stopped, wait_for
+from support.processes import stopped, switches, wait_for
 from support.stage import Stage
 
 LOCAL, ANY = "127.0.0.1", ["127.0.0.1:0"]
+
+CHECK_TIME = 5.0  # seconds
 
 WAIT = 1.0
 """Seconds that a new connection waits at most while a gateway is replaced."""
@@ -92,3 +94,15 @@ def test_a_tunnel_with_a_hanging_gateway_is_closed_at_once(
         client.close_tunnel(path)
         assert time.monotonic() - started < WAIT * 4
     assert gateways() == set()
+
+
+def test_one_that_rests_is_left_alone(client: Client, path: str, address: tuple[str, int]) -> None:
+    """The daemon's checks, every 5 s, do not wake a gateway that has done nothing since."""
+    (gateway,) = gateways()
+
+    def rests() -> bool:
+        before = switches(gateway)
+        time.sleep(CHECK_TIME + 1)  # what must not happen has no event
+        return switches(gateway) == before
+
+    wait_for(rests, "it is left alone", timeout=6 * CHECK_TIME)

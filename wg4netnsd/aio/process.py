@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+SAMPLES: Final = 5
+SAMPLE_TIME: Final = 0.05  # seconds
+
 _CPUCLOCK_SCHED: Final = 2  # linux/posix-timers.h
 
 
@@ -57,6 +60,22 @@ class Process:
             return None
         memory = (int(resident) - int(shared)) * os.sysconf("SC_PAGESIZE")
         return Vitals(cpu_ns, memory, state in "Tt")
+
+    async def vitals_at_rest(self) -> Vitals | None:
+        """Return the vitals once the process has used no CPU for SAMPLE_TIME, or after some tries.
+
+        On a busy machine it still has some work to do when its answer is here already. Without this
+        it would seem to have worked since, and be queried at every check. (The kernel reports no
+        process that comes to rest, hence the samples.)
+        """
+        vitals = self.vitals()
+        for _ in range(SAMPLES):
+            before = vitals
+            await asyncio.sleep(SAMPLE_TIME)
+            vitals = self.vitals()
+            if vitals is None or before is None or vitals.cpu_ns == before.cpu_ns:
+                break
+        return vitals
 
     async def kill(self, seconds: float) -> None:
         """Send SIGKILL, and return when the process is gone.

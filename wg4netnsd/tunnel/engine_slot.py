@@ -37,9 +37,6 @@ from wg4netnsd.tunnel.transit import Transit
 MAX_MEMORY: Final = 1 << 30
 """Bytes of unshared memory; an engine has 1.5 MB idle, and 20 MB at 3 Gbit/s in 8 streams."""
 
-SAMPLES: Final = 5
-SAMPLE_TIME: Final = 0.05  # seconds
-
 RETRYABLE: Final = (
     errors.EngineFailed,
     errors.InvalidConfig,
@@ -326,7 +323,7 @@ class EngineSlot:
                     self.request_replacement(error)
             finally:
                 self._checking = False
-            self._vitals = await _vitals_at_rest(engine)
+            self._vitals = await engine.process.vitals_at_rest()
 
     def _set_identity(self, public_key: str, listen_port: int) -> None:
         changed = {"public_key"} if public_key != self.public_key else set()
@@ -337,23 +334,6 @@ class EngineSlot:
     def _set_pid(self, pid: int) -> None:
         self.pid = pid
         self._changed({"engine_pid"})
-
-
-async def _vitals_at_rest(engine: Engine) -> Vitals | None:
-    """Return an engine's vitals once it has used no CPU for SAMPLE_TIME, or after some tries.
-
-    On a busy machine it still has some work to do when its answer is here already. Without this it
-    would seem to have worked since, and be queried at every check. (The kernel reports no process
-    that comes to rest, hence the samples.)
-    """
-    vitals = engine.process.vitals()
-    for _ in range(SAMPLES):
-        before = vitals
-        await asyncio.sleep(SAMPLE_TIME)
-        vitals = engine.process.vitals()
-        if vitals is None or before is None or vitals.cpu_ns == before.cpu_ns:
-            break
-    return vitals
 
 
 def refuse_own_key(config: Config, public_key: str) -> None:

@@ -125,7 +125,7 @@ class GatewaySlot:
         if vitals.stopped or self._vitals is None or vitals.cpu_ns != self._vitals.cpu_ns:
             with contextlib.suppress(*FAILURES):  # it was killed, if it hung
                 await gateway.ask(GetCounters())
-            self._vitals = gateway.process.vitals()
+            self._vitals = await gateway.process.vitals_at_rest()
 
     def supervise(self) -> None:
         """From now on, replace a gateway or a socket server that ends, while it is needed."""
