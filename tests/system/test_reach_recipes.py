@@ -169,8 +169,22 @@ def test_forwards_of_a_unit(place: Place) -> None:
         run(place, "systemctl --user daemon-reload")
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="scripts/test --long installs browsers")
+def browser(program: str) -> pytest.MarkDecorator:
+    """Browsers are large, so that few runs have them."""
+    installed = bool(shutil.which(program))
+    return pytest.mark.skipif(not installed, reason="scripts/test --long installs browsers")
+
+
+@browser("chromium")
 def test_chromium(up: Place) -> None:
     command = block("chromium --proxy-server").strip().replace("$HOME/office", "own")
     headless = command.replace("chromium ", "chromium --headless --dump-dom ", 1)
     assert "welcome" in run(up, headless)
+
+
+@browser("firefox-esr")
+def test_firefox(up: Place) -> None:
+    (up.work / "own/user.js").write_text(block("user_pref"))
+    asked = "http://intranet.example/by-firefox"
+    run(up, f"firefox-esr --headless --profile own --screenshot {up.work}/page.png {asked}")
+    assert "GET /by-firefox HTTP/1.1" in up.log()
