@@ -37,7 +37,7 @@ SETTINGS = {
     "OOMPolicy": "continue",
     "TasksMax": "16384",
     "MemorySwapMax": "0",
-    "FileDescriptorStoreMax": "6144",
+    "FileDescriptorStoreMax": "4096",
     "RuntimeDirectoryMode": "0700",
     "LimitNOFILE": "8192",
     "UMask": "0077",
