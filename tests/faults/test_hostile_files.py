@@ -146,5 +146,5 @@ def test_many_of_them(daemon: Daemon, client: Client, namespace: MakeNamespace) 
         limit = MAX_PROCESSES_PER_CALLER
         expected = f"LimitExceeded: {limit} of your files are being read already"
         assert caller.answer() == expected
-        assert len(hung(daemon.pid)) == limit
+        wait_for(lambda: len(hung(daemon.pid)) == limit, "those of its share hang")
         client.close_tunnel(client.create(inside, Secrets().conf()))

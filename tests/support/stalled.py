@@ -127,4 +127,7 @@ def hung(parent: int) -> set[int]:
 
 
 def waits(pid: int) -> bool:
-    return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return False
