@@ -110,14 +110,15 @@ def _watched_client(stage: Stage, way: Way, *arguments: str) -> tuple[Any, float
     """Run the client; return what it prints, and the most memory that the way has meanwhile."""
     command = _command(stage, way, *arguments)
     most = 0.0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout
-        while client.poll() is None:
-            most = max(most, _rss(way))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                client.wait(SAMPLES)
+    with tempfile.TemporaryFile("w+") as output:  # larger than a pipe that nobody reads meanwhile
+        with subprocess.Popen(command, stdout=output) as client:
+            while client.poll() is None:
+                most = max(most, _rss(way))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    client.wait(SAMPLES)
         assert client.returncode == 0, f"{arguments} by {way}"
-        return json.loads(client.stdout.read()), most
+        output.seek(0)
+        return json.load(output), most
 
 
 # ---------------------------------------------------------------- transfers

@@ -23,9 +23,10 @@ class Discard(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         buffer = bytearray(PIECE)
         length = 0
-        while received := self.request.recv_into(buffer):
-            length += received
-        self.request.sendall(length.to_bytes(8, "big"))
+        with contextlib.suppress(ConnectionError):
+            while received := self.request.recv_into(buffer):
+                length += received
+            self.request.sendall(length.to_bytes(8, "big"))
 
 
 class Chargen(socketserver.BaseRequestHandler):

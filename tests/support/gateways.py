@@ -55,7 +55,7 @@ async def server(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[int
     """Serve TCP; yield the port."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
             await handler(reader, writer)
         writer.close()
 

@@ -135,10 +135,7 @@ class HttpSession:
                     return await self._connect(request)
                 await self._forward(request)
                 self.served += 1
-                if (
-                    self._client.our_state is not h11.DONE
-                    or self._client.their_state is not h11.DONE
-                ):
+                if not (self._client.our_state is self._client.their_state is h11.DONE):
                     return None
                 self._client.start_next_cycle()
                 seconds = KEEP_ALIVE_SECONDS
@@ -196,25 +193,36 @@ class HttpSession:
             await self._to_origin(
                 origin, h11.Request(method=request.method, target=path.encode(), headers=headers)
             )
-            upload = asyncio.create_task(self._upload(origin))
-            try:
-                await self._download(origin)
-            finally:
-                upload.cancel()
-                await asyncio.wait([upload])
-            if not upload.cancelled() and (error := upload.exception()):
-                raise error
-        except h11.RemoteProtocolError as error:
+            await self._exchange(origin)
+        except h11.ProtocolError as error:
             raise self._broken(f"{target}: {error}.") from None
         except TimeoutError:
             raise self._broken(f"{target}: no answer in {self._idle or 0:g} s.", 504) from None
         except OSError as error:
             raise self._broken(f"{target}: {error.strerror or error}.") from None
-        if origin.protocol.our_state is h11.DONE and origin.protocol.their_state is h11.DONE:
-            origin.protocol.start_next_cycle()
+        protocol = origin.protocol
+        more, _ = protocol.trailing_data  # after the response, where there ought to be nothing
+        if protocol.our_state is protocol.their_state is h11.DONE and not more:
+            protocol.start_next_cycle()
             self._origin = origin._replace(ready=time.monotonic())
         else:
             self._drop_origin()
+
+    async def _exchange(self, origin: _Origin) -> None:
+        """Pass on body and response, until all of the response has passed."""
+        upload = asyncio.create_task(self._upload(origin))
+        download = asyncio.create_task(self._download(origin))
+        try:
+            await asyncio.wait([upload, download], return_when=asyncio.FIRST_COMPLETED)
+            if not (upload.done() and upload.exception()):
+                await asyncio.wait([download])  # which may well be there before all of the body
+        finally:
+            for task in (upload, download):
+                task.cancel()
+            await asyncio.wait([upload, download])
+        for task in (upload, download):
+            if not task.cancelled() and (error := task.exception()):
+                raise error
 
     def _broken(self, text: str, status: int = 502) -> Exception:
         """Return what to raise: an answer, unless one has begun already."""
@@ -243,12 +251,15 @@ class HttpSession:
             self._origin = None
 
     async def _upload(self, origin: _Origin) -> None:
-        """Pass on the request's body."""
+        """Pass on the request's body. If the server takes no more of it, it may say why."""
         while True:
             event = await self._client_event()
             if not isinstance(event, h11.Data | h11.EndOfMessage):
                 raise ConnectionResetError("the client has left")
-            await self._to_origin(origin, _without_trailers(event))
+            try:
+                await self._to_origin(origin, _without_trailers(event))
+            except OSError:
+                return
             if isinstance(event, h11.EndOfMessage):
                 return
 
@@ -256,6 +267,8 @@ class HttpSession:
         """Pass on the response, and informational ones before it."""
         while True:
             event = await self._origin_event(origin)
+            if isinstance(event, h11.InformationalResponse) and self._is_old_client():
+                continue  # HTTP/1.0 has none: RFC 9110, 15.2
             if isinstance(event, h11.Response | h11.InformationalResponse):
                 event = type(event)(
                     status_code=event.status_code,
@@ -270,6 +283,9 @@ class HttpSession:
                     await self._stream.send(data)
             if isinstance(event, h11.EndOfMessage):
                 return
+
+    def _is_old_client(self) -> bool:
+        return bool(self._client.their_http_version == b"1.0")
 
     async def _to_origin(self, origin: _Origin, event: Any) -> None:
         data = origin.protocol.send(event)

@@ -210,6 +210,56 @@ def test_a_server_that_is_silent_for_too_long_is_a_timeout() -> None:
     run(body)
 
 
+def test_a_body_that_goes_wrong_ends_the_request() -> None:
+    """The server still waits for the rest of it."""
+
+    async def test(port: int, far: int, web: Web, served: StreamForward) -> None:
+        head = get("/", far, "Transfer-Encoding: chunked").replace(b"GET", b"POST")
+        answer = await exchange(port, head + b"5\r\nhello\r\nnonsense\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+        answer = await exchange(port, head + b"5\r\nhel", end=True)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert (await settled(served)).failed == 2
+
+    with_web(test)
+
+
+def test_a_server_may_answer_before_it_has_the_body() -> None:
+    async def refusing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno!")
+        await writer.drain()
+
+    async def body() -> None:
+        async with server(refusing) as far, forward(PROXY, NAMES) as (port, _):
+            head = get("/", far, "Content-Length: 100000000").replace(b"GET", b"POST")
+            async with client(port) as (reader, writer):
+                writer.write(head)
+                assert (await reader.readuntil(b"no!")).startswith(b"HTTP/1.1 413")
+                assert await reader.read() == b""
+
+    run(body)
+
+
+def test_what_follows_a_response_is_no_response_to_the_next_request() -> None:
+    async def smuggling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ok(b"first") + ok(b"evil!"))
+        await reader.read()
+
+    async def body() -> None:
+        async with (
+            server(smuggling) as far,
+            forward(PROXY, NAMES) as (port, _),
+            client(port) as (reader, writer),
+        ):
+            for _ in range(3):
+                writer.write(get("/", far))
+                assert (await reader.readuntil(b"first")).count(b"HTTP/1.1") == 1
+
+    run(body)
+
+
 @pytest.mark.parametrize(
     "request_text",
     [
