@@ -25,7 +25,7 @@ from bench import netstack
 from bench.record import Table
 from bench.tunnels import daemon_with
 from bench.turns import in_turns
-from bench.usage import cpu_seconds, machine_cpu_seconds, memory
+from bench.usage import Memory, cpu_seconds, machine_cpu_seconds, memory
 from support.gateway_process import GatewayProcess
 from support.namespaces import Namespace
 from support.stage import Stage, read
@@ -113,7 +113,7 @@ def _watched_client(stage: Stage, way: Way, *arguments: str) -> tuple[Any, float
     with tempfile.TemporaryFile("w+") as output:  # larger than a pipe that nobody reads meanwhile
         with subprocess.Popen(command, stdout=output) as client:
             while client.poll() is None:
-                most = max(most, _rss(way))
+                most = max(most, _memory(way).rss)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     client.wait(SAMPLES)
         assert client.returncode == 0, f"{arguments} by {way}"
@@ -217,24 +217,26 @@ def _idle(stage: Stage, program: Path, rounds: int) -> Iterator[Table]:
         with _ways(stage, program) as ways:
             for name in (GATEWAY, NETSTACK):
                 way = ways[name]
-                new = _rss(way)
+                new = _memory(way)
                 command = _command(stage, way, "idle", str(IDLE))
                 with subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
                 ) as client:
                     assert client.stdin and client.stdout
                     assert client.stdout.readline(), "not all connections are open"
-                    held = _rss(way)
+                    held = _memory(way)
                     client.stdin.close()
                 for title, value in (
-                    ("RSS after the first connection", new),
-                    (f"RSS with {IDLE} idle connections", held),
+                    ("RSS after the first connection", new.rss),
+                    (f"RSS with {IDLE} idle connections", held.rss),
+                    (f"Anonymous memory with {IDLE} idle connections", held.anonymous),
                 ):
                     tables.setdefault(title, {}).setdefault(name, []).append(value)
     for title, rows in tables.items():
         yield Table(title, "MiB", rows, NETSTACK)
 
 
-def _rss(way: Way) -> float:
-    """Of all its processes, in MiB."""
-    return sum(memory(pid).rss for pid in way.processes)
+def _memory(way: Way) -> Memory:
+    """Of all its processes."""
+    every = [memory(pid) for pid in way.processes]
+    return Memory(sum(one.rss for one in every), sum(one.anonymous for one in every))

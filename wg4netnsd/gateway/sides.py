@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from typing import Final
 
+from wg4netnsd import errors
 from wg4netnsd.agent.sockets_client import SocketClient, SocketServerGone
 from wg4netnsd.dns.resolver import Resolver
 from wg4netnsd.gateway.access import Access
 from wg4netnsd.gateway.dial import Host
 from wg4netnsd.gateway.relay import Relays
+
+SPARES: Final = 8
+"""TCP sockets of a family that are kept for the next connections, once there was one. A connection
+then waits for no other process; and that process is woken once for half of them."""
 
 
 class Tunnel:
@@ -18,6 +25,9 @@ class Tunnel:
     def __init__(self) -> None:
         self._sockets: SocketClient | None = None
         self._changed = asyncio.Event()
+        self._spares: dict[int, list[socket.socket]] = {}
+        """By family."""
+        self._filling: dict[int, asyncio.Task[None]] = {}
         self.resolver = Resolver([], [], self.open)
 
     def use(self, sockets: SocketClient) -> None:
@@ -33,6 +43,15 @@ class Tunnel:
 
         The caller bounds the time. Raises errors.SocketFailed, errors.LimitExceeded.
         """
+        if kind != socket.SOCK_STREAM:
+            return await self._ask(family, kind, protocol)
+        spares = self._spares.setdefault(family, [])
+        opened = spares.pop() if spares else await self._ask(family, kind)
+        if len(spares) <= SPARES // 2 and family not in self._filling:
+            self._filling[family] = asyncio.create_task(self._fill(family, spares))
+        return opened
+
+    async def _ask(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         while True:
             changed = self._changed
             if self._sockets and not self._sockets.is_gone:
@@ -45,10 +64,25 @@ class Tunnel:
                     return opened
             await changed.wait()
 
+    async def _fill(self, family: int, spares: list[socket.socket]) -> None:
+        async def one() -> None:
+            with contextlib.suppress(errors.Error):  # who needs a socket is told
+                spares.append(await self._ask(family, socket.SOCK_STREAM))
+
+        try:
+            await asyncio.gather(*(one() for _ in range(SPARES - len(spares))))
+        finally:
+            del self._filling[family]
+
     async def resolve(self, name: str, family: int) -> list[str]:
         return await self.resolver.resolve(name, family)
 
     def close(self) -> None:
+        for filling in self._filling.values():
+            filling.cancel()
+        for spares in self._spares.values():
+            while spares:
+                spares.pop().close()
         if self._sockets:
             self._sockets.close()
 
