@@ -24,9 +24,9 @@ _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags
 # struct inet_diag_req_v2: family, protocol, extensions, padding, states; and its sockid: ports,
 # addresses, interface, cookie (all ones is INET_DIAG_NOCOOKIE).
 _REQUEST: Final = struct.Struct("=BBBxI2s2s16s16sI8s")
-# struct inet_diag_msg up to its uid: family, state, timer, retransmits, the same sockid, expiry,
-# queues, uid.
-_ANSWER: Final = struct.Struct("=BBBB2s2s16s16sI8sIIII")
+# struct inet_diag_msg: family, state, timer, retransmits, the same sockid, expiry, queues, uid,
+# inode.
+_ANSWER: Final = struct.Struct("=BBBB2s2s16s16sI8sIIIII")
 
 _V4_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
@@ -51,7 +51,7 @@ class SockDiag:
         """Return the uid of the socket with these ends, of IPPROTO_TCP or IPPROTO_UDP.
 
         A UDP socket that is not connected is found by its local end. None if there is no such
-        socket here, or none any more. Raises OSError.
+        socket here, or its owner has closed it. Raises OSError.
         """
         family, local_ip, local_port = _packed(local)
         _, remote_ip, remote_port = _packed(remote)
@@ -80,9 +80,12 @@ class SockDiag:
                 if -code == errno.ENOENT:
                     return None
                 raise OSError(-code, os.strerror(-code), "sock_diag")
-            _, state, _, _, found_port, *_, uid = _ANSWER.unpack_from(answer, _HEADER.size)
-            # Where there is no such connection, inet_lookup() goes on to whoever listens there.
-            return None if state == TCP_LISTEN or found_port != port else int(uid)
+            _, state, _, _, found_port, *_, uid, inode = _ANSWER.unpack_from(answer, _HEADER.size)
+            # Where there is no such connection, inet_lookup() goes on to whoever listens there. A
+            # socket that its owner has closed has no inode any more, and 0 in place of its uid.
+            if state == TCP_LISTEN or found_port != port or not inode:
+                return None
+            return int(uid)
 
 
 def _packed(address: Address) -> tuple[int, bytes, bytes]:

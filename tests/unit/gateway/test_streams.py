@@ -161,6 +161,15 @@ def test_the_kernel_says_whose_a_connection_is() -> None:
                     accepted, _ = listener.accept()
                     with accepted:
                         assert access.refused_uid(accepted) is None
+            for reset in (False, True):  # closed both ways, it is nobody's, and not root's
+                gone = socket.create_connection(v4.getsockname())
+                ends = gone.getsockname(), gone.getpeername()
+                accepted, _ = v4.accept()
+                with accepted:
+                    if reset:
+                        accepted.shutdown(socket.SHUT_WR)
+                    gone.close()
+                    assert access._ask(socket.IPPROTO_TCP, *ends) == -1
             # No connection has these ends; whoever listens at one of them is not its client.
             nobody = ("127.0.0.1", 1)
             assert access._ask(socket.IPPROTO_TCP, v4.getsockname(), nobody) == -1
