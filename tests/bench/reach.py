@@ -26,7 +26,7 @@ from bench.record import Table
 from bench.tunnels import daemon_with
 from bench.turns import in_turns
 from bench.usage import Memory, cpu_seconds, machine_cpu_seconds, memory
-from support.gateway_process import GatewayProcess
+from support.forwards import add_forward, gateways, port_of
 from support.namespaces import Namespace
 from support.stage import Stage, read
 
@@ -77,12 +77,14 @@ def _ways(stage: Stage, program: Path) -> Iterator[dict[str, Way]]:
     with ExitStack() as stack:
         namespace = stack.enter_context(Namespace())
         daemon, _ = stack.enter_context(daemon_with({}))
-        path = daemon.client.create(namespace, stage.conf(0, MTU="1420"))
+        conf = stage.conf(0, MTU="1420")
+        path = daemon.client.create(namespace, conf, lifetime="persistent")
         engine = int(daemon.client.get(path, "EnginePID"))
-        gateway = stack.enter_context(GatewayProcess(namespace))
+        proxy = add_forward(daemon.client, path, kind="proxy", listen=["127.0.0.1:0"])
+        (gateway,) = gateways()
         netstack_pid, port = stack.enter_context(netstack.proxy(program, stage, 1))
         ways = {
-            GATEWAY: Way(_on_host, gateway.proxy(), (engine, gateway.pid)),
+            GATEWAY: Way(_on_host, port_of(daemon.client, proxy), (engine, gateway)),
             NETSTACK: Way(_on_host, port, (netstack_pid,)),
             INSIDE: Way(namespace.command, 0, (engine,)),
         }
