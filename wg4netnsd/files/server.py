@@ -92,7 +92,10 @@ class _Process:
     def run(self) -> None:
         """Answer requests until the daemon ends the conversation."""
         while True:
-            request, fds = receive(self._conversation)
+            try:
+                request, fds = receive(self._conversation)
+            except ConnectionError:  # the daemon has ended, with an answer unread
+                return
             if request is None:
                 return
             try:
