@@ -129,6 +129,8 @@ def test_another_transit(outer: Tunnel, client: Client, inside: Namespace, stage
             changed = client.next_signal("PropertiesChanged")
         assert changed.body[1]["Transit"] == ("(ss)", (kind, detail))
         assert client.get(path, "Transit") == (kind, detail)
+        if kind == "tunnel":
+            assert client.get(path, "Mtu") == 1360
         port = client.get(path, "ListenPort")
         assert len(outer.inside.check("ss", "-Hlun", f"sport = :{port}").splitlines()) == 2
         assert udp_is_free(port)

@@ -132,7 +132,6 @@ class ManagerObject(ExportedObject, interface=names.MANAGER):
                 client=f"{self.server.bus_id} {call.sender}" if ends_with_client else "",
                 root_trusted=asked.trust_root,
                 transit=made.spec,
-                path_mtu=made.path_mtu,
             )
             tunnel = self._manager.create(spec, namespace, made.transit, lease)
             stack.pop_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wg4netnsd.api.options import Options
 from wg4netnsd.bus.call import Call
-from wg4netnsd.config.model import OVERHEAD, Config
+from wg4netnsd.config.model import Config
 from wg4netnsd.errors import InvalidArgs, InvalidNetns, NoSuchTunnel
 from wg4netnsd.tunnel import passed_sockets
 from wg4netnsd.tunnel.lifecycle import State
@@ -19,7 +19,6 @@ from wg4netnsd.tunnel.transit import (
     TransitKind,
     TransitSpec,
     TunnelTransit,
-    inner_mtu,
 )
 
 
@@ -48,7 +47,5 @@ async def make(asked: Options, call: Call, config: Config, manager: Manager) -> 
         except NoSuchTunnel as error:
             raise NoSuchTunnel(f"option 'transit_tunnel': {error.text}") from None
         spec = TransitSpec(TransitKind.TUNNEL, outer.spec.name, outer.netns_id)
-        endpoints = [str(peer.endpoint) for peer in config.peers if peer.endpoint]
-        path_mtu = inner_mtu(outer.spec.mtu, endpoints) + OVERHEAD[6]
-        return TransitChange(TunnelTransit(manager.agent, outer), spec, path_mtu)
+        return TransitChange(TunnelTransit(manager.agent, outer), spec)
     return TransitChange(HostTransit(), HOST)

@@ -119,7 +119,7 @@ class Manager:
         if not change:
             await tunnel.reconfigure(spec, None)
             return
-        spec = replace(spec, transit=change.spec, path_mtu=change.path_mtu)
+        spec = replace(spec, transit=change.spec)
         async with self._transit_lock:  # two tunnels could become each other's
             outer = self._outer_of(change.spec, tunnel.netns_id)
             await tunnel.reconfigure(spec, change.transit)

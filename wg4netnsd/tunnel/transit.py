@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from wg4netnsd.agent.client import Agent
-from wg4netnsd.config.model import OVERHEAD, PATH_MTU
+from wg4netnsd.config.model import OVERHEAD
 from wg4netnsd.dns.resolver import Resolver
 from wg4netnsd.engine.udp import UdpSockets
 from wg4netnsd.errors import InvalidArgs, InvalidConfig, InvalidNetns, Timeout, TunFailed
@@ -104,7 +104,6 @@ class TransitChange(NamedTuple):
 
     transit: Transit
     spec: TransitSpec
-    path_mtu: int = PATH_MTU
 
 
 class _HostNames:
