@@ -93,8 +93,9 @@ def _stock(stage: Stage, control: Control, family: str) -> tuple[float, float]:
 
 def _rates(stage: Stage, command: Callable[..., list[str]]) -> tuple[float, float]:
     """Return the MiB/s up and down."""
-    # The first packets wait for a session.
-    ping = command("ping", "-n", "-c1", "-W10", stage.far.ipv4)
+    # The first packets wait for a session. Stock loses them together with what an earlier transfer
+    # still has to send, if that is too large: so ping until one is answered.
+    ping = command("ping", "-n", "-c1", "-w30", stage.far.ipv4)
     subprocess.run(ping, stdout=subprocess.DEVNULL, check=True)
 
     def rate(direction: str) -> float:
