@@ -212,7 +212,7 @@ def test_a_clock_that_was_set_back() -> None:
 
 def test_a_limit_of_open_files() -> None:
     found = ask("prlimit", "--nofile=1000:1000")["open-files"]
-    assert found.found == "the hard limit is 1000, which has room for 84 tunnels"
+    assert found.found == "the hard limit is 1000, which has room for 49 tunnels"
     assert found.status == "note"
 
 

@@ -26,7 +26,6 @@ def main() -> None:
     # Supervisors may start us with it ignored; then wait(2) does not report a child's status.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see launcher.py
         sys.exit(_run_command(sys.argv[1:]))
     except KeyboardInterrupt:
         _end_by_interrupt()
@@ -59,6 +58,8 @@ def _run_command(words: list[str]) -> int:
         arguments = _parse(words)
         function = _function(arguments.run)
         gc.enable()
+        # See launcher.py. Not earlier: amid an import, Python may print the exception and go on.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         status = function(arguments) or 0
         sys.stdout.flush()
     except Failure as failure:
