@@ -180,9 +180,9 @@ download_go_modules() { # SOURCE VENV: including those that only upstream's test
     rm -rf "$tree"
 }
 
-unpacked() { # prints the directory of UNPACKED_PACKAGES, in versions that fit the machine's
+unpacked() { # prints the directory of UNPACKED_PACKAGES, with what this machine lacks for them
     local fits
-    fits=$(echo "${UNPACKED_PACKAGES[@]}" && dpkg-query --show libc6 systemd)
+    fits=$(declare -f unpack && echo "${UNPACKED_PACKAGES[@]}" && dpkg-query --show)
     echo "$CACHE/unpacked-$(sha256sum <<<"$fits" | cut -c-16)"
 }
 

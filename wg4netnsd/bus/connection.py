@@ -179,7 +179,7 @@ class Connection:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._end(str(error))
+            self._end(_reason(error))
             return
         if not self._outbox.unsent:
             self._loop.remove_writer(self._socket)
@@ -202,7 +202,7 @@ class Connection:
         except BlockingIOError:
             return
         except (OSError, EOFError) as error:
-            self._end(str(error))
+            self._end(_reason(error))
             return
         if not self._receiving:
             self._feed(data, [])
@@ -216,7 +216,7 @@ class Connection:
         # one can hang for ever, so this process must not have it.
         data, _, flags, _ = self._socket.recvmsg(AT_ONCE, 0, socket.MSG_PEEK)
         if not data:
-            raise EOFError("the bus has closed the connection")
+            raise EOFError
         if flags & socket.MSG_CTRUNC and self._fd_receiver:
             self._reading = False
             self._loop.remove_reader(self._socket)
@@ -375,3 +375,9 @@ async def _connect(sock: socket.socket, path: bytes, patient: bool) -> None:
         except LimitExceeded as error:
             raise OSError(error.text) from None
         sock.setblocking(False)
+
+
+def _reason(error: OSError | EOFError) -> str:
+    """Return why the connection has ended. A bus that ends with something unread resets it."""
+    closed = isinstance(error, EOFError | ConnectionResetError | BrokenPipeError)
+    return "the bus has closed the connection" if closed else str(error)
