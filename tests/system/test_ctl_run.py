@@ -298,7 +298,8 @@ def test_control_c_reaches_a_command_with_a_group_of_its_own(
     with ctl.terminal("run", *pids, "office", "--", *command) as terminal:
         terminal.wait_screen("ready")
         terminal.type("\x03")
-        assert terminal.wait_status() in (124, -signal.SIGINT)
+        # timeout(1) ends by the signal, or, if its child was faster, with 130.
+        assert terminal.wait_status() in (124, 130, -signal.SIGINT)
 
 
 def test_a_shell_has_job_control(ctl: Ctl) -> None:

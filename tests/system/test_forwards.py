@@ -405,9 +405,9 @@ def test_the_socket_server_s_death(client: Client, path: str, target: str) -> No
     with connect(address) as stays:
         echo(stays)
         for _ in range(3):
-            (server,) = servers()
+            (server,) = wait_for(servers, "a socket server runs")
             os.kill(server, 9)
             with connect(address) as one:
                 echo(one)
-            assert servers() != {server}
+            wait_for(lambda: servers() - {server}, "another one runs")
         echo(stays)

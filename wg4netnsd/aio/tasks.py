@@ -34,6 +34,18 @@ async def finish(coroutine: Coroutine[Any, Any, object]) -> None:
         raise asyncio.CancelledError
 
 
+def end_cancellation() -> None:
+    """Have the current task count as not cancelled, once it has caught its CancelledError.
+
+    Otherwise, asyncio.timeout() in it raises CancelledError instead of TimeoutError until Python
+    3.11.3, as there: `if self._task.uncancel() == 0`.
+    """
+    task = asyncio.current_task()
+    assert task
+    while task.uncancel():
+        pass
+
+
 def log_failure(task: asyncio.Task[Any]) -> None:
     """Log a task's exception: for add_done_callback() of tasks that nobody awaits."""
     if not task.cancelled() and (error := task.exception()):

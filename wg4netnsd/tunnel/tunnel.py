@@ -17,7 +17,7 @@ from typing import Any
 
 from wg4netnsd import errors
 from wg4netnsd.agent.protocol import CreateInterface
-from wg4netnsd.aio.tasks import first_of, log_failure
+from wg4netnsd.aio.tasks import end_cancellation, first_of, log_failure
 from wg4netnsd.engine import uapi
 from wg4netnsd.engine.backoff import Backoff
 from wg4netnsd.peers.peers import Peers
@@ -188,6 +188,7 @@ class Tunnel:
             while True:
                 await self._replace_engine(await self.engine.wait_replacement_due())
         except asyncio.CancelledError:
+            end_cancellation()  # the tear-down has timeouts
             if not self.lifecycle.close_reason:
                 return  # the daemon ends: the fd store keeps the tunnel, or it ends with us
         except _InterfaceGone:

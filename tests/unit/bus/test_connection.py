@@ -324,7 +324,7 @@ def test_descriptors_come_with_their_messages(bus: PlayedBus, processes: FilePro
                 else:
                     os.close(fd)
 
-    memory, file = os.memfd_create("config"), os.open("/etc/passwd", os.O_RDONLY)
+    memory, file = os.memfd_create("config"), os.open("/proc/version", os.O_RDONLY)
     pipe, end = os.pipe()
     run(bus, test, processes)
     for fd in (memory, file, pipe, end):
