@@ -409,5 +409,5 @@ def test_the_socket_server_s_death(client: Client, path: str, target: str) -> No
             os.kill(server, 9)
             with connect(address) as one:
                 echo(one)
-            wait_for(lambda: servers() - {server}, "another one runs")
+            wait_for(lambda old=server: servers() - {old}, "another one runs")
         echo(stays)
