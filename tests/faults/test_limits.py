@@ -180,7 +180,7 @@ def test_a_configuration_at_its_limit(
     with memfd(Secrets().conf(peer=None) + conf()) as fd:
         netns = inside.open()
         try:
-            # Six seconds on a quiet machine, by its routes.
+            # Nine seconds on a quiet machine, by its routes.
             options = {"timeout_usec": ("t", 120_000_000)}
             path = client.manager("CreateTunnel", CREATE, netns, fd, options)
         finally:

@@ -13,6 +13,7 @@ from support.bus import Client
 from support.ctl import PROGRAM, Ctl, ctl_with_office
 from support.daemon import Daemon
 from support.namespaces import MakeNamespace, Namespace, ping
+from support.processes import wait_for
 from support.stage import Control, Stage
 from support.transits import conf_through, sockets_of
 
@@ -46,7 +47,7 @@ def test_two_hops_and_three(ctl: Ctl, client: Client, stage: Stage) -> None:
         ends = "its outer tunnel 'office' ended: closed by request"
         assert any(ends in line for line in iter(monitor.stdout.readline, "")), "it is told"
         monitor.terminate()
-    assert client.tunnels() == []
+    wait_for(lambda: not client.tunnels(), "both have ended")
 
 
 def test_a_namespace(ctl: Ctl, client: Client, stage: Stage, inside: Namespace) -> None:
