@@ -5,8 +5,6 @@ Its endpoint is an inner address of the far end. So a datagram of its own on any
 would be to or from an inner address, and a handshake message would have its port.
 """
 
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -22,21 +20,11 @@ from support.processes import wait_for
 from support.stage import Control, Stage
 from support.stream import Stream
 from support.transits import conf_through
-from support.tunnels import reconfigure
+from support.tunnels import APART, reconfigure, replace_engine
 
 pytestmark = pytest.mark.long
 
 KILLS = 20
-
-APART = 0.025
-"""Seconds: upstream takes a second initiation within 20 ms for a flood, and ignores it."""
-
-
-def replace_engine(client: Client, path: str) -> None:
-    pid = client.get(path, "EnginePID")
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: client.get(path, "EnginePID") not in (0, pid), "a new engine")
-    client.tunnel(path, "WaitForState", "ast", ["up"], 10_000_000)
 
 
 def test_nothing_of_an_inner_tunnel_is_seen(

@@ -1,7 +1,5 @@
 """A tunnel's UDP sockets are the daemon's: whatever ends, the far end sees one source port."""
 
-import os
-import signal
 import time
 
 import pytest
@@ -11,22 +9,12 @@ from support.bus import Client
 from support.capture import INITIATION, Capture
 from support.daemon import Daemon
 from support.namespaces import Namespace, ping
-from support.processes import wait_for
 from support.stage import Control, Stage
+from support.tunnels import APART, replace_engine
 
 pytestmark = pytest.mark.long
 
 KILLS = 50
-
-APART = 0.025
-"""Seconds: upstream takes a second initiation within 20 ms for a flood, and ignores it."""
-
-
-def replace_engine(client: Client, path: str) -> None:
-    pid = client.get(path, "EnginePID")
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: client.get(path, "EnginePID") not in (0, pid), "a new engine")
-    client.tunnel(path, "WaitForState", "ast", ["up"], 10_000_000)
 
 
 @pytest.mark.parametrize("family", ["v4", "v6"])

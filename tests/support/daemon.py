@@ -95,6 +95,12 @@ class Daemon:
         """What it has written to its standard error so far."""
         return self.log_path.read_text(errors="replace")
 
+    def assert_no_defect(self, since: int = 0) -> None:
+        """Fails if it has logged a defect of its own after so many characters of its log."""
+        told = self.log[since:]
+        assert "internal error" not in told
+        assert "Traceback" not in told, told[told.index("Traceback") :][:4000]
+
     @property
     def directory(self) -> Path:
         """Where it keeps its sockets while it runs."""

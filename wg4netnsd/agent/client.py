@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
@@ -27,8 +26,9 @@ from wg4netnsd.agent.protocol import (
     encode,
 )
 from wg4netnsd.agent.sockets_client import ANSWER_TIME, SocketClient
+from wg4netnsd.aio.readable import readable
 from wg4netnsd.aio.tasks import finish
-from wg4netnsd.kernel import tun
+from wg4netnsd.kernel import rights, tun
 
 GIVE_UP_TIME: Final = 5.0
 """Seconds that an abandoned request gets to end."""
@@ -120,21 +120,12 @@ class Conversation:
         return answer
 
     async def _receive(self) -> bytes:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(self._connection, readable.set)
+        await readable(self._connection)
         try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(self._connection)
-        try:
-            data, ancillary, flags, _ = self._connection.recvmsg(
-                4096, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, flags = rights.receive(self._connection, 4096, max_fds=2)
         except ConnectionError:  # the child ended with the request unread
             return b""
-        for _level, _type, fds in ancillary:
-            self._fds += struct.unpack(f"{len(fds) // 4}i", fds[: len(fds) // 4 * 4])
+        self._fds += fds
         if flags & socket.MSG_CTRUNC:
             raise errors.LimitExceeded("no file descriptor left for the TUN (RLIMIT_NOFILE)")
         return data
@@ -234,8 +225,7 @@ class Agent:
                 raise
 
     def _hand_over(self, *fds: int) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-        self._control.sendmsg([b"\0"], rights, socket.MSG_DONTWAIT)
+        rights.send(self._control, b"\0", fds, socket.MSG_DONTWAIT)
 
 
 def _home_of(tun_fd: int) -> tuple[int, int]:

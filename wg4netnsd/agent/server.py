@@ -21,7 +21,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from typing import Final
 
@@ -42,7 +41,8 @@ from wg4netnsd.agent.protocol import (
     decode_request,
     encode,
 )
-from wg4netnsd.kernel.forks import exit_after, keep_only
+from wg4netnsd.kernel import rights
+from wg4netnsd.kernel.forks import exit_after, fork_server, keep_only
 from wg4netnsd.kernel.rtnetlink import LinkRef, Netlink
 from wg4netnsd.kernel.syscalls import PR_SET_DUMPABLE, PR_SET_NAME, prctl
 
@@ -69,13 +69,7 @@ def fork() -> tuple[int, socket.socket]:
 
     Call this before the process has a second thread.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        keep_only(0, 1, 2, theirs.fileno())
-        exit_after(_serve, theirs)
-    theirs.close()
-    return pid, ours
+    return fork_server(_serve)
 
 
 def _serve(control: socket.socket) -> None:
@@ -175,12 +169,10 @@ def _child(control: socket.socket, announce: int) -> None:
 
 def _take(control: socket.socket) -> tuple[int, socket.socket] | None:
     """The next request: what it is about, and the conversation. None when the daemon is gone."""
-    # recv_fds() of Python 3.11 ignores its flags, hence recvmsg().
-    data, ancillary, *_ = control.recvmsg(1, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC)
+    data, fds, _ = rights.receive(control, 1, max_fds=2)
     if not data:
         return None
-    (_, _, fds), *_ = ancillary
-    fd, connection = struct.unpack("2i", fds)
+    fd, connection = fds
     return fd, socket.socket(fileno=connection)
 
 
@@ -255,5 +247,4 @@ def _pass_on(connection: socket.socket, message: Answer, *fds: int) -> None:
 
 
 def _send(connection: socket.socket, message: Answer, *fds: int) -> None:
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-    connection.sendmsg([encode(message)], ancillary if fds else [])
+    rights.send(connection, encode(message), fds)

@@ -22,9 +22,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Final
 
+from wg4netnsd.kernel import rights
 from wg4netnsd.kernel.syscalls import CLONE_NEWNET, setns
 
 PROGRAM: Final = b"wg4netns-socket"
@@ -50,39 +50,28 @@ KINDS: Final = {
 def serve(requests: socket.socket, home: int) -> None:
     """Answer requests until nobody can ask any more. `home`: the namespace that we are in."""
     while True:
-        # recv_fds() of Python 3.11 ignores its flags, hence recvmsg().
-        data, ancillary, *_ = requests.recvmsg(
-            REQUEST.size, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC
-        )
+        data, fds, _ = rights.receive(requests, REQUEST.size, max_fds=2)
         if not data:
             return
-        with _fds(ancillary) as fds:
+        try:
             if fds and len(data) == REQUEST.size:
                 _answer(REQUEST.unpack(data), home, *fds)
-
-
-@contextlib.contextmanager
-def _fds(ancillary: list[tuple[int, int, bytes]]) -> Iterator[list[int]]:
-    received = [fd for *_, packed in ancillary for (fd,) in struct.iter_unpack("i", packed)]
-    try:
-        yield received
-    finally:
-        for fd in received:
-            os.close(fd)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
 
 def _answer(kind: tuple[int, ...], home: int, reply: int, netns: int = -1) -> None:
-    answer, rights = ANSWER.pack(0), []
+    answer, fds = ANSWER.pack(0), []
     opened = None
     try:
         opened = _open(kind, netns, home)
-        fd = struct.pack("i", opened.fileno())
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd)]
+        fds = [opened.fileno()]
     except OSError as error:
         answer = ANSWER.pack(error.errno or errno.EIO) + (error.filename or "socket").encode()
     replying = socket.socket(fileno=reply)
     with contextlib.suppress(OSError):  # nobody waits for it any more
-        replying.sendmsg([answer], rights, socket.MSG_DONTWAIT)
+        rights.send(replying, answer, fds, socket.MSG_DONTWAIT)
     replying.detach()
     if opened:
         opened.close()

@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import socket
-import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,6 +19,8 @@ from wg4netnsd import errors
 from wg4netnsd.agent.sockets import ANSWER, REQUEST
 from wg4netnsd.aio import blocking, fdpath
 from wg4netnsd.aio.process import Process
+from wg4netnsd.aio.readable import readable
+from wg4netnsd.kernel import rights
 from wg4netnsd.kernel.syscalls import SIOCGSKNS, ioctl
 from wg4netnsd.text import printable
 
@@ -122,7 +123,7 @@ class SocketClient:
             ours.setblocking(False)
             try:
                 async with asyncio.timeout(ANSWER_TIME):
-                    await _readable(ours)
+                    await readable(ours)
             except TimeoutError:
                 self.kill()
                 why = f"the socket server gave no answer in {ANSWER_TIME:g} s"
@@ -130,9 +131,8 @@ class SocketClient:
             return self._receive(ours)
 
     def _send(self, request: bytes, fds: list[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
         try:
-            self._requests.sendmsg([request], rights, socket.MSG_DONTWAIT)
+            rights.send(self._requests, request, fds, socket.MSG_DONTWAIT)
         except ConnectionError:
             self.kill()
             raise SocketServerGone("the socket server has ended") from None
@@ -142,14 +142,9 @@ class SocketClient:
 
     def _receive(self, ours: socket.socket) -> int:
         try:
-            data, ancillary, flags, _ = ours.recvmsg(
-                64, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, flags = rights.receive(ours, 64, max_fds=2)
         except ConnectionError:  # it ended with the request unread
-            data, ancillary, flags = b"", [], 0
-        fds: list[int] = [
-            fd for *_, packed in ancillary for (fd,) in struct.iter_unpack("i", packed)
-        ]
+            data, fds, flags = b"", [], 0
         if len(data) >= ANSWER.size and len(fds) == 1:
             return fds[0]
         for fd in fds:
@@ -190,13 +185,3 @@ def _is_as_asked(opened: socket.socket, kind: tuple[int, ...], netns: tuple[int,
 def _id_of(netns: int) -> tuple[int, int]:
     status = os.fstat(netns)
     return status.st_dev, status.st_ino
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(connection, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(connection)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
+
+from wg4netnsd.kernel import rights
 
 AT_ONCE: Final = 65536
 """Bytes, about, that one wake-up writes: then it is the turn of others."""
@@ -32,8 +33,7 @@ class Outbox:
         budget = AT_ONCE
         while self._messages and budget > 0:
             data, fds = self._messages[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            count = sock.sendmsg([data], rights)
+            count = rights.send(sock, data, fds)
             _close(fds)  # they go with the first byte (unix(7))
             if count == len(data):
                 self._messages.popleft()

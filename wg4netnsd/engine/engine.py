@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import socket
-import struct
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from wg4netnsd.aio.process import Process
 from wg4netnsd.engine import events, rundir, uapi
 from wg4netnsd.engine.log import EngineLog
 from wg4netnsd.errors import SHORTAGE, EngineFailed, LimitExceeded, Timeout, from_os_error, redact
+from wg4netnsd.kernel import rights
 from wg4netnsd.systemd.journal import TunnelLog
 
 log = logging.getLogger(__name__)
@@ -152,9 +152,8 @@ class Engine:
             raise await self.exit_error()
 
     async def _hand_over(self, *fds: int) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
         try:
-            self._handover.sendmsg([b"\0"], rights)
+            rights.send(self._handover, b"\0", fds)
         except OSError as error:
             if error.errno in SHORTAGE:
                 why = f"can't pass a file descriptor to wireguard-go: {error.strerror}"

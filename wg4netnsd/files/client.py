@@ -12,12 +12,12 @@ import logging
 import os
 import signal
 import socket
-import struct
 from collections import Counter
 from typing import Final
 
 from wg4netnsd import errors
 from wg4netnsd.aio import blocking
+from wg4netnsd.aio.readable import readable
 from wg4netnsd.errors import LimitExceeded, Timeout
 from wg4netnsd.files import content
 from wg4netnsd.files.protocol import (
@@ -32,6 +32,7 @@ from wg4netnsd.files.protocol import (
     receive,
     send,
 )
+from wg4netnsd.kernel import rights
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class FileProcess:
             raise LimitExceeded(f"a process for files: {error.strerror}") from None
         self.is_busy = True
         try:
-            await self._readable()
+            await readable(self._conversation)
             answer, opened = receive(self._conversation)
         except OSError:
             raise Lost from None
@@ -110,7 +111,7 @@ class FileProcess:
         try:
             self._conversation.shutdown(socket.SHUT_WR)
             while True:
-                await self._readable()
+                await readable(self._conversation)
                 # Without room for descriptors: the kernel drops those of a late answer.
                 if not self._conversation.recv(1):
                     break
@@ -121,15 +122,6 @@ class FileProcess:
 
     def close(self) -> None:
         self._conversation.close()
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(self._conversation, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(self._conversation)
 
 
 class HeldFd:
@@ -312,9 +304,8 @@ class FileProcesses:
         except OSError as error:
             raise LimitExceeded(f"a process for files: {error.strerror}") from None
         with theirs:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]
             try:
-                self._control.sendmsg([b"+"], rights, socket.MSG_DONTWAIT)
+                rights.send(self._control, b"+", [theirs.fileno()], socket.MSG_DONTWAIT)
             except OSError as error:
                 ours.close()
                 raise LimitExceeded(f"a process for files: {error.strerror}") from None

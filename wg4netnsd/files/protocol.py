@@ -9,15 +9,14 @@ Each is one packet (SOCK_SEQPACKET), and each answer can be a Refusal instead.
 
 from __future__ import annotations
 
-import array
 import json
 import socket
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from wg4netnsd.kernel import rights
+
 MAX_PACKET: Final = 65536  # bytes; the longest message has a path of PATH_MAX, 4096
-MAX_FDS: Final = 253
-"""The kernel's SCM_MAX_FD: no message brings more."""
 
 
 class ReceiveFds(NamedTuple):
@@ -71,9 +70,8 @@ _TYPES: Final = {
 
 def send(conversation: socket.socket, message: Request | Answer, fds: Sequence[int] = ()) -> None:
     """Raises OSError."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     data = json.dumps({type(message).__name__: message})
-    conversation.sendmsg([data.encode()], rights, socket.MSG_NOSIGNAL)
+    rights.send(conversation, data.encode(), fds, socket.MSG_NOSIGNAL)
 
 
 def receive(conversation: socket.socket) -> tuple[Request | Answer | None, list[int]]:
@@ -81,19 +79,8 @@ def receive(conversation: socket.socket) -> tuple[Request | Answer | None, list[
 
     Fewer fds came than were sent if RLIMIT_NOFILE is reached (recvmsg(2)). Raises OSError.
     """
-    data, fds, _ = receive_bytes(conversation, MAX_PACKET)
+    data, fds, _ = rights.receive(conversation, MAX_PACKET)
     if not data:
         return None, fds
     ((name, fields),) = json.loads(data).items()
     return _TYPES[name](*fields), fds
-
-
-def receive_bytes(sock: socket.socket, count: int) -> tuple[bytes, list[int], int]:
-    """Return what recvmsg(2) returns: bytes, fds, flags. Raises OSError."""
-    data, ancillary, flags, _ = sock.recvmsg(
-        count, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
-    )
-    fds = array.array("i")
-    for _level, _type, rights in ancillary:
-        fds.frombytes(rights[: len(rights) // fds.itemsize * fds.itemsize])
-    return data, list(fds), flags

@@ -34,10 +34,10 @@ from wg4netnsd.files.protocol import (
     Refusal,
     Request,
     receive,
-    receive_bytes,
     send,
 )
-from wg4netnsd.kernel.forks import exit_after, keep_only
+from wg4netnsd.kernel import rights
+from wg4netnsd.kernel.forks import exit_after, fork_server
 from wg4netnsd.kernel.syscalls import PR_SET_NAME, prctl
 
 NETNS_HINT: Final = "expected a network namespace, such as /proc/PID/ns/net"
@@ -52,13 +52,7 @@ def fork() -> tuple[int, socket.socket]:
     Each request is an fd: the process's end of its conversation. Call this before there is a second
     thread.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        keep_only(0, 1, 2, theirs.fileno())
-        exit_after(_serve, theirs)
-    theirs.close()
-    return pid, ours
+    return fork_server(_serve)
 
 
 def _serve(control: socket.socket) -> None:
@@ -67,7 +61,7 @@ def _serve(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are nobody's to collect
     prctl(PR_SET_NAME, b"wg4netns-files")
     while True:
-        _, fds, _ = receive_bytes(control, 1)
+        _, fds, _ = rights.receive(control, 1)
         if not fds:  # the daemon is gone
             return
         with socket.socket(fileno=fds[0]) as conversation:
@@ -124,7 +118,7 @@ class _Process:
 
     def _receive(self, request: ReceiveFds, bus: int) -> tuple[Received, list[int]]:
         with socket.socket(fileno=bus) as sock:
-            data, fds, _ = receive_bytes(sock, request.length)
+            data, fds, _ = rights.receive(sock, request.length)
         held = [not fdpath.needs_no_file_system(fd) for fd in fds]
         self._held = [fd for fd, is_held in zip(fds, held, strict=True) if is_held]
         others = [fd for fd, is_held in zip(fds, held, strict=True) if not is_held]

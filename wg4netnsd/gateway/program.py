@@ -15,6 +15,7 @@ from typing import Final
 
 from wg4netnsd import errors
 from wg4netnsd.agent.sockets_client import SocketClient
+from wg4netnsd.aio.readable import readable
 from wg4netnsd.dns.resolver import Resolver
 from wg4netnsd.gateway import protocol
 from wg4netnsd.gateway.confine import confine
@@ -58,7 +59,7 @@ class Gateway:
         """Carry out requests until the control socket's other end is closed."""
         try:
             while True:
-                await self._readable()
+                await readable(self._control)
                 try:
                     text, fds = protocol.receive(self._control)
                 except BlockingIOError:
@@ -77,15 +78,6 @@ class Gateway:
                 forward.close()
             self._sides.close()
             self._control.close()
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(self._control, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(self._control)
 
     async def _handle(self, text: bytes, fds: list[int]) -> None:
         """Carry out a request and answer it. Closes what it leaves of `fds`."""

@@ -18,8 +18,9 @@ import errno
 import json
 import os
 import socket
-import struct
 from typing import Any, Final, Literal, NamedTuple
+
+from wg4netnsd.kernel import rights
 
 CONTROL_FD: Final = "WG4NETNS_CONTROL_FD"
 """The variable of the gateway's environment that has the number of its control socket."""
@@ -202,8 +203,7 @@ def _plain(value: Any) -> Any:
 
 def send(control: socket.socket, message: Request | Answer, fds: list[int]) -> None:
     """Send a message with copies of `fds`. Raises OSError."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-    control.sendmsg([encode(message)], rights if fds else [])
+    rights.send(control, encode(message), fds)
 
 
 def receive(control: socket.socket) -> tuple[bytes, list[int]]:
@@ -212,15 +212,7 @@ def receive(control: socket.socket) -> tuple[bytes, list[int]]:
     An empty packet is the end. Raises OSError: EMSGSIZE for one that is too large, EMFILE for fds
     that there was no room for; it is lost then.
     """
-    # recv_fds() of Python 3.11 ignores its flags, hence recvmsg().
-    space = socket.CMSG_SPACE(MAX_FDS * 4)
-    text, ancillary, flags, _ = control.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
-    fds = [
-        fd
-        for level, kind, data in ancillary
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-        for (fd,) in struct.iter_unpack("i", data[: len(data) & ~3])
-    ]
+    text, fds, flags = rights.receive(control, MAX_MESSAGE, MAX_FDS)
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         close_all(fds)
         code = errno.EMFILE if flags & socket.MSG_CTRUNC else errno.EMSGSIZE

@@ -65,8 +65,6 @@ class Login(NamedTuple):
     password: bytes
 
 
-Parsed4 = tuple[Request, int] | None
-
 # ---------------------------------------------------------------- SOCKS 5
 
 

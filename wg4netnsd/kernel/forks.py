@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
+
+
+def fork_server(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
+    """Fork a process that runs `serve` with a socket, and has nothing else of ours.
+
+    Return its pid and the socket's other end. Call this before the process has a second thread.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        keep_only(0, 1, 2, theirs.fileno())
+        exit_after(serve, theirs)
+    theirs.close()
+    return pid, ours
 
 
 def exit_after(function: Any, *args: Any) -> NoReturn:

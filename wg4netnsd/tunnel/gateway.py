@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Self
 
 from wg4netnsd import errors
 from wg4netnsd.aio.process import Process
+from wg4netnsd.aio.readable import readable
 from wg4netnsd.engine.engine import DEATH_TIME
 from wg4netnsd.gateway import protocol
 from wg4netnsd.gateway.protocol import AllCounters, Answer, GetCounters, Refusal, Request
@@ -132,19 +133,14 @@ class Gateway:
             raise errors.from_os_error(error, why, errors.Failed) from None
 
     async def _answer(self) -> tuple[Answer, list[int]]:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(self._control, readable.set)
         try:
             async with asyncio.timeout(ANSWER_TIME):
-                await readable.wait()
+                await readable(self._control)
             text, fds = protocol.receive(self._control)
         except TimeoutError:
             raise await self._killed(f"the gateway gave no answer in {ANSWER_TIME:g} s") from None
         except OSError as error:
             raise await self._killed(f"the gateway's answer: {error.strerror}") from None
-        finally:
-            loop.remove_reader(self._control)
         try:
             if not text:
                 raise GatewayGone("the gateway has ended")
